@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reserved faults: handle_mmio_page_fault() and the MMIO SPTEs it reads.
+
+KVM marks an emulated page with an SPTE that the CPU must refuse.  Next time, the CPU reports a reserved bit
+(AMD, shadow paging) or a misconfiguration (EPT), and KVM knows without a look-up: emulate.  The SPTE holds
+the gfn, the access rights and the memslots' generation, so that a change of slots makes it stale.
+"""
+
+from __future__ import annotations
+
+from kvm_pf.state import (
+    EINVAL,
+    KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
+    PAGE_OFFSET_MASK,
+    RET_PF_EMULATE,
+    RET_PF_INVALID,
+    RET_PF_RETRY,
+    WARN_RSVD_SPTE,
+    Mmio,
+    MmioCache,
+    MmioFormat,
+    Vcpu,
+    Walk,
+    gpa_to_gfn,
+    select,
+)
+
+# Where the generation stands in an MMIO SPTE: 8 low and 11 high bits, 19 in all.
+# Source: Linux `arch/x86/kvm/mmu/spte.h`, MMIO_SPTE_GEN_LOW_START and so on (v6.8).
+MMIO_SPTE_GEN_LOW_START = 3
+MMIO_SPTE_GEN_LOW_BITS = 8
+MMIO_SPTE_GEN_HIGH_START = 52
+MMIO_SPTE_GEN_HIGH_BITS = 11
+
+SPTE_MMU_PRESENT_MASK = 1 << 11
+SHADOW_NONPRESENT_OR_RSVD_MASK_LEN = 5
+
+# Reserved bits of an EPT entry besides the address bits, by level; a large page (bit 7) has others.
+# Source: Linux `arch/x86/kvm/mmu/mmu.c`, __reset_rsvds_bits_mask_ept() (v6.8).
+PT_PAGE_SIZE_SHIFT = 7
+EPT_RSVD_TABLE = 0xF8  # bits 7:3, levels 5 and 4
+EPT_RSVD_SMALL = 0x78  # bits 6:3, an entry of level 3 or 2 that points to a table
+EPT_RSVD_1G = 0x3FFFF000  # bits 29:12
+EPT_RSVD_2M = 0x1FF000  # bits 20:12
+EPT_MT_XWR_MASK = 0x3F
+EPT_BAD_MEMTYPE = 0xFF << 2 * 8 | 0xFF << 3 * 8 | 0xFF << 7 * 8
+EPT_BAD_W = 0x0404040404040404
+EPT_BAD_WX = 0x4040404040404040
+EPT_BAD_X = 0x1010101010101010
+
+
+def mmio_spte_gen_mask() -> int:
+    """The generation bits that fit into an SPTE."""
+    return (1 << MMIO_SPTE_GEN_LOW_BITS + MMIO_SPTE_GEN_HIGH_BITS) - 1
+
+
+def generation_mmio_spte_mask(gen: int) -> int:
+    """Spread the low bits of a generation over an MMIO SPTE's two fields.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.c`, generation_mmio_spte_mask() (v6.8).
+    """
+    low = gen & (1 << MMIO_SPTE_GEN_LOW_BITS) - 1
+    high = gen >> MMIO_SPTE_GEN_LOW_BITS & (1 << MMIO_SPTE_GEN_HIGH_BITS) - 1
+    return low << MMIO_SPTE_GEN_LOW_START | high << MMIO_SPTE_GEN_HIGH_START
+
+
+def get_mmio_spte_generation(spte: int) -> int:
+    """Read the generation back from an MMIO SPTE.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.h`, get_mmio_spte_generation() (v6.8).
+    """
+    low = spte >> MMIO_SPTE_GEN_LOW_START & (1 << MMIO_SPTE_GEN_LOW_BITS) - 1
+    high = spte >> MMIO_SPTE_GEN_HIGH_START & (1 << MMIO_SPTE_GEN_HIGH_BITS) - 1
+    return low | high << MMIO_SPTE_GEN_LOW_BITS
+
+
+def make_mmio_spte(mmio: MmioFormat, gen: int, gfn: int, access: int) -> int:
+    """Build the SPTE that marks `gfn` as emulated, for the slots' generation `gen`.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.c`, make_mmio_spte() (v6.8).
+    """
+    gpa = gfn << 12
+    spte = generation_mmio_spte_mask(gen) | mmio.value | access & mmio.access_mask
+    spte |= gpa | mmio.nonpresent_or_rsvd_mask
+    return spte | (gpa & mmio.nonpresent_or_rsvd_mask) << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN
+
+
+def get_mmio_spte_gfn(mmio: MmioFormat, spte: int) -> int:
+    """Read the gfn back from an MMIO SPTE; the bits that L1TF keeps elsewhere return to their place.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, get_mmio_spte_gfn() (v6.8).
+    """
+    gpa = spte & mmio.lower_gfn_mask
+    gpa |= spte >> SHADOW_NONPRESENT_OR_RSVD_MASK_LEN & mmio.nonpresent_or_rsvd_mask
+    return gpa_to_gfn(gpa)
+
+
+def is_mmio_spte(mmio: MmioFormat, spte: int) -> bool:
+    """Source: Linux `arch/x86/kvm/mmu/spte.h`, is_mmio_spte() (v6.8)."""
+    return spte & mmio.mask == mmio.value and mmio.caching
+
+
+def is_shadow_present_pte(spte: int) -> bool:
+    """Source: Linux `arch/x86/kvm/mmu/spte.h`, is_shadow_present_pte() (v6.8)."""
+    return spte & SPTE_MMU_PRESENT_MASK != 0
+
+
+def mt_xwr(spte: int) -> int:
+    """The memory type and permissions of an EPT entry, as the table of illegal combinations counts them.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.h`, __is_bad_mt_xwr() (v6.8).
+    """
+    return spte & EPT_MT_XWR_MASK
+
+
+def rsvd_bits(mmio: MmioFormat, spte: int, table: int, page: int) -> int:
+    """The reserved bits that are set in `spte`; `table` and `page` are EPT's for small and large entries.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.h`, __is_rsvd_bits_set(), `arch/x86/kvm/mmu/mmu.c`,
+    __reset_rsvds_bits_mask_ept() (v6.8).
+    """
+    by_level = select(spte >> PT_PAGE_SIZE_SHIFT & 1, page, table)
+    return spte & (mmio.rsvd_high | select(mmio.ept & 1, by_level, 0))
+
+
+def is_rsvd_spte(mmio: MmioFormat, spte: int, table: int, page: int) -> bool:
+    """Say whether the CPU would refuse `spte` for a reserved bit or an illegal memory type.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.h`, is_rsvd_spte() (v6.8).
+    """
+    return (rsvd_bits(mmio, spte, table, page) | mmio.bad_mt_xwr >> mt_xwr(spte) & 1) != 0
+
+
+def get_mmio_spte(mmio: MmioFormat, walk: Walk) -> tuple[int, bool]:
+    """Return the walk's lowest SPTE, and whether any SPTE on the way has a reserved bit set.
+
+    The lowest is not checked unless it is present: an MMIO SPTE has such bits on purpose.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, get_mmio_spte() (v6.8).
+    """
+    if walk.leaf < 0:
+        return 0, False
+    spte = walk.spte1
+    if walk.leaf == 2:
+        spte = walk.spte2
+    elif walk.leaf == 3:
+        spte = walk.spte3
+    elif walk.leaf == 4:
+        spte = walk.spte4
+    elif walk.leaf == 5:
+        spte = walk.spte5
+    lowest = walk.leaf
+    if not is_shadow_present_pte(spte):
+        lowest += 1
+    reserved = (
+        (walk.root >= 5) & is_rsvd_spte(mmio, walk.spte5, EPT_RSVD_TABLE, EPT_RSVD_TABLE)
+        | (walk.root >= 4) & (lowest <= 4) & is_rsvd_spte(mmio, walk.spte4, EPT_RSVD_TABLE, EPT_RSVD_TABLE)
+        | (walk.root >= 3) & (lowest <= 3) & is_rsvd_spte(mmio, walk.spte3, EPT_RSVD_SMALL, EPT_RSVD_1G)
+        | (walk.root >= 2) & (lowest <= 2) & is_rsvd_spte(mmio, walk.spte2, EPT_RSVD_SMALL, EPT_RSVD_2M)
+        | (lowest <= 1) & is_rsvd_spte(mmio, walk.spte1, 0, 0)
+    )
+    return spte, reserved
+
+
+def update_in_progress(gen: int) -> bool:
+    """Say whether the memslots are being changed right now.
+
+    Source: Linux `include/linux/kvm_host.h`, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS (v6.8).
+    """
+    return gen & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS != 0
+
+
+def vcpu_match_mmio_gpa(cache: MmioCache, gpa: int) -> bool:
+    """Source: Linux `arch/x86/kvm/x86.h`, vcpu_match_mmio_gpa() (v6.8).  Gfn 0 never matches."""
+    return cache.gfn != 0 and cache.gfn == gpa_to_gfn(gpa)
+
+
+def vcpu_match_mmio_gva(cache: MmioCache, gva: int) -> bool:
+    """Source: Linux `arch/x86/kvm/x86.h`, vcpu_match_mmio_gva() (v6.8).  Page 0 never matches."""
+    return cache.gva != 0 and cache.gva == gva & ~PAGE_OFFSET_MASK
+
+
+def mmio_info_in_cache(vcpu: Vcpu, addr: int) -> bool:
+    """Say whether the vCPU remembers `addr` as MMIO, under today's generation (all 64 bits of it).
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, mmio_info_in_cache() (v6.8).
+    """
+    if vcpu.mmu.nested or vcpu.cache.gen != vcpu.vm.gen:
+        return False
+    if vcpu.mmu.direct:
+        return vcpu_match_mmio_gpa(vcpu.cache, addr)
+    return vcpu_match_mmio_gva(vcpu.cache, addr)
+
+
+def vcpu_cache_mmio_info(cache: MmioCache, gen: int, nested: bool, gva: int, gfn: int, access: int) -> MmioCache:
+    """Return the cache with this access remembered; unchanged while the slots are being updated.
+
+    Source: Linux `arch/x86/kvm/x86.h`, vcpu_cache_mmio_info() (v6.8).
+    """
+    if update_in_progress(gen):
+        return cache
+    return MmioCache(0 if nested else gva & ~PAGE_OFFSET_MASK, gfn, gen, access)
+
+
+def mmio_result(ret: int, warns: int, cache: MmioCache) -> Mmio:
+    """A result that came about without a look at an MMIO SPTE."""
+    return Mmio(True, ret, warns, False, 0, 0, False, 0, 0, 0, cache)
+
+
+def handle_mmio_page_fault(vcpu: Vcpu, addr: int) -> Mmio:
+    """Decide what a reserved fault at `addr` (u64) is.
+
+    RET_PF_EMULATE: MMIO, known from the cache or from the SPTE.  RET_PF_INVALID: the SPTE is stale; the
+    caller goes through the full fault.  RET_PF_RETRY: no MMIO SPTE (any more).  -EINVAL: a page-table entry
+    has bits that nobody should have set.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, handle_mmio_page_fault() (v6.8).
+    """
+    if mmio_info_in_cache(vcpu, addr):
+        return mmio_result(RET_PF_EMULATE, 0, vcpu.cache)
+    spte, reserved = get_mmio_spte(vcpu.mmio_format, vcpu.walk)
+    if reserved:
+        return mmio_result(-EINVAL, WARN_RSVD_SPTE, vcpu.cache)
+    if not is_mmio_spte(vcpu.mmio_format, spte):
+        return mmio_result(RET_PF_RETRY, 0, vcpu.cache)
+    gen = vcpu.vm.gen
+    if update_in_progress(gen):
+        return mmio_result(RET_PF_INVALID, 0, vcpu.cache)
+    kvm_gen = gen & mmio_spte_gen_mask()
+    spte_gen = get_mmio_spte_generation(spte)
+    if kvm_gen != spte_gen:
+        return Mmio(True, RET_PF_INVALID, 0, True, kvm_gen, spte_gen, False, 0, 0, 0, vcpu.cache)
+    gva = 0 if vcpu.mmu.direct else addr
+    gfn = get_mmio_spte_gfn(vcpu.mmio_format, spte)
+    access = spte & vcpu.mmio_format.access_mask
+    cache = vcpu_cache_mmio_info(vcpu.cache, gen, vcpu.mmu.nested, gva, gfn, access)
+    return Mmio(True, RET_PF_EMULATE, 0, True, kvm_gen, spte_gen, True, gva, gfn, access, cache)

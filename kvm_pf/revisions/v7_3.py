@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Linux 7.3 (stable, 7.3.4): TDX, mode-based execute control, and the handler's own result handed up."""
+
+from __future__ import annotations
+
+from kvm_pf.bits import (
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_GVA_TRANSLATED,
+    EPT_VIOLATION_GVA_USER,
+    EPT_VIOLATION_PROT_MASK,
+    EPT_VIOLATION_RWX_MASK,
+    EPT_VIOLATION_USER_EXEC,
+    PFERR_FETCH_MASK,
+    PFERR_GUEST_ENC_MASK,
+    PFERR_GUEST_FINAL_MASK,
+    PFERR_GUEST_PAGE_MASK,
+    PFERR_PRESENT_MASK,
+    PFERR_PRIVATE_ACCESS,
+    PFERR_RSVD_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+)
+from kvm_pf.faultin import (
+    GUP_INTERRUPTIBLE,
+    GUP_NOWAIT,
+    GUP_OK,
+    GUP_SECOND_SHIFT,
+    GUP_WRITE,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_GMEM_ONLY,
+    KVM_PFN_ERR_MASK,
+    KVM_PFN_ERR_RO_FAULT,
+    Calls,
+    Faultin,
+    Found,
+    Memory,
+    Slot,
+    begin,
+    kvm_max_level_for_order,
+    outside_answers_pfn,
+    so_far,
+)
+from kvm_pf.mmio import EPT_BAD_MEMTYPE, EPT_BAD_W, EPT_BAD_WX, EPT_BAD_X, EPT_MT_XWR_MASK
+from kvm_pf.revisions.v6_10 import kvm_faultin_pfn as kvm_faultin_pfn_6_10
+from kvm_pf.sources import (
+    BREAK_EVENTS,
+    BREAK_SLOT_INVALID,
+    BREAK_VM_DEAD,
+    MMIO_FAST,
+    MMIO_RESUME,
+    MMIO_TO_MMU,
+    NO_MMU_CALL,
+    NO_RMP_FAULT,
+    NO_TRACE,
+    WARN_SOURCE_BUG,
+    Event,
+    Guest,
+    Retry,
+    SourceOutcome,
+    Trace,
+    came_true,
+    mmu_answer,
+    signal_pending,
+    vmx_handle_ept_violation,
+    vt_is_tdx_private_gpa,
+    with_mmu,
+)
+from kvm_pf.state import (
+    EAGAIN,
+    EFAULT,
+    EINTR,
+    EIO,
+    PAGE_SHIFT,
+    RET_PF_CONTINUE,
+    RET_PF_RETRY,
+    WARN_KVM_BUG,
+    WARN_RET_CONTINUE,
+    Fault,
+    Vcpu,
+    Vm,
+    gpa_to_gfn,
+)
+from kvm_pf.tables import MMIO_EPT_L1TF
+
+# Source: Linux `arch/x86/kvm/mmu/spte.h`, Linux 7.3.4: SPTE bit 10 is EPT's user-execute now.
+MMIO_SPTE_GEN_LOW_BITS = 7
+INITIAL_HVA = 0
+SPTE_USER_EXEC_SHIFT = 10
+SPTE_EXEC_SHIFT = 2
+
+
+def mt_xwr(spte: int) -> int:
+    """The memory type and permissions of an EPT entry; user-execute counts as execute.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.h`, Linux 7.3.4, is_rsvd_spte().
+    """
+    return (spte | (spte >> SPTE_USER_EXEC_SHIFT & 1) << SPTE_EXEC_SHIFT) & EPT_MT_XWR_MASK
+
+
+def fault_gfn(vm: Vm, addr: int) -> int:
+    """The gfn of a direct fault, without TDX's shared bit.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_mmu_do_page_fault().
+    """
+    return gpa_to_gfn(addr) & ~vm.direct_bits
+
+
+def resumed(r: int) -> tuple[int, int]:
+    """What kvm_mmu_page_fault() returns for a fault that is done: the result itself, and CONTINUE is a surprise.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_mmu_page_fault().
+    """
+    return r, WARN_RET_CONTINUE if r == RET_PF_CONTINUE else 0
+
+
+EPT_MASK = 1 << 63 | 0x7
+
+
+def ept_bad_mt_xwr(mmio_cfg: int) -> int:
+    """The illegal memory types and permissions of an EPT entry: KVM's own tables never use execute-only.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, __reset_rsvds_bits_mask_ept().
+    """
+    bad = EPT_BAD_MEMTYPE | EPT_BAD_W | EPT_BAD_WX
+    return bad if mmio_cfg == MMIO_EPT_L1TF else bad | EPT_BAD_X
+
+
+def svm_check_emulate_instruction(guest: Guest) -> bool:
+    """Say whether an instruction may be emulated: not while an event is delivered, not in an SEV-ES guest.
+
+    Source: Linux `arch/x86/kvm/svm/svm.c`, Linux 7.3.4, svm_check_emulate_instruction().
+    """
+    return not guest.vectoring and not guest.sev_es
+
+
+def npf_mmio(guest: Guest, error_code: int) -> int:
+    """Decide whether emulated MMIO goes to the MMU (MMIO_*): not if it cannot be emulated or the bus takes it.
+
+    Source: Linux `arch/x86/kvm/svm/svm.c`, Linux 7.3.4, npf_interception().
+    """
+    if error_code & PFERR_RSVD_MASK == 0 or guest.guest_mode:
+        return MMIO_TO_MMU
+    if not svm_check_emulate_instruction(guest):
+        return MMIO_RESUME
+    if guest.nrips and guest.next_rip_known and guest.fast_mmio:
+        return MMIO_FAST
+    return MMIO_TO_MMU
+
+
+def npf_error_code(guest: Guest, error_code: int) -> int:
+    """Correct the user bit of a fetch under GMET (erratum 1218), then mark an SNP guest's encrypted access.
+
+    Source: Linux `arch/x86/kvm/svm/svm.c`, Linux 7.3.4, npf_interception().
+    """
+    if guest.gmet and not guest.sev_es and error_code & PFERR_FETCH_MASK != 0:
+        error_code = error_code & ~PFERR_USER_MASK | (PFERR_USER_MASK if guest.cpl == 3 else 0)
+    if guest.snp and error_code & PFERR_GUEST_ENC_MASK != 0:
+        error_code |= PFERR_PRIVATE_ACCESS
+    return error_code
+
+
+def vmx_check_emulate_instruction(guest: Guest) -> bool:
+    """Say whether an instruction may be emulated: not while an event is delivered.
+
+    Source: Linux `arch/x86/kvm/vmx/vmx.c`, Linux 7.3.4, vmx_check_emulate_instruction().
+    """
+    return not guest.vectoring
+
+
+def ept_error_code(q: int, mbec: bool, private_gpa: bool) -> int:
+    """Translate an exit qualification (u64) into an error code (u64).
+
+    With mode-based execute control (`mbec`) EPT has a bit for user execution, and the user bit means user: the
+    linear address of the final access is a user-mode one.  That the access was a read no longer shows.
+
+    Source: Linux `arch/x86/kvm/vmx/common.h`, Linux 7.3.4, __vmx_handle_ept_violation().
+    """
+    present = EPT_VIOLATION_RWX_MASK | (EPT_VIOLATION_USER_EXEC if mbec else 0)
+    error_code = PFERR_WRITE_MASK if q & EPT_VIOLATION_ACC_WRITE != 0 else 0
+    error_code |= PFERR_FETCH_MASK if q & EPT_VIOLATION_ACC_INSTR != 0 else 0
+    error_code |= PFERR_PRESENT_MASK if q & present != 0 else 0
+    error_code |= PFERR_PRIVATE_ACCESS if private_gpa else 0
+    if q & EPT_VIOLATION_GVA_IS_VALID == 0:
+        return error_code
+    if q & EPT_VIOLATION_GVA_TRANSLATED == 0:
+        return error_code | PFERR_GUEST_PAGE_MASK
+    return error_code | PFERR_GUEST_FINAL_MASK | (PFERR_USER_MASK if q & EPT_VIOLATION_GVA_USER != 0 else 0)
+
+
+def tdx_is_sept_violation_unexpected_pending(event: Event) -> bool:
+    """Say whether a trust domain touched a private page that it had not accepted.
+
+    Source: Linux `arch/x86/kvm/vmx/tdx.c`, Linux 7.3.4, tdx_is_sept_violation_unexpected_pending().
+    """
+    return event.tdx_pending and event.info & EPT_VIOLATION_PROT_MASK == 0
+
+
+def tdx_handle_ept_violation(event: Event) -> SourceOutcome:
+    """Handle an EPT violation of a trust domain.
+
+    A private fault counts as a write, whatever it was, and is retried here, because the TDX module takes a
+    guest that makes no progress for one that is being attacked.
+
+    Source: Linux `arch/x86/kvm/vmx/tdx.c`, Linux 7.3.4, tdx_handle_ept_violation().
+    """
+    q = event.info
+    local_retry = vt_is_tdx_private_gpa(event.guest.direct_bits, event.addr)
+    if local_retry:
+        if tdx_is_sept_violation_unexpected_pending(event):
+            return SourceOutcome(
+                -EIO, 0, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, False, False, False, True, False
+            )
+        q = EPT_VIOLATION_ACC_WRITE
+    elif q & EPT_VIOLATION_ACC_INSTR != 0:
+        return SourceOutcome(
+            -EIO, WARN_SOURCE_BUG, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, False, False, False, False, True
+        )
+    calls = 0
+    while True:
+        calls += 1
+        mmu = vmx_handle_ept_violation(event, q, calls)
+        ret = mmu_answer(event, calls)
+        if ret != RET_PF_RETRY or not local_retry:
+            break
+        if came_true(event.retry, BREAK_EVENTS, calls) or signal_pending(event.retry, calls):
+            break
+        if came_true(event.retry, BREAK_VM_DEAD, calls):
+            ret = -EIO
+            break
+        if came_true(event.retry, BREAK_SLOT_INVALID, calls):
+            break
+    return with_mmu(ret, 0, Trace(True, event.addr, q), mmu, NO_RMP_FAULT)
+
+
+def pre_fault_stopped(retry: Retry, calls: int) -> int:
+    """What ends pre-faulting before its next call: an errno, negative, or 0.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_tdp_map_page().
+    """
+    if signal_pending(retry, calls):
+        return -EINTR
+    return -EIO if came_true(retry, BREAK_VM_DEAD, calls) else 0
+
+
+def pre_fault_gpa(vm: Vm, gpa: int, private: bool) -> int:
+    """The address (u64) that is handed on: with TDX's shared bit, unless the page is private.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_arch_vcpu_pre_fault_memory().
+    """
+    return gpa if private else gpa | vm.direct_bits << PAGE_SHIFT
+
+
+def is_gfn_alias(vm: Vm, gfn: int) -> bool:
+    """Say whether `gfn` is another name of a page: it has TDX's shared bit.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, Linux 7.3.4, kvm_is_gfn_alias().
+    """
+    return gfn & vm.direct_bits != 0
