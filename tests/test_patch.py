@@ -1,0 +1,843 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ledger's structure, its digests against the mail, and the patch reader on every form a patch comes in.
+
+No text of the patch stands here.  Each form and each damage is built at run time: from the mail, where it is
+at hand, and from a small patch of our own with a ledger of its own, so that the machinery is always tested.
+"""
+
+import base64
+import csv
+import gzip
+import hashlib
+import html
+import importlib
+import os
+import quopri
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvm_pf import bits, patch
+from kvm_pf.errors import InputError
+
+MAIL = "000_ebfdf82abda4905c.txt"
+SPANS = [(267, 7, 267, 18), (5839, 19, 5839, 31), (306, 7, 306, 7)]
+COUNTS = [(11, 0), (19, 7), (1, 1)]
+
+
+# ------------------------------------------------------------------------------------ originals to build from
+
+
+class Original(NamedTuple):
+    """A patch taken apart: per hunk the lines before its `@@` line, that line, its body."""
+
+    before: list[list[str]]
+    headers: list[str]
+    bodies: list[list[tuple[str, str]]]
+
+    def diff(self, blank: str = " ") -> str:
+        """Put it together as a plain diff; `blank` is the sign of a context line."""
+        lines = []
+        for before, header, body in zip(self.before, self.headers, self.bodies, strict=True):
+            lines += [*before, header, *((blank if sign == " " else sign) + text for sign, text in body)]
+        return "\n".join(lines) + "\n"
+
+    def edit(self, hunk: int, at: int, *lines: tuple[str, str], drop: int = 1) -> "Original":
+        """Replace `drop` lines of a hunk by others."""
+        bodies = [list(body) for body in self.bodies]
+        bodies[hunk][at : at + drop] = lines
+        return self._replace(bodies=bodies)
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(re.sub(r"\s+", " ", text).strip().encode()).hexdigest()[:16]
+
+
+def take_apart(text: str) -> Original:
+    """Take apart a diff whose context lines have no sign, by the counts of its `@@` lines."""
+    before, headers, bodies = [[]], [], []
+    old = new = 0
+    for line in text.split("\n"):
+        if match := re.match(r"@@ -\d+,(\d+) \+\d+,(\d+) @@", line):
+            old, new = map(int, match.groups())
+            headers.append(line)
+            bodies.append([])
+        elif old or new:
+            sign = line[:1] if line[:1] in ("+", "-") else " "
+            bodies[-1].append((sign, line.removeprefix(sign)))
+            old -= sign != "+"
+            new -= sign != "-"
+            if not (old or new):
+                before.append([])
+        else:
+            before[-1].append(line)
+    return Original(before[:-1], headers, bodies)
+
+
+OURS = """\
+diff --git a/tea/pot.h b/tea/pot.h
+index 111111111111..222222222222 100644
+--- a/tea/pot.h
++++ b/tea/pot.h
+@@ -10,4 +10,6 @@ struct pot;
+#define POT_FULL (1 << 0)
+#define POT_HOT (1 << 1)
++/* The lid is on. */
++#define POT_LID (1 << 2)
+
+struct cup;
+diff --git a/tea/brew.c b/tea/brew.c
+index 333333333333..444444444444 100644
+--- a/tea/brew.c
++++ b/tea/brew.c
+@@ -120,8 +122,9 @@ int brew(struct pot *pot, unsigned long flags)
+int minutes = 0;
+
+-if (flags & POT_HOT)
+-minutes = 3;
++if (flags & POT_LID)
++minutes = 4;
++
+wait_for(pot, minutes);
+
+return minutes;
+}
+diff --git a/tea/cup.c b/tea/cup.c
+index 555555555555..666666666666 100644
+--- a/tea/cup.c
++++ b/tea/cup.c
+@@ -7,3 +7,3 @@ static int pour(struct pot *pot)
+struct cup cup = { 0 };
+-cup.warm = pot->flags & POT_HOT;
++cup.warm = pot->flags & POT_LID;
+return fill(&cup);
+"""
+
+
+@pytest.fixture(scope="session")
+def mail(root) -> str:
+    """The mail that the project was made from."""
+    folder = Path(os.environ.get("KVM_PF_SPEC", root.parent / "shared" / "spec"))
+    if not (folder / MAIL).is_file():
+        pytest.skip("the mail is not here (KVM_PF_SPEC names its folder)")
+    return (folder / MAIL).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def posted(mail) -> Original:
+    """The patch in the mail, taken apart."""
+    quoted = [line[1:].removeprefix(" ") for line in mail.split("\n") if line.startswith(">")]
+    start = next(i for i, line in enumerate(quoted) if line.startswith("diff --git"))
+    return take_apart("\n".join(quoted[start:]))
+
+
+@pytest.fixture(params=["mail", "ours"])
+def original(request, tmp_path, monkeypatch) -> Original:
+    """The real patch with the real ledger, and our own with one of its own."""
+    if request.param == "mail":
+        yield request.getfixturevalue("posted")
+        return
+    ours = take_apart(OURS)
+    write_ledger(ours, tmp_path / "data" / "ledger")
+    monkeypatch.setattr(patch, "data_dir", lambda: tmp_path / "data")
+    patch.posted.cache_clear()
+    yield ours
+    patch.posted.cache_clear()
+
+
+def numbered(original: Original):
+    """Yield (hunk from 1, sign, old line, new line, text) for each line."""
+    for number, (header, body) in enumerate(zip(original.headers, original.bodies, strict=True), 1):
+        old, new = map(int, re.match(r"@@ -(\d+),\d+ \+(\d+),", header).groups())
+        for sign, text in body:
+            yield number, sign, old, new, text
+            old += sign != "+"
+            new += sign != "-"
+
+
+def write_ledger(original: Original, folder: Path) -> None:
+    """Write the two tables for a patch."""
+    folder.mkdir(parents=True)
+    files = [before[-1].removeprefix("+++ b/") for before in original.before]
+    counts: dict[tuple[int, str], int] = {}
+    rows, context = [], []
+    for hunk, sign, old, new, text in numbered(original):
+        if sign == " ":
+            context.append({"hunk": hunk, "old_line": old, "new_line": new, "digest": sha(text)})
+            continue
+        counts[hunk, sign] = counts.get((hunk, sign), 0) + 1
+        place = {"old_line": old if sign == "-" else "", "new_line": new if sign == "+" else ""}
+        row = {
+            "id": f"h{hunk}{sign}{counts[hunk, sign]:02d}",
+            "file": files[hunk - 1],
+            "hunk": hunk,
+            "sign": sign,
+        }
+        rows.append(dict.fromkeys(patch.DTYPES, "") | row | place | {"role": "code", "digest": sha(text)})
+    for name, table in (("ledger.csv", rows), ("context.csv", context)):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+
+
+# ------------------------------------------------------------------------------------ the ledger
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return patch.ledger()
+
+
+def test_ledger_has_39_rows_with_documented_types(frame):
+    assert len(frame) == 39
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == patch.DTYPES
+    assert list(frame.columns) == list(patch.DTYPES)
+    assert frame.id.is_unique
+
+
+def test_ledger_counts_per_hunk(frame):
+    found = [((part.sign == "+").sum(), (part.sign == "-").sum()) for _, part in frame.groupby("hunk")]
+    assert found == COUNTS
+
+
+def test_ledger_ids_count_up_within_hunk_and_sign(frame):
+    for (hunk, sign), part in frame.groupby(["hunk", "sign"]):
+        assert list(part.id) == [f"h{hunk}{sign}{n:02d}" for n in range(1, len(part) + 1)]
+
+
+def test_ledger_line_numbers_fill_the_headers(frame, root):
+    with (root / "data" / "ledger" / "context.csv").open(newline="") as file:
+        context = list(csv.DictReader(file))
+    for hunk, (old, old_count, new, new_count) in enumerate(SPANS, 1):
+        part = frame[frame.hunk == hunk]
+        around = [row for row in context if row["hunk"] == str(hunk)]
+        removed = [*part.old_line.dropna(), *(int(row["old_line"]) for row in around)]
+        added = [*part.new_line.dropna(), *(int(row["new_line"]) for row in around)]
+        assert sorted(removed) == list(range(old, old + old_count))
+        assert sorted(added) == list(range(new, new + new_count))
+        assert part.old_line.notna().tolist() == (part.sign == "-").tolist()
+        assert part.new_line.notna().tolist() == (part.sign == "+").tolist()
+
+
+def test_ledger_joins_to_the_posted_hunks():
+    assert [tuple(hunk.span) for hunk in patch.posted()] == SPANS
+    assert [len(hunk.lines) for hunk in patch.posted()] == [18, 38, 8]
+
+
+def test_every_step_of_the_ledger_exists(frame):
+    for row in frame.itertuples():
+        module = importlib.import_module(row.module)
+        assert row.module.endswith(f".{row.step}") or callable(getattr(module, row.step)), row.id
+
+
+def test_every_error_code_bit_of_the_ledger_is_in_the_table(frame):
+    names = {name for cell in frame.symbols for name in cell.split() if name.startswith("PFERR_")}
+    assert {name for name in names if not hasattr(bits, name)} == set()
+
+
+def test_every_part_of_a_kernel_function_exists():
+    for parts in patch.PARTS.values():
+        for part in parts:
+            assert callable(getattr(importlib.import_module("kvm_pf.entry"), part))
+
+
+def test_every_row_is_told(frame):
+    assert set(frame.role) == {"comment", "code", "blank"}
+    assert (frame.does != "").all()
+    assert frame.fate.str.match(r"(kept|moved|gone)\b").all()
+    assert frame.notebook.str.fullmatch(r"notebooks/\d\d_\w+\.ipynb#[\w-]+").all()
+    assert frame.digest.str.fullmatch(r"[0-9a-f]{16}").all()
+    assert ((frame.role == "blank") == (frame.digest == sha(""))).all()
+    assert ((frame.hunk == 1) == (frame.function == "")).all()
+
+
+def test_removed_lines_are_gone_and_added_ones_are_not(frame):
+    assert (frame.fate.str.startswith("gone") == (frame.sign == "-")).all()
+
+
+# ------------------------------------------------------------------------------------ the ledger and the mail
+
+
+def test_mail_agrees_with_every_row(posted, frame, root):
+    lines = list(numbered(posted))
+    changed = [line for line in lines if line[1] != " "]
+    assert [line[:2] for line in changed] == list(zip(frame.hunk, frame.sign, strict=True))
+    assert [sha(text) for *_, text in changed] == list(frame.digest)
+    number = frame.old_line.fillna(frame.new_line)
+    assert [old if sign == "-" else new for _, sign, old, new, _ in changed] == list(number)
+    with (root / "data" / "ledger" / "context.csv").open(newline="") as file:
+        context = [tuple(row.values()) for row in csv.DictReader(file)]
+    expected = [(str(h), str(old), str(new), sha(text)) for h, sign, old, new, text in lines if sign == " "]
+    assert context == expected
+
+
+def test_mail_agrees_with_roles_and_symbols(posted, frame):
+    changed = [text for _, sign, _, _, text in numbered(posted) if sign != " "]
+    for row, text in zip(frame.itertuples(), changed, strict=True):
+        role = "blank" if not text.strip() else "comment" if re.match(r"\s*(/\*|\*)", text) else "code"
+        assert row.role == role, row.id
+        assert [name for name in row.symbols.split() if not re.search(rf"\b{name}\b", text)] == [], row.id
+        assert (role == "code") <= bool(row.symbols), row.id
+
+
+def test_repository_holds_no_line_of_the_patch(posted, root):
+    lines = {" ".join(text.split()) for _, sign, _, _, text in numbered(posted) if sign != " "}
+    telling = {line for line in lines if len(line) > 20}
+    assert len(telling) > 25
+    folders = [root / name for name in ("kvm_pf", "data/ledger", "tests", "notebooks", "tools")]
+    files = [*root.glob("*.*"), *(path for folder in folders for path in folder.rglob("*"))]
+    for path in files:
+        if path.suffix in (".py", ".md", ".csv", ".toml", ".ipynb", ".json", ".yml"):
+            text = " ".join(path.read_text(encoding="utf-8").split())
+            assert [line for line in telling if line in text] == [], path
+
+
+def test_mail_itself_is_this_patch(mail):
+    found = patch.read_patch(mail)
+    assert [tuple(hunk.span) for hunk in found.hunks] == SPANS
+    assert found.counts == (31, 8)
+    assert (found.part, found.version, found.quoted) == ("05/16", "v1", 1)
+    assert (found.author, found.sender) == ("Sean Christopherson", "Xu Yilun")
+    assert found.date.startswith("Wed Mar 06 2024")
+    verdict = patch.identify(found)
+    assert verdict.kind == "this patch"
+    assert len(verdict.present) == 39
+    assert [touched.functions for touched in verdict.touched] == [
+        (),
+        ("kvm_mmu_page_fault",),
+        ("kvm_mmu_do_page_fault",),
+    ]
+    assert verdict.touched[0].steps == ("bits",)
+    assert verdict.touched[1].steps[:2] == ("entry.sanitize", "entry.mark_private")
+    assert "fault.is_private" in verdict.touched[2].steps
+
+
+# ------------------------------------------------------------------------------------ forms a patch comes in
+
+SUBJECT = "[PATCH v3 05/16] tea: Keep the lid on"
+BODY = "Tea cools.\n\nSigned-off-by: Ann Writer <ann@example.org>\n---\n 3 files changed\n\n"
+FIELDS = (
+    "From: Ann Writer <ann@example.org>\n"
+    "Date: Wed, 28 Feb 2024 02:41:36 +0000\n"
+    f"Subject: {SUBJECT}\n"
+    "Message-ID: <5-ann@example.org>\n"
+)
+FOREIGN = """\
+diff --git a/arch/x86/kvm/mmu/mmu.c b/arch/x86/kvm/mmu/mmu.c
+--- a/arch/x86/kvm/mmu/mmu.c
++++ b/arch/x86/kvm/mmu/mmu.c
+@@ -50,3 +50,4 @@ static int handle_mmio_page_fault(struct kvm_vcpu *vcpu, u64 addr, bool direct)
+ \tu64 spte;
+
++\tdo_nothing(spte);
+ \treturn 0;
+@@ -90,5 +91,5 @@ static int other(void)
+ }
+
+ static int kvm_mmu_page_fault(struct kvm_vcpu *vcpu)
+ {
+-\tstep_one();
++\tstep_two();
+diff --git a/tea/cup.h b/tea/cup.h
+--- a/tea/cup.h
++++ b/tea/cup.h
+@@ -1,1 +1,2 @@
+ #define CUP 1
++#define PFERR_TEA 2
+"""
+
+
+def format_patch(o: Original) -> str:
+    return f"From {'1' * 40} Mon Sep 17 00:00:00 2001\n{FIELDS}\n{BODY}{o.diff()}-- \n2.44.0\n"
+
+
+def quoted(text: str, mark: str = "> ") -> str:
+    return "\n".join(f"{mark}{line}".rstrip() for line in text.removesuffix("\n").split("\n")) + "\n"
+
+
+def reply(o: Original, mark: str = "> ", depth: int = 1) -> str:
+    inside = quoted(BODY + o.diff(blank=""), mark)
+    said = quoted("On Wed, Feb 28, 2024, Ann Writer wrote:", mark[: len(mark) * (depth - 1) // depth])
+    return f"Re: {SUBJECT}\nFrom: Bob Reader\nDate: Wed Mar 06 2024\n{said}{inside}\nI see.\n"
+
+
+def commented(o: Original) -> str:
+    """A reply to a reply, with words of both repliers between the lines of the hunks."""
+    lines = quoted(BODY + o.diff(blank=""), "> > ").split("\n")
+    at = [i for i, line in enumerate(lines) if line.startswith("> > +") and "+++" not in line]
+    for i in reversed(at):
+        lines[i + 1 : i + 1] = ["> ", "> Why this?", ">", "", "Because.", ""]
+    head = f"Re: {SUBJECT}\nFrom: Bob Reader\nOn Mon, X wrote:\n> On Wed, Feb 28, 2024, Ann Writer wrote:\n"
+    return head + "\n".join(lines)
+
+
+def encoded(o: Original, encoding: str) -> bytes:
+    text = (BODY + o.diff()).replace("\n", "\r\n").encode()
+    body = base64.encodebytes(text) if encoding == "base64" else quopri.encodestring(text)
+    fields = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}\n"
+    return f"{FIELDS}MIME-Version: 1.0\n{fields}\n".encode() + body
+
+
+def attached(o: Original) -> str:
+    part = base64.encodebytes(o.diff().encode()).decode()
+    return (
+        f'{FIELDS}MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="b"\n\n'
+        "--b\nContent-Type: text/plain\n\nSee the file.\n"
+        "--b\nContent-Type: application/octet-stream\nContent-Disposition: attachment; filename=tea.patch\n"
+        f"Content-Transfer-Encoding: base64\n\n{part}\n--b--\n"
+    )
+
+
+def mailbox(o: Original) -> str:
+    talk = f"From: Bob Reader\nSubject: Re: {SUBJECT}\n\nFine.\n\n"
+    return f"From bob@example.org Wed Mar  6 09:48:00 2024\n{talk}{format_patch(o)}"
+
+
+def series(o: Original) -> str:
+    first = f"From {'2' * 40} Mon Sep 17 00:00:00 2001"
+    other = f"{first}\nFrom: X <x@example.org>\nSubject: [PATCH 04/16] Y\n\n{FOREIGN}-- \n2.44.0\n\n"
+    return f"{other}{format_patch(o)}\n{other}"
+
+
+def git_show(o: Original) -> str:
+    head = (
+        f"commit {'1' * 40}\nAuthor: Ann Writer <ann@example.org>\nDate:   Wed Feb 28 02:41:36 2024 +0000\n\n"
+    )
+    return f"{head}    tea: Keep the lid on\n    \n    Tea cools.\n\n{o.diff()}"
+
+
+def git_log(o: Original) -> str:
+    other = f"commit {'2' * 40}\nAuthor: X <x@example.org>\nDate:   Wed Feb 28\n\n    Y\n\n{FOREIGN}\n"
+    return other + git_show(o)
+
+
+def web_page(o: Original) -> str:
+    lines = [f'<span\nclass="add">{html.escape(line)}</span>' for line in (BODY + o.diff()).split("\n")]
+    return f"<!DOCTYPE html><html><body><pre>Subject: {SUBJECT}\n" + "\n".join(lines) + "</pre></body></html>"
+
+
+def tabbed(o: Original) -> str:
+    """The indentation that the archive lost, put back: a tab, and two blanks for one."""
+    bodies = [
+        [(sign, "\t" + text.replace(" ", "  ") if text else "") for sign, text in body] for body in o.bodies
+    ]
+    return o._replace(bodies=bodies).diff()
+
+
+def pasted(o: Original) -> str:
+    return "Look at this:\n\n" + "\n".join(f"    {line}" for line in o.diff().split("\n"))
+
+
+def moved(o: Original) -> str:
+    headers = [re.sub(r"\d+,(\d+)", r"77,\1", header) for header in o.headers]
+    return o._replace(headers=headers).diff()
+
+
+FORMS = {
+    "plain diff": Original.diff,
+    "leading blanks lost": lambda o: o.diff(blank=""),
+    "tabs and double blanks": tabbed,
+    "format-patch": format_patch,
+    "git show": git_show,
+    "git log": git_log,
+    "pasted with an indent": pasted,
+    "other line numbers": moved,
+    "reply": reply,
+    "reply, 3 deep": lambda o: reply(o, "> > > ", 3),
+    "reply, 3 deep, tight": lambda o: reply(o, ">>>", 3),
+    "reply with comments": commented,
+    "CRLF": lambda o: format_patch(o).replace("\n", "\r\n"),
+    "base64": lambda o: encoded(o, "base64"),
+    "quoted-printable": lambda o: encoded(o, "quoted-printable"),
+    "attachment": attached,
+    "mailbox": mailbox,
+    "mailbox of a series": series,
+    "web page": web_page,
+    "gzip": lambda o: gzip.compress(mailbox(o).encode()),
+    "UTF-16": lambda o: git_show(o).encode("utf-16"),
+    "UTF-8 with a mark": lambda o: git_show(o).encode("utf-8-sig"),
+}
+
+
+def saved(content: str | bytes, folder: Path) -> Path:
+    path = folder / "saved.patch"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_form_is_this_patch(form, original, tmp_path):
+    path = saved(FORMS[form](original), tmp_path)
+    found = patch.read_patch(path)
+    verdict = patch.identify(found)
+    assert verdict.differences == ()
+    assert (verdict.kind, verdict.unmatched) == ("this patch", ())
+    changed = [sign for _, sign, *_ in numbered(original) if sign != " "]
+    assert len(verdict.present) == len(changed)
+    assert found.counts == (changed.count("+"), changed.count("-"))
+    assert all(hunk.complete for hunk in found.hunks)
+    text, status = patch.report(path)
+    assert status == 0
+    assert "verdict: this patch" in text
+    assert str(path) in text
+
+
+@pytest.mark.parametrize(
+    "form", ["format-patch", "CRLF", "base64", "quoted-printable", "attachment", "mailbox", "gzip"]
+)
+def test_mail_tells_who_and_what(form, original, tmp_path):
+    found = patch.read_patch(saved(FORMS[form](original), tmp_path))
+    assert found.subject == SUBJECT
+    assert (found.version, found.part, found.quoted) == ("v3", "05/16", 0)
+    assert found.author == "Ann Writer <ann@example.org>"
+    assert found.message_id == "<5-ann@example.org>"
+    assert found.date == "Wed, 28 Feb 2024 02:41:36 +0000"
+
+
+@pytest.mark.parametrize(
+    ("form", "depth"),
+    [("reply", 1), ("reply, 3 deep", 3), ("reply, 3 deep, tight", 3), ("reply with comments", 2)],
+)
+def test_reply_tells_writer_from_sender(form, depth, original, tmp_path):
+    found = patch.read_patch(saved(FORMS[form](original), tmp_path))
+    assert found.quoted == depth
+    assert (found.author, found.sender) == ("Ann Writer", "Bob Reader")
+    assert found.subject == f"Re: {SUBJECT}"
+
+
+def test_git_show_tells_author_and_title(original):
+    found = patch.read_patch(git_show(original))
+    assert (found.subject, found.version, found.part) == ("tea: Keep the lid on", "", "")
+    assert found.author == "Ann Writer <ann@example.org>"
+    assert found.date == "Wed Feb 28 02:41:36 2024 +0000"
+
+
+def test_encoded_header_is_decoded(original):
+    text = format_patch(original).replace("Ann Writer", "=?utf-8?q?Ann_Wr=C3=AFter?=", 1)
+    assert patch.read_patch(text).author == "Ann Wrïter <ann@example.org>"
+
+
+def test_unknown_charsets_do_not_stop_the_reader(original):
+    text = encoded(original, "base64").replace(b"utf-8", b"klingon-1").replace(b"Ann", b"=?klingon-1?q?Ann?=")
+    found = patch.read_patch(text)
+    assert patch.identify(found).kind == "this patch"
+    assert found.author == "=?klingon-1?q?Ann?= Writer <ann@example.org>"
+
+
+def test_other_line_numbers_are_told(original):
+    verdict = patch.identify(patch.read_patch(moved(original)))
+    assert len(verdict.notes) == 3
+    assert "-77," in verdict.notes[0]
+
+
+def test_unindented_signature_does_not_lengthen_the_last_hunk(original):
+    found = patch.read_patch(reply(original))
+    assert len(found.hunks[2].lines) == len(original.bodies[2])
+
+
+def test_text_bytes_and_path_are_the_same(original, tmp_path):
+    text = format_patch(original)
+    path = saved(text, tmp_path)
+    hunks = patch.read_patch(text).hunks
+    assert patch.read_patch(text.encode()).hunks == hunks
+    assert patch.read_patch(path).hunks == patch.read_patch(str(path)).hunks == hunks
+
+
+# ------------------------------------------------------------------------------------ damaged copies
+
+SPOILED = "this line was spoiled in transit"
+
+
+def judge(content: str | bytes) -> patch.Verdict:
+    return patch.identify(patch.read_patch(content))
+
+
+def ids(original: Original) -> list[list[str]]:
+    """The ledger id of each line, by hunk; "" for context."""
+    counts: dict[tuple[int, str], int] = {}
+    found: list[list[str]] = [[] for _ in original.bodies]
+    for hunk, sign, *_ in numbered(original):
+        counts[hunk, sign] = counts.get((hunk, sign), 0) + 1
+        found[hunk - 1].append(f"h{hunk}{sign}{counts[hunk, sign]:02d}" if sign != " " else "")
+    return found
+
+
+@pytest.mark.parametrize("form", [Original.diff, reply, commented], ids=["plain", "reply", "comments"])
+def test_every_changed_line_is_named(form, original):
+    known = ids(original)
+    for hunk, body in enumerate(original.bodies):
+        for at, (sign, _) in enumerate(body):
+            verdict = judge(form(original.edit(hunk, at, (sign, SPOILED))))
+            first = verdict.differences[0]
+            assert verdict.kind == "a damaged copy"
+            assert (first.hunk, first.line, first.ledger_id) == (hunk + 1, at + 1, known[hunk][at])
+            assert SPOILED in first.found
+            assert (known[hunk][at] or "context line") in first.expected
+
+
+@pytest.mark.parametrize("form", [Original.diff, reply], ids=["plain", "reply"])
+def test_every_dropped_line_is_named(form, original):
+    for hunk, body in enumerate(original.bodies):
+        for at in range(len(body)):
+            rest = [*body[:at], *body[at + 1 :]]
+            differs = next((i for i, line in enumerate(rest) if line != body[i]), len(rest))
+            verdict = judge(form(original.edit(hunk, at)))
+            first = verdict.differences[0]
+            assert verdict.kind == "a damaged copy"
+            assert (first.hunk, first.line) == (hunk + 1, differs + 1)
+            assert f"hunk {hunk + 1} is cut short" in verdict.notes or hunk + 1 == 3
+
+
+@pytest.mark.parametrize("sign", ["+", "-", " "])
+@pytest.mark.parametrize("form", [Original.diff, reply], ids=["plain", "reply"])
+def test_every_line_too_many_is_named(form, sign, original):
+    for hunk, body in enumerate(original.bodies):
+        for at in range(len(body)):
+            verdict = judge(form(original.edit(hunk, at, (sign, SPOILED), drop=0)))
+            first = verdict.differences[0]
+            assert verdict.kind == "a damaged copy"
+            assert (first.hunk, first.line) == (hunk + 1, at + 1)
+            assert "a line too many" in first.found or at == len(body) - 1
+
+
+def identifier(o: Original) -> str:
+    body = o.bodies[1]
+    at = next(i for i, (sign, text) in enumerate(body) if sign == "+" and "(" in text)
+    return o.edit(1, at, ("+", re.sub(r"[A-Z_]{5,}", "ANOTHER_NAME", body[at][1]))).diff()
+
+
+def swapped(o: Original) -> str:
+    return Original(o.before[::-1], o.headers[::-1], o.bodies[::-1]).diff()
+
+
+def without(hunk: int):
+    return lambda o: Original(*(column[:hunk] + column[hunk + 1 :] for column in o)).diff()
+
+
+def count(change: int):
+    def build(o: Original) -> str:
+        header = re.sub(r"\+(\d+),(\d+)", lambda m: f"+{m[1]},{int(m[2]) + change}", o.headers[1])
+        return o._replace(headers=[o.headers[0], header, o.headers[2]]).diff()
+
+    return build
+
+
+def grown(o: Original) -> str:
+    header = re.sub(r"\+(\d+),(\d+)", lambda m: f"+{m[1]},{int(m[2]) + 1}", o.headers[1])
+    longer = o.edit(1, len(o.bodies[1]), ("+", SPOILED), drop=0)
+    return longer._replace(headers=[o.headers[0], header, o.headers[2]]).diff()
+
+
+def sign_flipped(o: Original) -> str:
+    at = next(i for i, (sign, _) in enumerate(o.bodies[1]) if sign == "-")
+    return o.edit(1, at, ("+", o.bodies[1][at][1])).diff()
+
+
+def cut(o: Original) -> str:
+    lines = o.diff().split("\n")
+    return "\n".join(lines[: lines.index(o.headers[1]) + 5]) + "\n"
+
+
+def bad_byte(o: Original) -> bytes:
+    return o.edit(2, 1, ("-", "@@@")).diff().encode().replace(b"-@@@", b"-\xff\xfe\xff")
+
+
+DAMAGES = {
+    "an identifier": (identifier, 2, "ANOTHER_NAME"),
+    "hunks swapped": (swapped, 1, "out of order"),
+    "hunk 1 missing": (without(0), 1, "this one is missing"),
+    "hunk 2 missing": (without(1), 2, "this one is missing"),
+    "hunk 3 missing": (without(2), 3, "this one is missing"),
+    "count too large": (count(+1), 2, "the counts of"),
+    "count too small": (count(-1), 2, "the counts of"),
+    "a hunk grown": (grown, 2, f"expected the end of the hunk; found '+{SPOILED}'"),
+    "a sign": (sign_flipped, 2, "'+"),
+    "cut in hunk 2": (cut, 2, "found the end of the hunk"),
+    "a hunk too many": (
+        lambda o: o.diff() + "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n",
+        4,
+        "one more hunk",
+    ),
+    "undecodable bytes": (bad_byte, 3, "�"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(damage, original, tmp_path):
+    build, hunk, words = DAMAGES[damage]
+    path = saved(build(original), tmp_path)
+    verdict = patch.identify(patch.read_patch(path))
+    assert verdict.kind == "a damaged copy"
+    assert verdict.differences[0].hunk == hunk
+    text, status = patch.report(path)
+    assert status == 1
+    assert f"hunk {hunk}" in text
+    assert "first difference:" in text
+    assert words in text
+
+
+def test_broken_header_is_a_missing_hunk(original):
+    headers = [original.headers[0], original.headers[1].replace("@@ -", "@ -"), original.headers[2]]
+    verdict = judge(original._replace(headers=headers).diff())
+    assert verdict.kind == "a damaged copy"
+    assert (verdict.differences[0].hunk, verdict.differences[0].line) == (2, 0)
+
+
+def test_difference_names_ledger_row_and_symbols(posted):
+    at = next(i for i, (sign, text) in enumerate(posted.bodies[1]) if sign == "+" and "WARN_ON_ONCE" in text)
+    text = str(judge(posted.edit(1, at, ("+", SPOILED)).diff()).differences[0])
+    assert text.startswith(f"arch/x86/kvm/mmu/mmu.c, hunk 2, line {at + 1} of it: expected h2+04 (code: ")
+    assert "PFERR_SYNTHETIC_MASK" in text
+    assert "new line 5847" in text
+    assert text.endswith(f"found '+{SPOILED}'")
+
+
+# ------------------------------------------------------------------------------------ other patches
+
+
+def test_foreign_patch_opens(tmp_path):
+    path = saved(FOREIGN, tmp_path)
+    found = patch.read_patch(path)
+    assert (found.files, found.counts) == (["arch/x86/kvm/mmu/mmu.c", "tea/cup.h"], (3, 1))
+    verdict = patch.identify(found)
+    assert verdict.kind == "another patch"
+    assert verdict.present == ()
+    assert [line.text.strip() for line in verdict.unmatched][:2] == ["do_nothing(spte);", "step_one();"]
+    mmio, entry, header = verdict.touched
+    assert (mmio.functions, mmio.steps) == (("handle_mmio_page_fault",), ("mmio.handle_mmio_page_fault",))
+    assert entry.functions == ("kvm_mmu_page_fault",)
+    assert entry.steps == (
+        "entry.sanitize",
+        "entry.root_is_valid",
+        "entry.mark_private",
+        "entry.reserved_fault",
+    )
+    assert (header.functions, header.steps) == ((), ("bits",))
+    text, status = patch.report(path)
+    assert status == 1
+    assert "handle_mmio_page_fault -> mmio.handle_mmio_page_fault" in text
+    assert "changed lines that no ledger row knows: 4" in text
+
+
+def test_reverted_patch_is_another(original):
+    flip = {"+": "-", "-": "+", " ": " "}
+    bodies = [[(flip[sign], text) for sign, text in body] for body in original.bodies]
+    headers = [re.sub(r"-(\S+) \+(\S+)", r"-\2 +\1", header) for header in original.headers]
+    verdict = judge(original._replace(headers=headers, bodies=bodies).diff())
+    assert (verdict.kind, verdict.differences != ()) == ("another patch", True)
+
+
+def test_merged_form_is_another_that_holds_19_lines(posted, tmp_path):
+    """As merged, hunk 1 lost its start and hunk 2 all but the look-up, three lines of its comment rewrapped.
+
+    Source: Linux commit `b3d5dc629c32` (v6.10): 21 insertions, 2 deletions.
+    """
+    known = ids(posted)
+    first = [
+        line
+        for line, id in zip(posted.bodies[0], known[0], strict=True)
+        if id not in [f"h1+0{n}" for n in range(1, 6)]
+    ]
+    mask = first.index(posted.bodies[0][known[0].index("h1+11")])
+    first.insert(mask, ("-", re.sub(r" \| \w+", "", first[mask][1])))
+    sanitiser = {f"h2+0{n}" for n in range(1, 6)}
+    second = []
+    for line, id in zip(posted.bodies[1], known[1], strict=True):
+        if id in ("h2+08", "h2+09", "h2+10"):
+            second.append(("+", line[1] + " (rewrapped)"))
+        elif not id.startswith("h2-") and id not in sanitiser:
+            second.append(line)
+    bodies = [first, second, posted.bodies[2]]
+    headers = []
+    for header, body in zip(posted.headers, bodies, strict=True):
+        old, new = (sum(sign != other for sign, _ in body) for other in "+-")
+        headers.append(re.sub(r"-(\d+),\d+ \+(\d+),\d+", rf"-\1,{old} +\2,{new}", header))
+    path = saved(posted._replace(headers=headers, bodies=bodies).diff(), tmp_path)
+
+    found = patch.read_patch(path)
+    assert found.counts == (21, 2)
+    verdict = patch.identify(found)
+    assert verdict.kind == "another patch"
+    gone = {
+        *(f"h1+0{n}" for n in range(1, 6)),
+        *sanitiser,
+        "h2+08",
+        "h2+09",
+        "h2+10",
+        *(f"h2-0{n}" for n in range(1, 8)),
+    }
+    assert set(verdict.present) == {id for hunk in known for id in hunk if id} - gone
+    assert len(verdict.present) == 19
+    text, status = patch.report(path)
+    assert status == 1
+    assert "b3d5dc629c32" in text
+    assert "ledger lines found: 19 of 39" in text
+
+
+def test_steps_are_found_by_the_kernels_names():
+    assert patch.steps_of("kvm_mmu_do_page_fault") == ("fault.kvm_mmu_do_page_fault",)
+    assert patch.steps_of("kvm_mem_is_private") == ("attributes.kvm_mem_is_private",)
+    assert patch.steps_of("npf_interception") == ("sources.npf_interception",)
+    assert patch.steps_of("schedule") == ()
+
+
+# ------------------------------------------------------------------------------------ what is no patch
+
+NO_PATCH = {
+    "nothing": (b"", "is empty"),
+    "blanks": (b" \n\t\n", "is empty"),
+    "prose": (b"Dear all,\n\nno patch today.\n", "holds no diff"),
+    "a mail without a patch": ((FIELDS + "\nNo patch today.\n").encode(), "holds no diff"),
+    "binary": (b"\x7fELF\x02\x01\x00\x00\n@@ -1 +1 @@\n", "is binary (a NUL byte at offset 6)"),
+    "noise": (bytes(range(1, 256)), "holds no diff"),
+    "broken gzip": (gzip.compress(b"x" * 100)[:-9], "cannot be unpacked"),
+    "a damaged base64 body": (b"Subject: x\nContent-Transfer-Encoding: base64\n\n!!!!\n", "holds no diff"),
+    "a binary diff": (b"diff --git a/x b/x\nBinary files a/x and b/x differ\n", "holds no diff"),
+}
+
+
+@pytest.mark.parametrize("what", NO_PATCH)
+def test_no_patch_is_refused(what, tmp_path):
+    content, why = NO_PATCH[what]
+    path = saved(content, tmp_path)
+    with pytest.raises(InputError, match=re.escape(why)) as caught:
+        patch.read_patch(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert patch.report(path) == (str(caught.value), 2)
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    assert patch.report(tmp_path / "nowhere") == (
+        f"{tmp_path / 'nowhere'}: cannot be read: No such file or directory",
+        2,
+    )
+    assert patch.report(tmp_path) == (f"{tmp_path}: cannot be read: Is a directory", 2)
+    with pytest.raises(InputError, match="cannot be read"):
+        patch.read_patch("a\0b")
+
+
+@given(st.binary(max_size=300) | st.text(alphabet="@-+ ,0123456789>ab\n", max_size=200).map(str.encode))
+def test_any_bytes_are_read_or_refused(content):
+    try:
+        found = patch.read_patch(content)
+    except InputError:
+        return
+    assert found.hunks
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(FORMS)), st.floats(0, 1), st.binary(min_size=0, max_size=6), st.integers(0, 40))
+def test_any_damage_to_any_form_gets_an_answer(tmp_path_factory, form, where, noise, drop):
+    content = FORMS[form](take_apart(OURS))
+    raw = content if isinstance(content, bytes) else content.encode()
+    at = int(where * len(raw))
+    path = saved(raw[:at] + noise + raw[at + drop :], tmp_path_factory.mktemp("damage"))
+    text, status = patch.report(path)
+    assert status in (1, 2)
+    assert text
