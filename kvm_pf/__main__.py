@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`python -m kvm_pf` is `kvm-pf`."""
+
+from kvm_pf.cli import main
+
+raise SystemExit(main())

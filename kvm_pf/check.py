@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compare the model with tables of the kernel's own answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from kvm_pf.batch import EVALUATE, TABLES, nullable, outputs
+from kvm_pf.errors import InputError
+from kvm_pf.revisions import REVISIONS, get
+
+CHUNK_ROWS = 250_000
+
+_NUMBER = re.compile(r"-?(0x[0-9a-fA-F]+|[0-9]+)", re.ASCII)
+
+ALIASES = {
+    "R0": "before", "R1": "posted", "S16": "posted_series", "R2c": "merged_patch", "R2": "v6_10", "R3": "v6_12",
+    "R4": "v7_3", "ALTP": "guest_enc_gated", "ALTI": "guest_enc_ungated",
+}  # fmt: skip
+"""Short names of the revisions in the facts that the project started from."""
+
+
+@dataclass
+class Difference:
+    """One value of one row on which the table and the model differ."""
+
+    row: int  # counted from 0, the header not counted
+    case: str  # the row's case_id, if it has one
+    column: str
+    expected: str
+    got: str
+
+
+@dataclass
+class Report:
+    """What comparing one table showed."""
+
+    name: str
+    kind: str
+    revision: str
+    rows: int = 0
+    compared: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # output columns that the table does not have
+    differing: int = 0  # rows
+    by_column: dict[str, int] = field(default_factory=dict)
+    first: list[Difference] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.kind}, {self.revision}: {self.rows} rows, {len(self.compared)} columns compared, "
+            f"{self.differing} differing rows"
+        ]
+        if self.missing:
+            lines.append(f"  not in the table: {', '.join(self.missing)}")
+        lines += [f"  {column}: {count} rows differ" for column, count in self.by_column.items()]
+        for d in self.first:
+            where = f"row {d.row}" + (f" (case_id {d.case})" if d.case else "")
+            lines.append(f"  {where}, {d.column}: table {d.expected or 'blank'}, model {d.got or 'blank'}")
+        return "\n".join(lines)
+
+
+def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str]:
+    """Read a table's kind and revision off its name: KIND_REVISION.csv, .csv.gz or .parquet.
+
+    Raises InputError if the name does not say, or says what there is not.
+    """
+    stem = re.sub(r"\.(csv|csv\.gz|parquet)$", "", path.name)
+    kind, _, named = stem.partition("_")
+    if kind not in TABLES:
+        raise InputError(f"{path}: the name does not begin with {', '.join(TABLES)}")
+    name = revision or ALIASES.get(named, named)
+    if name not in REVISIONS:
+        known = ", ".join(n for n in REVISIONS if "+" not in n)
+        raise InputError(f"{path}: {name!r} is no revision; name one with --revision: {known}")
+    return kind, name
+
+
+def _chunks(path: Path) -> Iterator[pd.DataFrame]:
+    """Read a table in pieces: CSV as text, Parquet as it is typed."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=CHUNK_ROWS):
+                yield batch.to_pandas(types_mapper=nullable)
+            return
+        with pd.read_csv(
+            path, dtype=str, keep_default_na=False, chunksize=CHUNK_ROWS, on_bad_lines="error"
+        ) as pieces:
+            yield from pieces
+    except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from None
+
+
+def _expected(column: pd.Series) -> pd.Series:
+    """Read a column of the table: whole numbers as such, blanks and names as text."""
+    if pd.api.types.is_integer_dtype(column.dtype):
+        return _got(column)
+    values = {text: int(text, 0) if _NUMBER.fullmatch(text) else text for text in column.unique()}
+    return column.map(values).astype(object)
+
+
+def _got(column: pd.Series) -> pd.Series:
+    """The model's column with blanks for what was not reached."""
+    return column.astype(object).where(column.notna().to_numpy(), "")
+
+
+def _written(value: int | str) -> str:
+    return value if isinstance(value, str) else str(value) if -4096 < value < 10 else hex(value)
+
+
+def check_table(
+    path: str | Path,
+    revision: str | None = None,
+    *,
+    first: int = 5,
+    engine: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compare every output column of a table of kernel vectors with the model.
+
+    `path` is a CSV file (also gzipped) or a Parquet file with the columns of kvm_pf.tables; its name gives kind
+    and revision unless `revision` does.  `progress` is called with the number of rows done.
+    Raises InputError, naming the file, if it cannot be read or its inputs are wrong.
+    """
+    path = Path(path)
+    kind, name = kind_and_revision(path, revision)
+    report = Report(path.name, kind, name)
+    wanted = [o.column for o in outputs(kind, get(name))]
+    for frame in _chunks(path):
+        start = report.rows
+        frame.index = pd.RangeIndex(start, start + len(frame))
+        report.compared = [c for c in wanted if c in frame]
+        report.missing = [c for c in wanted if c not in frame]
+        if not report.compared:
+            raise InputError(f"{path}: no output column to compare; there would be {', '.join(wanted)}")
+        try:
+            result = EVALUATE[kind](frame, name, engine=engine)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        wrong_rows = pd.Series(False, index=frame.index)
+        for column in report.compared:
+            expected, got = _expected(frame[column]), _got(result[column])
+            wrong = expected.to_numpy(dtype=object) != got.to_numpy(dtype=object)
+            if wrong.any():
+                wrong_rows |= wrong
+                report.by_column[column] = report.by_column.get(column, 0) + int(wrong.sum())
+                for row in frame.index[wrong][: max(0, first - len(report.first))]:
+                    case = str(frame["case_id"][row]) if "case_id" in frame else ""
+                    report.first.append(
+                        Difference(row, case, column, _written(expected[row]), _written(got[row]))
+                    )
+        report.differing += int(wrong_rows.sum())
+        report.rows += len(frame)
+        if progress:
+            progress(report.rows)
+    if not report.rows:
+        raise InputError(f"{path}: the table has no rows")
+    return report

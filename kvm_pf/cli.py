@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: kvm-pf decode | explain | check | replay | patch | evaluate | export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kvm_pf.bits import EPT, PFERR, Bit, decode, encode
+from kvm_pf.errors import InputError
+
+OK, DIFFERENT, UNREADABLE = 0, 1, 2
+
+_ENCODINGS: dict[str, tuple[tuple[Bit, ...], str]] = {
+    "pferr": (PFERR, "page-fault error code (#NPF, or inside KVM)"),
+    "ept": (EPT, "EPT-violation exit qualification"),
+    "pf": (PFERR, "legacy #PF error code (32 bits)"),
+}
+
+
+def _code(text: str, table: tuple[Bit, ...], bits: int) -> int:
+    """Read a code given in hexadecimal or by names."""
+    try:
+        code = int(text, 16)
+    except ValueError:
+        try:
+            code = encode(text, table)
+        except ValueError as error:
+            raise InputError(f"{text!r} is no hexadecimal number, and {error}") from None
+    if not 0 <= code < 1 << bits:
+        raise InputError(f"{text}: such a code has {bits} bits, 0 to {(1 << bits) - 1:#x}")
+    return code
+
+
+def _decode(args: argparse.Namespace) -> int:
+    table, title = _ENCODINGS[args.encoding]
+    code = _code(args.code, table, 32 if args.encoding == "pf" else 64)
+    rows = decode(code, table)
+    if args.json:
+        bits = [{"bit": r.bit, "name": r.name, "set_by": r.set_by.value, "means": r.means} for r in rows]
+        print(json.dumps({"code": f"{code:#x}", "encoding": args.encoding, "bits": bits}, indent=1))
+        return OK
+    print(f"{code:#x}: {title}")
+    for row in rows:
+        print(f"  {row.bit:>2}  {row.label:<24} {row.set_by.value:<10} {row.means}")
+    return OK
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, object]:
+    settings: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"{pair!r}: a setting has the form NAME=VALUE, such as vm_type=sw-protected")
+        settings[name] = value
+    return settings
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from kvm_pf.watch import explain
+
+    settings = _settings(args.setting)
+    if args.private:
+        settings["private"] = True
+    if args.vm:
+        settings["vm_type"] = args.vm
+    if args.mode:
+        settings["mode"] = args.mode
+    try:
+        code: int | str = int(args.code, 16)
+    except ValueError:
+        code = args.code
+    print(explain(code, args.gpa, revision=args.revision, **settings))
+    return OK
+
+
+def _counter(name: str) -> Callable[[int], None]:
+    """Show the rows done on the error stream, if somebody is looking."""
+
+    def show(rows: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{name}: {rows} rows", end="\r", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _check(args: argparse.Namespace) -> int:
+    from kvm_pf.check import check_table
+
+    differing = 0
+    for file in args.file:
+        report = check_table(
+            file, args.revision, first=args.first, engine=args.engine, progress=_counter(file)
+        )
+        print(report, flush=True)
+        differing += report.differing
+    return DIFFERENT if differing else OK
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from kvm_pf.replay import replay
+
+    differing = 0
+    for directory in args.directory:
+        report = replay(directory, args.revision)
+        print(report, flush=True)
+        differing += report.differing
+    return DIFFERENT if differing else OK
+
+
+def _patch(args: argparse.Namespace) -> int:
+    from kvm_pf.patch import report
+
+    text, status = report(args.file)
+    print(text, file=sys.stderr if status == UNREADABLE else sys.stdout)
+    return status
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from kvm_pf.batch import evaluate_parquet
+
+    def progress(done: int, rows: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {rows} rows", end="\r", file=sys.stderr, flush=True)
+
+    rows = evaluate_parquet(args.source, args.target, args.revision, kind=args.kind, progress=progress)
+    print(f"{args.target}: {rows} rows")
+    return OK
+
+
+def _export(args: argparse.Namespace) -> int:
+    from kvm_pf.corpus import export
+
+    for path, rows in export(args.directory).items():
+        print(f"{path}: {rows} rows")
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="kvm-pf",
+        description="KVM's page-fault path: decode, follow, check.",
+        epilog="examples:\n"
+        "  kvm-pf decode 0x2000100000006\n"
+        "  kvm-pf explain 0x100000006 --vm sw-protected --private\n"
+        "  kvm-pf check cases_posted.csv.gz",
+        formatter_class=plain,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    p = commands.add_parser(
+        "decode",
+        help="name the bits of a code",
+        formatter_class=plain,
+        epilog="examples:\n  kvm-pf decode 10000000c\n  kvm-pf decode 0x683 --as ept\n"
+        "  kvm-pf decode 'WRITE|USER' --json",
+    )
+    p.add_argument("code", help="hexadecimal, with or without 0x, or names joined by |")
+    p.add_argument(
+        "--as", dest="encoding", choices=tuple(_ENCODINGS), default="pferr", help="how to read it (pferr)"
+    )
+    p.add_argument("--json", action="store_true", help="for programs")
+    p.set_defaults(run=_decode)
+
+    p = commands.add_parser(
+        "explain",
+        help="follow one fault, step by step",
+        formatter_class=plain,
+        epilog="examples:\n  kvm-pf explain 0x100000006 --vm sw-protected --private\n"
+        "  kvm-pf explain 'RSVD|USER' --revision v6_12 --set gen=0x17 --set pf_ret=EMULATE",
+    )
+    p.add_argument("code", help="error code: hexadecimal, or names joined by |")
+    p.add_argument("--gpa", default="0x100000000", help="address of the fault (0x100000000)")
+    p.add_argument("--revision", default="posted", help="revision of the kernel (posted)")
+    p.add_argument("--vm", help="kind of VM: default, sw-protected, sev, sev-es, snp, tdx")
+    p.add_argument("--mode", help="paging mode: tdp, nonpaging, shadow, l2_ntdp, l2_tdp, l2_shadow")
+    p.add_argument("--private", action="store_true", help="user space declared the page private")
+    p.add_argument(
+        "--set", dest="setting", action="append", default=[], metavar="NAME=VALUE", help="any other input"
+    )
+    p.set_defaults(run=_explain)
+
+    p = commands.add_parser(
+        "check",
+        help="compare the model with tables of the kernel's answers",
+        formatter_class=plain,
+        epilog="examples:\n  kvm-pf check cases_posted.csv.gz sources_v6_12.csv.gz\n"
+        "  kvm-pf check cases_before.csv.gz --revision posted   # what the patch changes",
+    )
+    p.add_argument("file", nargs="+", help="KIND_REVISION.csv, .csv.gz or .parquet")
+    p.add_argument("--revision", help="compare with this revision, whatever the name says")
+    p.add_argument("--first", type=int, default=5, help="how many differences to show (5)")
+    p.add_argument(
+        "--engine", choices=("auto", "plain", "compiled"), default="auto", help="how to run (auto)"
+    )
+    p.set_defaults(run=_check)
+
+    p = commands.add_parser(
+        "replay",
+        help="compare the model with recordings of a running KVM",
+        formatter_class=plain,
+        epilog="example:\n  kvm-pf replay recordings/6.12 recordings/7.3-intel",
+    )
+    p.add_argument("directory", nargs="+", help="a folder of one boot's recordings")
+    p.add_argument("--revision", help="compare with this revision, whatever the kernel says")
+    p.set_defaults(run=_replay)
+
+    p = commands.add_parser(
+        "patch",
+        help="say what a mail or diff is: this patch, a damaged copy, or another",
+        formatter_class=plain,
+        epilog="example:\n  kvm-pf patch 0001-KVM-x86-mmu.patch",
+    )
+    p.add_argument("file", help="mail, mbox, git format-patch or git show output, or a reply that quotes it")
+    p.set_defaults(run=_patch)
+
+    p = commands.add_parser(
+        "evaluate",
+        help="run a Parquet table of faults through the model",
+        formatter_class=plain,
+        epilog="example:\n  kvm-pf evaluate faults.parquet outcomes.parquet --revision v6_12",
+    )
+    p.add_argument("source", help="Parquet file with input columns")
+    p.add_argument("target", help="Parquet file to write")
+    p.add_argument("--revision", default="posted", help="revision of the kernel (posted)")
+    p.add_argument(
+        "--kind", choices=("cases", "sources", "faultin"), default="cases", help="kind of table (cases)"
+    )
+    p.set_defaults(run=_evaluate)
+
+    p = commands.add_parser(
+        "export",
+        help="write the whole corpus as JSON lines, with its JSON Schema",
+        formatter_class=plain,
+        epilog="example:\n  kvm-pf export corpus/",
+    )
+    p.add_argument("directory", type=Path, help="folder to write to; it is made if absent")
+    p.set_defaults(run=_export)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 fine, 1 differences found, 2 unusable input."""
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except InputError as error:
+        print(f"kvm-pf: {error}", file=sys.stderr)
+        return UNREADABLE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OK
+    return status
