@@ -13,7 +13,20 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ("AMD", "CPU", "EPT", "INTEL", "KVM", "NOBODY", "PFERR", "Bit", "Origin", "decode", "describe", "encode")
+__all__ = (
+    "AMD",
+    "CPU",
+    "EPT",
+    "INTEL",
+    "KVM",
+    "NOBODY",
+    "PFERR",
+    "Bit",
+    "Origin",
+    "decode",
+    "describe",
+    "encode",
+)
 
 U64_MASK = (1 << 64) - 1
 
@@ -79,8 +92,7 @@ PFERR: tuple[Bit, ...] = (
     Bit(35, "GUEST_SIZEM", AMD, "before", "size mismatch between PVALIDATE or RMPADJUST and the RMP", _SEV),
     Bit(36, "GUEST_VMPL", AMD, "before", "a VMPL permission check failed", _SEV),
     Bit(37, "", AMD, "", "supervisor shadow stack; no kernel of these revisions names it", _SEV),
-    Bit(48, "IMPLICIT_ACCESS", KVM, "before", "the emulator's own access on the guest's behalf: SMAP cannot be overridden",
-        _BASE),
+    Bit(48, "IMPLICIT_ACCESS", KVM, "before", "the emulator's own access for the guest: SMAP is not overridden", _BASE),
     Bit(49, "PRIVATE_ACCESS", KVM, "posted", "the guest was accessing private memory", _POSTED),
 )  # fmt: skip
 

@@ -207,7 +207,9 @@ def emulate(vcpu: Vcpu, cr2_or_gpa: int, emulation_type: int, insn_len: int) -> 
     return Emulation(True, emulation_type, cr2_or_gpa, insn_len)
 
 
-def after_fault(vcpu: Vcpu, cr2_or_gpa: int, error_code: int, r: int, emulation_type: int, insn_len: int) -> After:
+def after_fault(
+    vcpu: Vcpu, cr2_or_gpa: int, error_code: int, r: int, emulation_type: int, insn_len: int
+) -> After:
     """Turn the handler's answer into kvm_mmu_page_fault()'s: resume, unprotect and resume, or emulate.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), blob 7807bdcd87e8.

@@ -45,6 +45,8 @@ def words(column: Input, revision: Revision) -> Mapping[str, int]:
         return {label: code for code, label in enumerate(column.labels)}
     if column.column == "pf_ret":
         return ret_pf_names(revision)
+    if column.column == "access":
+        return {"ACC_ALL": revision.step("ACC_ALL")}
     if column.column == "vm_type":
         return {name: number for number, name in enumerate(VM_TYPES)}
     return {}

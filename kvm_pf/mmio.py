@@ -192,7 +192,9 @@ def mmio_info_in_cache(vcpu: Vcpu, addr: int) -> bool:
     return vcpu_match_mmio_gva(vcpu.cache, addr)
 
 
-def vcpu_cache_mmio_info(cache: MmioCache, gen: int, nested: bool, gva: int, gfn: int, access: int) -> MmioCache:
+def vcpu_cache_mmio_info(
+    cache: MmioCache, gen: int, nested: bool, gva: int, gfn: int, access: int
+) -> MmioCache:
     """Return the cache with this access remembered; unchanged while the slots are being updated.
 
     Source: Linux `arch/x86/kvm/x86.h`, vcpu_cache_mmio_info() (v6.8).

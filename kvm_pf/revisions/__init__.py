@@ -22,7 +22,18 @@ from kvm_pf.link import digest, link
 
 __all__ = ("REVISIONS", "Revision", "get", "logic_names")
 
-LOGIC_ROOMS = ("bits", "state", "attributes", "entry", "mmio", "fault", "faultin", "sources", "permission", "tables")
+LOGIC_ROOMS = (
+    "bits",
+    "state",
+    "attributes",
+    "entry",
+    "mmio",
+    "fault",
+    "faultin",
+    "sources",
+    "permission",
+    "tables",
+)
 
 
 def _own(module: ModuleType) -> dict[str, Any]:
@@ -41,7 +52,13 @@ def _own(module: ModuleType) -> dict[str, Any]:
 def _changes(module: ModuleType) -> dict[str, Any]:
     """What a revision's module defines itself, not what it imports."""
     written = ast.parse(inspect.getsource(module)).body
-    assigned = {target.id for s in written if isinstance(s, ast.Assign) for target in s.targets if isinstance(target, ast.Name)}
+    assigned = {
+        target.id
+        for s in written
+        if isinstance(s, ast.Assign)
+        for target in s.targets
+        if isinstance(target, ast.Name)
+    }
     return {name: v for name, v in _own(module).items() if isinstance(v, FunctionType) or name in assigned}
 
 
@@ -154,7 +171,9 @@ class _Registry(Mapping[str, Revision]):
                 return Revision(name, self[base], self._module(name), summary)
         if name == "posted_u32":
             cut = self._module("posted_u32")
-            return Revision(name, self["posted"], cut, "posted without its prerequisite: codes cut to 32 bits")
+            return Revision(
+                name, self["posted"], cut, "posted without its prerequisite: codes cut to 32 bits"
+            )
         if name == "posted_on_6_12":
             posted = logic_names()
             steps = {step: posted[step] for step in ("sanitize", "reserved_fault", "npf_synthetic")}

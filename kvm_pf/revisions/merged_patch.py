@@ -27,7 +27,8 @@ def warns_of_private_emulation() -> bool:
 def npf_synthetic(error_code: int) -> tuple[int, int]:
     """Drop the bits that only KVM may set, and warn if #NPF brought any.
 
-    Source: Linux `arch/x86/kvm/svm/svm.c`, commits `dee281e4b435`, `b3d5dc629c32` (v6.10), npf_interception().
+    Source: Linux `arch/x86/kvm/svm/svm.c`, commits `dee281e4b435` and `b3d5dc629c32` (v6.10),
+    npf_interception().
     """
     if error_code & PFERR_SYNTHETIC_MASK != 0:
         return error_code & ~PFERR_SYNTHETIC_MASK, WARN_NPF_SYNTHETIC

@@ -55,7 +55,9 @@ def legacy_pf_code(error_code: int) -> tuple[int, int]:
     return error_code, 0
 
 
-def kvm_handle_noslot_fault(vcpu: Vcpu, fault: Fault, access: int, memory: Memory, before: Faultin) -> Faultin:
+def kvm_handle_noslot_fault(
+    vcpu: Vcpu, fault: Fault, access: int, memory: Memory, before: Faultin
+) -> Faultin:
     """Handle a fault on a gfn without a slot, as 6.10 does.
 
     Source: mail <20240228024147.41573-12-seanjc@google.com>, kvm_handle_noslot_fault().

@@ -49,14 +49,16 @@ def reserved_fault(error_code: int) -> tuple[int, int]:
 
 
 def page_ready_code(error_code: int) -> tuple[int, int]:
-    """The code (u64) handed in when the page is ready, and the warnings: the fault's own, never a private one.
+    """Choose the code (u64) to hand in when the page is ready: the fault's own; warn if that was private.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, commit `cd389f507003` (v6.10), kvm_arch_async_page_ready().
     """
     return error_code, WARN_ASYNC_PRIVATE if error_code & PFERR_PRIVATE_ACCESS != 0 else 0
 
 
-def kvm_handle_noslot_fault(vcpu: Vcpu, fault: Fault, access: int, memory: Memory, before: Faultin) -> Faultin:
+def kvm_handle_noslot_fault(
+    vcpu: Vcpu, fault: Fault, access: int, memory: Memory, before: Faultin
+) -> Faultin:
     """Handle a fault on a gfn without a slot: MMIO, unless it is private, for MMIO never is.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_handle_noslot_fault() (v6.10).
@@ -81,7 +83,7 @@ def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Fa
 
     No fault escapes the comparison, whatever its slot and whoever runs.
 
-    Source: Linux `arch/x86/kvm/mmu/mmu.c`, commit `44f42ef37deb` (v6.10) and those after it, kvm_faultin_pfn().
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, commits from `44f42ef37deb` on (v6.10), kvm_faultin_pfn().
     """
     start = mismatch(vcpu, fault, begin(vcpu, fault, memory.invalidation.seq))
     if start.ret != RET_PF_CONTINUE:

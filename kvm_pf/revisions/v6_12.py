@@ -123,7 +123,9 @@ def resumed(r: int) -> tuple[int, int]:
     return RESUME_GUEST, 0
 
 
-def after_fault(vcpu: Vcpu, cr2_or_gpa: int, error_code: int, r: int, emulation_type: int, insn_len: int) -> After:
+def after_fault(
+    vcpu: Vcpu, cr2_or_gpa: int, error_code: int, r: int, emulation_type: int, insn_len: int
+) -> After:
     """Turn the handler's answer into kvm_mmu_page_fault()'s: resume, or emulate.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_mmu_page_fault().
@@ -192,7 +194,7 @@ def unprotects_virt(guest: Guest) -> bool:
 
 
 def count_page_ready(r: int) -> Stats:
-    """What is counted after the fault path answered `r`: a fixed fault.
+    """Count what the fault path answered (`r`): a fixed fault.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_arch_async_page_ready().
     """
@@ -204,7 +206,7 @@ PT64_LEVEL_BITS = 9
 
 
 def pre_fault_stopped(retry: Retry, calls: int) -> int:
-    """What ends pre-faulting before its next call: an errno, negative, or 0.
+    """Say what ends pre-faulting before its next call: a negative errno, or 0.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_tdp_map_page().
     """
@@ -220,7 +222,7 @@ def pre_fault_result(r: int) -> tuple[int, int]:
     """
     if r < 0:
         return r, 0
-    if r == RET_PF_FIXED or r == RET_PF_SPURIOUS or r == RET_PF_WRITE_PROTECTED:
+    if r in (RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED):
         return 0, 0
     if r == RET_PF_EMULATE:
         return -ENOENT, 0
@@ -228,7 +230,9 @@ def pre_fault_result(r: int) -> tuple[int, int]:
 
 
 def kvm_tdp_map_page(vcpu: Vcpu, gpa: int, error_code: int, retry: Retry) -> tuple[int, int, int, Handled]:
-    """Call the fault path until it says something else than RETRY: (0 or negative errno, warnings, calls, last).
+    """Call the fault path until it says something else than RETRY.
+
+    Returns 0 or a negative errno, the warnings, the number of calls, and the last call.
 
     Two-dimensional paging only: shadow paging would take the address for a virtual one.
 
@@ -251,7 +255,7 @@ def kvm_tdp_map_page(vcpu: Vcpu, gpa: int, error_code: int, retry: Retry) -> tup
 
 
 def pre_fault_gpa(vm: Vm, gpa: int, private: bool) -> int:
-    """The address (u64) that is handed on: the one asked for.
+    """Choose the address (u64) to hand on: the one asked for.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_arch_vcpu_pre_fault_memory().
     """
@@ -267,7 +271,7 @@ def is_gfn_alias(vm: Vm, gfn: int) -> bool:
 
 
 def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
-    """Map the page at `request.gpa` ahead of the guest's access; the attribute says whether as private memory.
+    """Map the page at `request.gpa` ahead of the guest's access, as private memory if declared so.
 
     Returns the bytes done: up to the end of the mapping, at most what was asked for.
 
@@ -295,7 +299,7 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
 
 
 def kvm_max_private_mapping_level(memory: Memory, max_level: int) -> int:
-    """The largest level for a page of guest_memfd: the page's, the fault's, and the vendor's if it has one.
+    """Return the level for a page of guest_memfd: the smallest of the page's, the fault's and the vendor's.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_max_private_mapping_level().
     """

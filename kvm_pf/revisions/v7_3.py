@@ -19,6 +19,7 @@ from kvm_pf.bits import (
     PFERR_PRESENT_MASK,
     PFERR_PRIVATE_ACCESS,
     PFERR_RSVD_MASK,
+    PFERR_SS_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
@@ -32,6 +33,7 @@ from kvm_pf.faultin import (
     KVM_MEMSLOT_GMEM_ONLY,
     KVM_PFN_ERR_MASK,
     KVM_PFN_ERR_RO_FAULT,
+    NO_CALLS,
     Calls,
     Faultin,
     Found,
@@ -43,6 +45,7 @@ from kvm_pf.faultin import (
     so_far,
 )
 from kvm_pf.mmio import EPT_BAD_MEMTYPE, EPT_BAD_W, EPT_BAD_WX, EPT_BAD_X, EPT_MT_XWR_MASK
+from kvm_pf.permission import PFEC_MASK
 from kvm_pf.revisions.v6_10 import kvm_faultin_pfn as kvm_faultin_pfn_6_10
 from kvm_pf.sources import (
     BREAK_EVENTS,
@@ -136,7 +139,7 @@ def svm_check_emulate_instruction(guest: Guest) -> bool:
 
 
 def npf_mmio(guest: Guest, error_code: int) -> int:
-    """Decide whether emulated MMIO goes to the MMU (MMIO_*): not if it cannot be emulated or the bus takes it.
+    """Decide whether emulated MMIO goes to the MMU (MMIO_*): not if it may not be emulated or is a fast one.
 
     Source: Linux `arch/x86/kvm/svm/svm.c`, Linux 7.3.4, npf_interception().
     """
@@ -172,7 +175,7 @@ def vmx_check_emulate_instruction(guest: Guest) -> bool:
 def ept_error_code(q: int, mbec: bool, private_gpa: bool) -> int:
     """Translate an exit qualification (u64) into an error code (u64).
 
-    With mode-based execute control (`mbec`) EPT has a bit for user execution, and the user bit means user: the
+    With mode-based execute control (`mbec`) EPT has a bit for user execution.  The user bit means user: the
     linear address of the final access is a user-mode one.  That the access was a read no longer shows.
 
     Source: Linux `arch/x86/kvm/vmx/common.h`, Linux 7.3.4, __vmx_handle_ept_violation().
@@ -235,7 +238,7 @@ def tdx_handle_ept_violation(event: Event) -> SourceOutcome:
 
 
 def pre_fault_stopped(retry: Retry, calls: int) -> int:
-    """What ends pre-faulting before its next call: an errno, negative, or 0.
+    """Say what ends pre-faulting before its next call: a negative errno, or 0.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_tdp_map_page().
     """
@@ -245,7 +248,7 @@ def pre_fault_stopped(retry: Retry, calls: int) -> int:
 
 
 def pre_fault_gpa(vm: Vm, gpa: int, private: bool) -> int:
-    """The address (u64) that is handed on: with TDX's shared bit, unless the page is private.
+    """Choose the address (u64) to hand on: with TDX's shared bit, unless the page is private.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_arch_vcpu_pre_fault_memory().
     """
@@ -258,3 +261,87 @@ def is_gfn_alias(vm: Vm, gfn: int) -> bool:
     Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, Linux 7.3.4, kvm_is_gfn_alias().
     """
     return gfn & vm.direct_bits != 0
+
+
+FAULT_HAS_PAGE = 1
+ACC_ALL = 15
+KVM_PFN_ERR_NEEDS_IO = KVM_PFN_ERR_MASK + 4
+
+
+def deleted_slot(prefetch: bool) -> int:
+    """Answer a fault on a slot that is being deleted or moved: try again; a prefetch ends.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_mmu_faultin_pfn().
+    """
+    return -EAGAIN if prefetch else RET_PF_RETRY
+
+
+def from_gmem(fault: Fault, slot: Slot) -> bool:
+    """Say whether the page comes from guest_memfd: if the fault is private, or the slot has nothing else.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, __kvm_mmu_faultin_pfn().
+    """
+    return fault.is_private or slot.flags & KVM_MEMSLOT_GMEM_ONLY != 0
+
+
+def kvm_max_private_mapping_level(memory: Memory, max_level: int) -> int:
+    """Return the level for a page of guest_memfd: the page's own; the rest is asked later.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_mmu_faultin_pfn_gmem().
+    """
+    return kvm_max_level_for_order(memory.gmem_order)
+
+
+def outside_answers_lookup(memory: Memory, found: Found, may_wait: bool) -> tuple[Found, bool]:
+    """Answer for hva_to_pfn(): pfn, page and map_writable, and whether the page must be read first.
+
+    `memory` says what the host has.
+
+    Source: Linux `virt/kvm/kvm_main.c`, Linux 7.3.4, hva_to_pfn().
+    """
+    needs_io = memory.gup_async and not may_wait
+    got_it = memory.gup_result == GUP_OK and not needs_io
+    pfn = KVM_PFN_ERR_NEEDS_IO if needs_io else outside_answers_pfn(memory.gup_result, memory.host_pfn)
+    writable = got_it and memory.slot.flags & KVM_MEM_READONLY == 0
+    return Found(found.slot, found.mmu_seq, pfn, found.hva, got_it, writable, found.max_level), needs_io
+
+
+def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) -> tuple[Faultin, bool]:
+    """Look the frame up in the host's page tables; a write to a read-only slot does not get there.
+
+    Source: Linux `virt/kvm/kvm_main.c`, Linux 7.3.4, __kvm_faultin_pfn(), kvm_follow_pfn().
+    """
+    seen = before.found
+    if fault.write and memory.slot.flags & KVM_MEM_READONLY != 0:
+        found = Found(seen.slot, seen.mmu_seq, KVM_PFN_ERR_RO_FAULT, seen.hva, False, False, seen.max_level)
+        return so_far(before, RET_PF_CONTINUE, found, NO_CALLS), False
+    found, needs_io = outside_answers_lookup(memory, seen, may_wait)
+    how = (GUP_WRITE if fault.write else 0) | (GUP_INTERRUPTIBLE if may_wait else GUP_NOWAIT)
+    calls = Calls(0, 1, how << GUP_SECOND_SHIFT * before.calls.gup, 0, 0, 0, 0, 0)
+    return so_far(before, RET_PF_CONTINUE, found, calls), needs_io
+
+
+def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Faultin:
+    """Find the frame behind a filled fault: kvm_mmu_faultin_pfn(), as 6.10 after one test for TDX.
+
+    A shared bit left in the gfn is a bug in KVM, and the end of the VM.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_mmu_faultin_pfn().
+    """
+    if is_gfn_alias(vcpu.vm, fault.gfn):
+        start = begin(vcpu, fault, fault.mmu_seq)
+        return Faultin(
+            -EFAULT, start.exit, start.found, start.calls, start.lookups, start.cache, WARN_KVM_BUG, True
+        )
+    return kvm_faultin_pfn_6_10(vcpu, fault, access, memory)
+
+
+def permission_pfec(access: int) -> tuple[int, bool]:
+    """Keep only the four bits that a permission can depend on; say whether another was there.
+
+    The shadow-stack bit goes without a word.
+
+    Source: Linux `arch/x86/kvm/mmu.h`, Linux 7.3.4, permission_fault().
+    """
+    known = PFERR_PRESENT_MASK | PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK
+    return access & known, access & PFEC_MASK & ~(known | PFERR_SS_MASK) != 0

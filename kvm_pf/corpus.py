@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The corpus: curated cases, kernel vectors and recorded faults, as tables that are checked when they are read.
+
+Curated cases (data/cases) are reasoned by hand from sources.  Kernel vectors (data/vectors) are what the
+kernel's own functions returned.  Recordings (data/recordings) are faults of a running KVM.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pandas as pd
+
+from kvm_pf.batch import EVALUATE, TABLES, nullable, outputs
+from kvm_pf.check import kind_and_revision
+from kvm_pf.errors import InputError
+from kvm_pf.inputs import case_values, limits
+from kvm_pf.paths import data_dir
+from kvm_pf.revisions import REVISIONS, get
+from kvm_pf.state import PAGE_SHIFT
+from kvm_pf.tables import Input, Output
+
+CASE_FIELDS = {"id", "kind", "why", "flags", "source", "input", "expect"}
+
+CASE_COLUMNS = {
+    "id": "the case's name, a slug that names the property of its input",
+    "topic": "the file it stands in",
+    "kind": "cases, sources, faultin (a table of kvm_pf.tables) or call (one function)",
+    "function": 'kind call: the function\'s name; otherwise ""',
+    "revision": "the revision that this expectation is for",
+    "why": "what the case shows, in a sentence",
+    "flags": "properties of the input, a tuple of words",
+    "source": "where the expectation comes from: Linux path and commit, or message-id",
+    "input": "the inputs that differ from the defaults, by column",
+    "expect": "the outputs that the case fixes, by column; None: not reached",
+}
+"""The columns of `Corpus.cases`: text, but for flags (tuple), input and expect (dicts of int, str or None)."""
+
+
+def _number(value: Any) -> Any:
+    """Turn "0x…" into a number and "" into None; leave words alone."""
+    if isinstance(value, str):
+        if value.startswith("0x"):
+            return int(value, 16)
+        return None if value == "" else value
+    return value
+
+
+def _read_cases(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        cases = tomllib.loads(path.read_text(encoding="utf-8"))["case"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise InputError(f"{path}: not a file of cases ({error})") from None
+    for number, case in enumerate(cases, 1):
+        place = f"{path}, case {number} ({case.get('id', 'no id')})"
+        wrong = set(case) - CASE_FIELDS - {"function"} or CASE_FIELDS - set(case)
+        if wrong:
+            raise InputError(
+                f"{place}: {', '.join(sorted(wrong))}: a case has {', '.join(sorted(CASE_FIELDS))}"
+            )
+        common = {key: case[key] for key in ("id", "kind", "why", "source")}
+        common |= {"topic": path.stem, "function": case.get("function", ""), "flags": tuple(case["flags"])}
+        common["input"] = {name: _number(value) for name, value in case["input"].items()}
+        for revisions, expect in case["expect"].items():
+            for revision in revisions.split():
+                # warnings are text, and no warning is the empty text, not a blank
+                values = {name: v if name == "warns" else _number(v) for name, v in expect.items()}
+                yield {**common, "revision": revision, "expect": values}
+
+
+def case_schema() -> Any:
+    """Return the pandera schema of `Corpus.cases`."""
+    import pandera.pandas as pa
+
+    text = {"dtype": "str", "nullable": False}
+    known = {kind: {i.column for i in t.inputs} | set(t.labels) for kind, t in TABLES.items()}
+    made = {kind: {o.column for o in t.outputs} for kind, t in TABLES.items()}
+
+    def known_columns(column: str, columns: dict[str, set[str]]) -> Any:
+        def good(frame: pd.DataFrame) -> pd.Series:
+            pairs = zip(frame["kind"], frame[column], strict=True)
+            return pd.Series(
+                [kind == "call" or set(values) <= columns[kind] for kind, values in pairs], frame.index
+            )
+
+        return pa.Check(good, name=f"{column} columns are those of the table")
+
+    return pa.DataFrameSchema(
+        {
+            "id": pa.Column(**text, checks=pa.Check.str_matches(r"^[a-z0-9][a-z0-9-]*$")),
+            "topic": pa.Column(**text),
+            "kind": pa.Column(**text, checks=pa.Check.isin([*TABLES, "call"])),
+            "function": pa.Column(**text),
+            "revision": pa.Column(**text, checks=pa.Check.isin(list(REVISIONS))),
+            "why": pa.Column(**text, checks=pa.Check.str_length(min_value=10, max_value=500)),
+            "flags": pa.Column(object, pa.Check(lambda flags: bool(flags), element_wise=True)),
+            "source": pa.Column(**text, checks=pa.Check.str_length(min_value=5)),
+            "input": pa.Column(object),
+            "expect": pa.Column(object, pa.Check(lambda expect: bool(expect), element_wise=True)),
+        },
+        checks=[known_columns("input", known), known_columns("expect", made)],
+        unique=["id", "revision"],
+        strict=True,
+        ordered=True,
+    )
+
+
+def vector_schema(kind: str, revision: str) -> Any:
+    """Return the pandera schema of a table of kernel vectors: every column, its type and its range."""
+    import pandera.pandas as pa
+
+    table = TABLES[kind]
+    columns: dict[str, Any] = {"case_id": pa.Column("Int64", unique=True)}
+    for label in table.labels:
+        if label != "case_id":
+            columns[label] = pa.Column("str", required=False)
+    for column in table.inputs:
+        low, high, _ = limits(column)
+        if column.kind == "label":
+            check, dtype = pa.Check.isin(list(column.labels)), "str"
+        else:
+            check, dtype = pa.Check.in_range(low, high), "UInt64" if column.kind == "u64" else "Int64"
+        columns[column.column] = pa.Column(dtype, check, required=False)
+    for output in outputs(kind, get(revision)):
+        dtype = {"u64": "UInt64", "warns": "str", "label": "str"}.get(output.kind, "Int64")
+        columns[output.column] = pa.Column(dtype, nullable=True, required=False)
+    return pa.DataFrameSchema(columns, strict=True)
+
+
+class Difference(NamedTuple):
+    """One value in which the model differs from a curated case."""
+
+    id: str
+    revision: str
+    column: str
+    expected: Any
+    got: Any
+
+
+class Corpus:
+    """The three tables; each is read and checked when first used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def cases(self) -> pd.DataFrame:
+        """Curated cases: one row for each case and revision; columns as in CASE_COLUMNS."""
+        files = sorted((self.folder / "cases").glob("*.toml"))
+        rows = [row for file in files for row in _read_cases(file)]
+        frame = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
+        for column in CASE_COLUMNS:
+            frame[column] = frame[column].astype(object if column in ("flags", "input", "expect") else "str")
+        return _checked(frame, case_schema(), "data/cases")
+
+    @cached_property
+    def vector_tables(self) -> dict[tuple[str, str], Path]:
+        """The files of kernel vectors by kind and revision."""
+        files = sorted((self.folder / "vectors").glob("*.parquet"))
+        return {kind_and_revision(file): file for file in files}
+
+    def vectors(self, kind: str = "cases", revision: str = "posted") -> pd.DataFrame:
+        """Read a table of kernel vectors: inputs and outputs of one revision's own functions.
+
+        Raises InputError if there is no such table, or if it does not fit its schema.
+        """
+        if (kind, revision) not in self.vector_tables:
+            have = ", ".join("_".join(key) for key in self.vector_tables)
+            raise InputError(f"there are no kernel vectors {kind}_{revision}; there are {have}")
+        path = self.vector_tables[kind, revision]
+        frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+        for column in frame:
+            if pd.api.types.is_integer_dtype(frame[column].dtype):
+                wide = pd.api.types.is_unsigned_integer_dtype(frame[column].dtype)
+                frame[column] = frame[column].astype("UInt64" if wide else "Int64")
+            else:
+                frame[column] = frame[column].astype("str")
+        # a column of zeros and blanks alone was written without 0x
+        for name, target in _types(kind, revision).items():
+            if name in frame and str(frame[name].dtype) != target:
+                frame[name] = frame[name].astype(target)
+        return _checked(frame, vector_schema(kind, revision), path.name)
+
+    @cached_property
+    def recordings(self) -> pd.DataFrame:
+        """Recorded faults, one row each; columns as in data/recordings/README.md."""
+        from kvm_pf.trace import fault_frame, load_faults
+
+        return fault_frame(load_faults(self.folder / "recordings" / "faults.csv.gz"))
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (name of table, record) for every row of the corpus, as JSON takes it."""
+        for row in self.cases.to_dict("records"):
+            yield "cases", {**row, "flags": list(row["flags"])}
+        for (kind, revision), path in self.vector_tables.items():
+            frame = self.vectors(kind, revision)
+            inputs = [c.column for c in TABLES[kind].inputs if c.column in frame]
+            made = [o.column for o in TABLES[kind].outputs if o.column in frame]
+            plain = frame.astype(object).where(frame.notna(), None)
+            for row in plain.to_dict("records"):
+                yield (
+                    path.stem,
+                    {
+                        "id": f"{path.stem}-{row['case_id']}",
+                        "kind": kind,
+                        "revision": revision,
+                        "source": "kernel",
+                        "input": {c: row[c] for c in inputs},
+                        "expect": {c: row[c] for c in made},
+                    },
+                )
+        plain = self.recordings.astype(object).where(self.recordings.notna(), None)
+        for row in plain.to_dict("records"):
+            name = f"{row['recording']}-{row['scenario']}-{row['fault']}"
+            yield "recordings", {"id": name, "kind": "recording", "source": "recording", "fault": row}
+
+
+def _types(kind: str, revision: str) -> dict[str, str]:
+    spec: list[Input | Output] = [*TABLES[kind].inputs, *outputs(kind, get(revision))]
+    return {s.column: {"u64": "UInt64", "warns": "str", "label": "str"}.get(s.kind, "Int64") for s in spec}
+
+
+def _checked(frame: pd.DataFrame, schema: Any, name: str) -> pd.DataFrame:
+    """Check a table; complain of the first row and column that do not fit."""
+    import pandera.errors
+
+    try:
+        checked: pd.DataFrame = schema.validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        first = error.failure_cases.iloc[0]
+        raise InputError(
+            f"{name}: row {first['index']}, column {first['column']}: {first['failure_case']!r} fails {first['check']}"
+        ) from None
+    return checked
+
+
+def load_corpus(folder: str | Path | None = None) -> Corpus:
+    """Return the corpus: the package's own, or the one in `folder` (laid out like data/).
+
+    Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
+    """
+    folder = data_dir() if folder is None else Path(folder)
+    if not any((folder / "cases").glob("*.toml")):
+        raise InputError(f"{folder}: no cases/*.toml here")
+    return Corpus(folder)
+
+
+# Running curated cases
+
+
+def _inputs(kind: str, revision: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All input columns of one case: what it gives, and the defaults."""
+    if kind == "cases":
+        return dict(case_values(revision, **given))
+    values = {c.column: given.get(c.column, c.default) for c in TABLES[kind].inputs}
+    if "addr" in given and "gfn" in values:
+        values["gfn"] = given.get("gfn", given["addr"] >> PAGE_SHIFT)
+    return values
+
+
+def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
+    """Run curated cases and return `cases` with a column `got`: the model's values of the expected columns.
+
+    `revision` runs them all on one revision (a name, or one made in a notebook) whatever they are for.
+    """
+    got: dict[Any, dict[str, Any]] = {}
+    for (kind, name), group in cases.groupby(["kind", "revision"], sort=False):
+        run_on = get(name if revision is None else revision)
+        if kind == "call":
+            for label, row in group.iterrows():
+                got[label] = call(row["function"], row["input"], run_on)
+            continue
+        frame = pd.DataFrame(
+            [_inputs(kind, run_on, given) for given in group["input"]], group.index, dtype=object
+        )
+        result = EVALUATE[kind](frame, run_on)
+        for label, values in zip(group.index, result.astype(object).to_dict("records"), strict=True):
+            got[label] = {k: None if v is pd.NA else v for k, v in values.items()}
+    return cases.assign(got=pd.Series(got, dtype=object).reindex(cases.index))
+
+
+def differences(cases: pd.DataFrame, revision: Any = None) -> list[Difference]:
+    """Run curated cases and list every expected value that the model does not give."""
+    ran = run_cases(cases, revision)
+    return [
+        Difference(row["id"], row["revision"], column, expected, row["got"].get(column, "no such output"))
+        for _, row in ran.iterrows()
+        for column, expected in row["expect"].items()
+        if row["got"].get(column, "no such output") != expected
+    ]
+
+
+CALLS: dict[str, Callable[..., dict[str, Any]]] = {}
+"""What a case of kind `call` calls: from inputs and revision to named results."""
+
+
+def call(function: str, given: Mapping[str, Any], revision: Any) -> dict[str, Any]:
+    """Call one function of the path as a case of kind `call` asks for it.
+
+    Raises InputError if cases cannot call that function.
+    """
+    if function not in CALLS:
+        raise InputError(f"a case cannot call {function!r}; it can call {', '.join(CALLS)}")
+    return CALLS[function](revision, **given)
+
+
+# Export
+
+_HEX = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of one exported record."""
+    value = {"type": ["integer", "string", "null"]}
+    values = {"type": "object", "additionalProperties": value}
+
+    def described(kind: str) -> dict[str, Any]:
+        spec: list[Input | Output] = [*TABLES[kind].inputs]
+        properties = {}
+        for column in spec:
+            low, high, _ = limits(column)  # type: ignore[arg-type]
+            about: dict[str, Any] = {"description": column.means, "default": column.default}  # type: ignore[union-attr]
+            if column.kind == "label":
+                about["enum"] = list(column.labels)
+            else:
+                about |= {"type": ["integer", "string"], "minimum": low, "maximum": high}
+            properties[column.column] = about
+        return {"type": "object", "properties": properties}
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A fault of KVM's page-fault path: what went in, what must come out",
+        "type": "object",
+        "required": ["id", "kind", "source"],
+        "properties": {
+            "id": {"type": "string"},
+            "kind": {"enum": [*TABLES, "call", "recording"]},
+            "revision": {"enum": list(REVISIONS)},
+            "source": {"type": "string"},
+            "why": {"type": "string"},
+            "topic": {"type": "string"},
+            "function": {"type": "string"},
+            "flags": {"type": "array", "items": {"type": "string"}},
+            "input": values,
+            "expect": values,
+            "fault": values,
+        },
+        "allOf": [
+            {
+                "if": {"properties": {"kind": {"const": kind}}},
+                "then": {"properties": {"input": described(kind)}},
+            }
+            for kind in TABLES
+        ],
+    }
+
+
+def export(folder: str | Path, progress: Callable[[str], None] | None = None) -> dict[Path, int]:
+    """Write the whole corpus as JSON lines (gzipped), one file a table, and schema.json beside them.
+
+    Returns the number of records in each file.  64-bit values are JSON integers: read them with a parser that
+    keeps all their digits.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = folder / "schema.json"
+    schema.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    written: dict[Path, int] = {schema: 1}
+    name, file = "", None
+    try:
+        for table, record in load_corpus().records():
+            if table != name:
+                if file is not None:
+                    file.close()
+                name, path = table, folder / f"{table}.jsonl.gz"
+                file, written[path] = _open(path), 0
+                if progress:
+                    progress(table)
+            assert file is not None
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            written[path] += 1
+    finally:
+        if file is not None:
+            file.close()
+    return written
+
+
+def _open(path: Path) -> IO[str]:
+    import io
+
+    return io.TextIOWrapper(gzip.GzipFile(path, "wb", compresslevel=6, mtime=0), encoding="utf-8")

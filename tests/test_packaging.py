@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The files that describe the project agree with each other and hold nothing of one machine."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from tools.notebooks import MACHINE_PATH
+
+CONDA_NAMES = {"matplotlib": "matplotlib-base", "playwright": "playwright-python"}
+REGISTRIES = r"pypi\.org|pythonhoste[d]|npmj[s]|debian\.org|anaconda\.(?:org|com)|crates\.io|/simpl[e]/"
+ENTRY = re.compile(
+    r"^([a-z0-9.-]+)==(\S+)(?: ; .+?)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE
+)
+
+
+@pytest.fixture(scope="module")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def declared(project):
+    """Every package that the project names itself, to run or to test."""
+    return [Requirement(r) for r in project["project"]["dependencies"] + project["dependency-groups"]["dev"]]
+
+
+@pytest.fixture(scope="module")
+def lock(root):
+    return (root / "requirements.lock").read_text()
+
+
+@pytest.fixture(scope="module")
+def files(root):
+    """Every file of the repository, also those not yet committed."""
+    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := root / name).is_file()]
+
+
+def test_conda_gets_the_same_packages_and_floors(root, project, declared):
+    conda = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
+    wanted = {CONDA_NAMES.get(r.name, r.name) + str(r.specifier) for r in declared}
+    wanted |= {"python" + project["project"]["requires-python"], "pip"}
+    assert {line for line in conda if isinstance(line, str)} == wanted
+    assert [line for line in conda if not isinstance(line, str)] == [{"pip": ["--editable ."]}]
+
+
+def test_the_lock_pins_every_line_with_a_hash(lock):
+    code = re.sub(r"^ *#.*\n", "", lock, flags=re.MULTILINE)
+    assert ENTRY.sub("", code).strip() == ""
+
+
+def test_the_lock_holds_what_is_declared(lock, declared):
+    pinned = {name: version for name, version, _ in ENTRY.findall(lock)}
+    allowed = {r.name: r.name in pinned and r.specifier.contains(pinned[r.name]) for r in declared}
+    assert all(allowed.values()), [name for name, good in allowed.items() if not good]
+
+
+def test_the_lock_names_no_place(lock):
+    assert not re.search(r"://|file:| @ |index-url|find-links", lock)
+
+
+def test_no_file_names_a_registry_or_a_machine_path(root, files):
+    wrong = re.compile(f"{REGISTRIES}|{MACHINE_PATH}")
+    found = {
+        p.relative_to(root): m.group() for p in files if (m := wrong.search(p.read_bytes().decode("latin-1")))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "https://pypi" + ".org/project",
+        "files.python" + "hosted.org",
+        "see /" + "tmp/x.py",
+        "'/" + "root/.cache'",
+        "file:///" + "home/me/x",
+        "/" + "work/main",
+    ],
+)
+def test_that_search_can_fail(line):
+    assert re.search(f"{REGISTRIES}|{MACHINE_PATH}", line)
+
+
+@pytest.mark.parametrize("line", ["x/tmp/y", "iVBOR/opt/w", "tools and /dev/kvm", "a pypi name"])
+def test_that_search_does_not_cry_wolf(line):
+    assert not re.search(f"{REGISTRIES}|{MACHINE_PATH}", line)
+
+
+def test_every_source_file_states_its_licence(root, files):
+    sources = [p for p in files if p.suffix in {".py", ".yml", ".toml"} or p.name in {"Makefile", "run"}]
+    unmarked = [
+        p.relative_to(root)
+        for p in sources
+        if "SPDX-License-Identifier: GPL-2.0-only" not in p.read_text()[:200]
+    ]
+    assert not unmarked
+
+
+def test_make_help_lists_every_target(root):
+    phony = re.search(r"^\.PHONY: (.+)$", (root / "Makefile").read_text(), re.MULTILINE)[1].split()
+    shown = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert sorted(re.findall(r"^  make (\w+)", shown, re.MULTILINE)) == sorted(phony)
+
+
+def test_ci_runs_make_test(root):
+    script = root / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().rstrip().endswith("\nmake test")
+
+
+def test_the_wheel_is_complete_and_finds_its_data(root, tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    subprocess.run(build, cwd=root, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    data = {
+        f"kvm_pf/_data/{p.relative_to(root / 'data').as_posix()}"
+        for p in (root / "data").rglob("*")
+        if p.is_file()
+    }
+    code = {p.relative_to(root).as_posix() for p in (root / "kvm_pf").rglob("*.py")}
+    assert data | code <= names
+    assert not [name for name in names if not name.startswith(("kvm_pf/", "kvm_pf-"))]
+    points = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
+    assert "kvm-pf = kvm_pf.cli:main" in points
+    ask = "from kvm_pf.paths import data_dir; print(data_dir())"
+    run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "text": True}
+    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True, **run).stdout
+    assert answer.strip() == str(tmp_path / "site" / "kvm_pf" / "_data")
+
+
+def test_a_checkout_finds_its_data(root):
+    from kvm_pf.paths import data_dir
+
+    assert data_dir() == root / "data"
