@@ -73,7 +73,7 @@ conformance: env ## every kernel vector and recording at hand, value by value
 	@$(if $(RECORDINGS),$(BIN)/kvm-pf replay $(RECORDINGS),echo "no recordings in $(SHARED): skipped")
 
 bench: env ## speed against plain Python and C
-	$(BIN)/python tools/bench.py
+	$(BIN)/python benchmarks/speed.py
 
 html: env ## the notebooks as they are committed, as HTML
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to html --output-dir build/html $(NOTEBOOKS)
