@@ -4,8 +4,8 @@ SHARED ?= ../shared
 
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-VECTORS := $(wildcard $(SHARED)/vectors/*.csv.gz)
-RECORDINGS := $(patsubst %/,%,$(wildcard $(SHARED)/recordings/*/))
+VECTORS := $(wildcard data/vectors/*.parquet $(SHARED)/vectors/*.csv.gz)
+RECORDINGS := $(patsubst %/,%,$(wildcard data/recordings/*/ $(SHARED)/recordings/*/))
 
 # Compiled modules are kept: every notebook and command starts a Python of its own.
 unexport PYTHONDONTWRITEBYTECODE
@@ -69,8 +69,8 @@ nbval: env ## the notebooks print what they are committed with
 
 conformance: env ## every kernel vector and recording at hand, value by value
 	@echo "== conformance"
-	@$(if $(VECTORS),$(BIN)/kvm-pf check $(VECTORS),echo "no vectors in $(SHARED): skipped")
-	@$(if $(RECORDINGS),$(BIN)/kvm-pf replay $(RECORDINGS),echo "no recordings in $(SHARED): skipped")
+	@$(BIN)/kvm-pf check $(VECTORS)
+	@$(BIN)/kvm-pf replay $(RECORDINGS)
 
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py

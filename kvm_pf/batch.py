@@ -9,7 +9,7 @@ table is run by the same loop and the same functions uncompiled.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
@@ -124,7 +124,7 @@ def _loop(table: Table, wanted: list[Output]) -> FunctionType:
     lines.append(f"  o = {table.call}")
     lines += [f"  o_{o.column}[i] = {o.path if '(' in o.path else f'o.{o.path}'}" for o in wanted]
     lines += [f"  g_{n}[i] = o.{gate} != 0" for n, gate in enumerate(gates)]
-    scope: dict[str, Any] = {**_ROOTS, "word": int}
+    scope: dict[str, Any] = {**_ROOTS, "word": int, "__name__": __name__}
     exec(compile("\n".join(lines), __file__, "exec"), scope)
     loop: FunctionType = scope["loop"]
     return loop
@@ -180,6 +180,12 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     return loop
 
 
+def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
+    """Do all jobs, on every core; compiled loops and numpy's copies let each other run."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(work, jobs))
+
+
 def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: list[Any]) -> None:
     def work(start: int) -> None:
         loop(start, min(start + CHUNK, rows), strides, *given, *made)
@@ -187,8 +193,7 @@ def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: li
     if rows <= CHUNK:
         work(0)
         return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        list(threads.map(work, range(0, rows, CHUNK)))
+    _in_threads(work, range(0, rows, CHUNK))
 
 
 def _run_plain(
@@ -373,10 +378,14 @@ def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: 
         kinds = [i.kind for i in table.inputs]
         _run_plain(link(_loop(table, wanted), revision.names), kinds, rows, strides, given, made)
     absent = {gate: values == 0 for gate, values in zip(gates, made[len(wanted) :], strict=True)}
-    shown = {
-        o.column: _shown(o, values, absent[o.reached] if o.reached else None)
-        for o, values in zip(wanted, made, strict=False)
-    }
+    columns = list(zip(wanted, made, strict=False))
+
+    def show(column: tuple[Output, Any]) -> Any:
+        output, values = column
+        return _shown(output, values, absent[output.reached] if output.reached else None)
+
+    arrays = _in_threads(show, columns) if rows > CHUNK else [show(column) for column in columns]
+    shown = dict(zip((o.column for o in wanted), arrays, strict=True))
     return pd.DataFrame(shown, index=frame.index, copy=False)
 
 

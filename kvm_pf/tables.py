@@ -343,7 +343,7 @@ SOURCE_INPUTS = (
     Input("insn_len", "int", 0, "npf, pf: length of the instruction's bytes"),
     Input("guest_mode", "bool", 0, "the vCPU runs L2"),
     Input("aux_flag", "bool", 0, "miscfg, npf: the fast-MMIO bus takes it; pf: an event waits (until 6.10)"),
-    Input("apf_flags", "int", 0, "pf: async page fault, 0 none, 1 page not present"),
+    Input("apf_flags", "int", 0, "pf: host_apf_flags, 0 none, bit 0: page not present"),
     Input("mmu_ret", "int", 1, "kvm_mmu_page_fault()'s answer"),
     Input("direct_bits", "u64", 0, "kvm->arch.gfn_direct_bits (from 7.3)"),
     Input("mbec", "bool", 0, "ept, tdx: mode-based execute control (from 7.3)"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvm_pf import revisions, tables
-from kvm_pf.faultin import Invalidation, Memory, Slot, kvm_max_level_for_order
+from kvm_pf.faultin import Found, Invalidation, Memory, Slot, kvm_max_level_for_order
 from kvm_pf.state import MmioCache, Mmu, Vcpu, Vm, Walk, World
 
 FIRST = ("before", "posted", "merged_patch")
@@ -26,12 +26,13 @@ ERR_FAULT, ERR_HWPOISON, ERR_RO, ERR_SIGPENDING, ERR_NEEDS_IO = (0x7FF0000000000
 NOSLOT = 1 << 63
 HVA_BAD, HVA_RO_BAD = 0xFFFF888000000000, 0xFFFF888000001000
 
-DEFAULTS = dict(
-    addr=0x100000000, gfn=0x100000, attrs=0, is_private=0, cfg_private_mem=1, slot_kind="user", guest_mode=0,
-    nested=0, is_tdp=1, apicv_active=1, invalidation="none", gmem_ret=0, gmem_order=0, gup_result="ok",
-    gup_async=0, prefetch=0, can_async_pf=0, apf_repeat=0, apf_setup_ok=0, write=0, exec=0, max_level=3,
-    mmio_caching=1, access=7, vendor_max_level=0, late_invalidation="none", direct_bits=0, gen=0x15,
-)  # fmt: skip
+DEFAULTS = {
+    "addr": 0x100000000, "gfn": 0x100000, "attrs": 0, "is_private": 0, "cfg_private_mem": 1, "slot_kind": "user",
+    "guest_mode": 0, "nested": 0, "is_tdp": 1, "apicv_active": 1, "invalidation": "none", "gmem_ret": 0,
+    "gmem_order": 0, "gup_result": "ok", "gup_async": 0, "prefetch": 0, "can_async_pf": 0, "apf_repeat": 0,
+    "apf_setup_ok": 0, "write": 0, "exec": 0, "max_level": 3, "mmio_caching": 1, "access": 7, "vendor_max_level": 0,
+    "late_invalidation": "none", "direct_bits": 0, "gen": 0x15,
+}  # fmt: skip
 LABELS = {
     "slot_kind": tables.SLOT_KINDS,
     "invalidation": tables.INVALIDATIONS,
@@ -39,6 +40,7 @@ LABELS = {
     "gup_result": tables.GUP_RESULTS,
 }
 PRIVATE = {"is_private": 1, "attrs": 8}
+SLOW = {"gup_async": 1, "can_async_pf": 1}
 
 
 def fault_in(revision, **changes):
@@ -306,6 +308,13 @@ class TestInvalidation:
         assert o.calls.released == 0
 
 
+MEMORY = Memory(
+    slot=Slot(0, 0), maxphyaddr=46, invalidation=Invalidation(False, 7), late_invalidation=Invalidation(False, 7),
+    apicv_active=True, gmem_ret=0, gmem_pfn=0x5000000, gmem_order=0, vendor_max_level=0, gup_result=0,
+    gup_async=False, host_pfn=0x9000000, hva=0x7F0000000000, can_async_pf=False, apf_repeat=False, apf_setup_ok=False,
+)  # fmt: skip
+
+
 def with_late(revision, late):
     """Fault a shared page in; `late` is what the invalidations are when it has been looked up."""
     mmu, vm = Mmu(True, True, True, False, False), Vm(True, True, 1, 0, False, False, 0, 0x15)
@@ -313,12 +322,7 @@ def with_late(revision, late):
     walk, cache = Walk(4, -1, 0, 0, 0, 0, 0), MmioCache(0, 0, 0, 0)
     r = revisions.get(revision)
     vcpu = Vcpu(mmu, vm, r.link("mmio_format")(tables.MMIO_NPT), walk, cache, world)
-    memory = Memory(
-        slot=Slot(0, 0), maxphyaddr=46, invalidation=Invalidation(False, 7), late_invalidation=late,
-        apicv_active=True, gmem_ret=0, gmem_pfn=0x5000000, gmem_order=0, vendor_max_level=0, gup_result=0,
-        gup_async=False, host_pfn=0x9000000, hva=0x7F0000000000, can_async_pf=False, apf_repeat=False,
-        apf_setup_ok=False,
-    )  # fmt: skip
+    memory = MEMORY._replace(late_invalidation=late)
     fault = r.link("new_fault")(vcpu, 0x100000000, 0, False, False)
     return r.link("kvm_faultin_pfn")(vcpu, fault, 7, memory)
 
@@ -363,24 +367,50 @@ class TestHostErrors:
         assert [n for bit, n in enumerate(tables.FAULTIN_WARN_NAMES) if o.warns >> bit & 1] == ["noslot"]
 
 
-class TestAsyncPageFault:
-    SLOW = {"gup_async": 1, "can_async_pf": 1}
+class TestWhatTheHostAnswers:
+    """The stand-in for __gfn_to_pfn_memslot(), until 7.3, asked when an earlier look-up had said "writable"."""
 
+    @staticmethod
+    def ask(flags=0, slot=True, may_wait=True, **host):
+        memory = MEMORY._replace(slot=Slot(0, flags), **host)
+        found = Found(slot, 7, 0, 0, False, True, 3)
+        return revisions.get("posted").link("outside_answers_lookup")(memory, found, may_wait)
+
+    def test_an_error_leaves_the_writable_flag(self):
+        for result in ("fault", "sigpending", "hwpoison"):
+            assert self.ask(gup_result=tables.GUP_RESULTS.index(result))[0].map_writable
+
+    def test_a_page_to_be_read_leaves_it_too(self):
+        found, needs_io = self.ask(gup_async=True, may_wait=False)
+        assert (found.map_writable, needs_io, found.pfn) == (True, True, ERR_FAULT)
+
+    def test_read_only_memory_clears_it(self):
+        assert not self.ask(gup_result=tables.GUP_RESULTS.index("ro_fault"))[0].map_writable
+        for result in range(len(tables.GUP_RESULTS)):
+            assert not self.ask(flags=2, gup_result=result)[0].map_writable
+
+    @pytest.mark.parametrize("where", [{"slot": False}, {"flags": 1 << 16}])
+    def test_no_slot_or_a_deleted_one_has_no_address(self, where):
+        found, needs_io = self.ask(gup_async=True, may_wait=False, **where)
+        assert (found.pfn, found.hva, found.map_writable, needs_io) == (NOSLOT, HVA_BAD, False, False)
+
+
+class TestAsyncPageFault:
     @pytest.mark.parametrize("revision", ALL)
     def test_is_begun_while_the_host_reads(self, revision):
-        o = fault_in(revision, **self.SLOW, apf_setup_ok=1)
+        o = fault_in(revision, **SLOW, apf_setup_ok=1)
         assert (o.ret, o.calls.gup, o.calls.apf_setup, o.calls.apf_halt) == (RETRY, 1, 1, 0)
         assert o.found.pfn == (ERR_NEEDS_IO if revision == "v7_3" else ERR_FAULT)
         assert not o.found.map_writable
 
     @pytest.mark.parametrize("revision", ALL)
     def test_again_on_the_same_page_halts_the_vcpu(self, revision):
-        o = fault_in(revision, **self.SLOW, apf_repeat=1, apf_setup_ok=1)
+        o = fault_in(revision, **SLOW, apf_repeat=1, apf_setup_ok=1)
         assert (o.ret, o.calls.gup, o.calls.apf_setup, o.calls.apf_halt) == (RETRY, 1, 0, 1)
 
     @pytest.mark.parametrize("revision", ALL)
     def test_that_cannot_be_set_up_becomes_a_wait(self, revision):
-        o = fault_in(revision, **self.SLOW)
+        o = fault_in(revision, **SLOW)
         assert (o.ret, o.calls.gup, o.calls.apf_setup) == (CONTINUE, 2, 1)
         assert (o.found.pfn, o.found.map_writable) == (0x9000000, True)
 
@@ -397,7 +427,7 @@ class TestAsyncPageFault:
 
     @pytest.mark.parametrize("revision", ALL)
     def test_never_for_a_private_page(self, revision):
-        o = fault_in(revision, **PRIVATE, **self.SLOW, slot_kind="user_gmem", apf_setup_ok=1)
+        o = fault_in(revision, **PRIVATE, **SLOW, slot_kind="user_gmem", apf_setup_ok=1)
         assert (o.ret, o.calls.apf_setup, o.calls.gup) == (CONTINUE, 0, 0)
 
     @pytest.mark.parametrize(
@@ -409,7 +439,7 @@ class TestAsyncPageFault:
 
     @pytest.mark.parametrize("revision", OLD)
     def test_a_read_only_error_is_known_at_once(self, revision):
-        o = fault_in(revision, **self.SLOW, gup_result="ro_fault", apf_setup_ok=1)
+        o = fault_in(revision, **SLOW, gup_result="ro_fault", apf_setup_ok=1)
         assert (o.ret, o.calls.gup, o.calls.apf_setup) == (EMULATE, 1, 0)
 
 

@@ -117,8 +117,12 @@ class TestIoctl:
         assert slots.set(0, (1 << 47) - 0x1000, 0x1000, HVA) == 0
 
     @pytest.mark.parametrize(
-        "numbers", [(-1, 0, 0, 0, 0), (1 << 16, 0, 0, 0, 0), (0, -1, 0x1000, 0, 0), (0, 1 << 64, 0x1000, 0, 0), (0, 0, 1 << 64, 0, 0),
-                    (0, 0, 0x1000, -1, 0), (0, 0, 0x1000, 0, 1 << 32), ("0", 0, 0x1000, 0, 0), (0, 0.0, 0x1000, 0, 0)]
+        "numbers",
+        [
+            (-1, 0, 0, 0, 0), (1 << 16, 0, 0, 0, 0), (0, -1, 0x1000, 0, 0), (0, 1 << 64, 0x1000, 0, 0),
+            (0, 0, 1 << 64, 0, 0), (0, 0, 0x1000, -1, 0), (0, 0, 0x1000, 0, 1 << 32), ("0", 0, 0x1000, 0, 0),
+            (0, 0.0, 0x1000, 0, 0),
+        ],
     )  # fmt: skip
     def test_refuses_what_cannot_even_be_asked(self, numbers):
         with pytest.raises(InputError, match="unsigned"):
@@ -246,32 +250,34 @@ class TestGeneration:
         assert (slots.mmio_generation, slots.mmio_zaps) == (1, 1)
 
 
-REQUESTS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 15), st.integers(0, 5), st.sampled_from([0, LOG, READONLY])), max_size=20
-)  # fmt: skip
+PAGES, NUMBERS = st.integers(0, 15), st.integers(0, 3)
+FLAGS = st.sampled_from([0, LOG, READONLY])
 
 
-@given(REQUESTS)
-def test_slots_are_a_number_for_each_page(requests):
-    slots, pages, generation = Memslots(), {}, 0
+def plainly(slots, number, base, size, flags):
+    """What a request does to slots kept as {number: (pages, flags)}: (result, slots, updates)."""
+    pages = set(range(base, base + size))
+    old_pages, old_flags = slots.get(number, (set(), 0))
+    others = {n: slot for n, slot in slots.items() if n != number}
+    if not size:
+        return (0, others, 2) if old_pages else (-EINVAL, slots, 0)
+    if old_pages and (len(pages) != len(old_pages) or (flags ^ old_flags) & READONLY):
+        return -EINVAL, slots, 0
+    if (pages, flags) == (old_pages, old_flags):
+        return 0, slots, 0
+    if any(pages & taken for taken, _ in others.values()):
+        return -EEXIST, slots, 0
+    return 0, others | {number: (pages, flags)}, 2 if old_pages and pages != old_pages else 1
+
+
+@given(st.lists(st.tuples(NUMBERS, PAGES, st.integers(0, 5), FLAGS), max_size=20))
+def test_store_does_what_sets_of_pages_do(requests):
+    slots, plain, generation = Memslots(), {}, 0
     for number, base, size, flags in requests:
-        before = list(slots)
-        ret = slots.set(number, base << 12, size << 12, HVA, flags)
-        if ret == 0 and list(slots) != before:
-            pages = {gfn: n for gfn, n in pages.items() if n != number}
-            taken = [gfn for gfn in range(base, base + size) if gfn in pages]
-            assert not taken
-            pages |= dict.fromkeys(range(base, base + size), number)
-            generation += (
-                2 if number not in {slot.id for slot in before} or moved_not(before, slots, number) else 4
-            )
-        else:
-            assert list(slots) == before
-        assert {gfn: slot.id for gfn in range(24) if (slot := slots.find(gfn))} == pages
+        expected, plain, updates = plainly(plain, number, base, size, flags)
+        generation += 2 * updates
+        assert slots.set(number, base << 12, size << 12, HVA, flags) == expected
         assert slots.generation == generation
-
-
-def moved_not(before, slots, number):
-    """Say whether the slot is still where it was."""
-    old = next(slot for slot in before if slot.id == number)
-    return any(slot.id == number and slot.base_gfn == old.base_gfn for slot in slots)
+        assert {slot.id: (set(range(slot.base_gfn, slot.end_gfn)), slot.flags) for slot in slots} == plain
+        found = {gfn: slot.id for gfn in range(24) if (slot := slots.find(gfn))}
+        assert found == {gfn: n for n, (pages, _) in plain.items() for gfn in pages}

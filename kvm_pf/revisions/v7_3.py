@@ -78,6 +78,7 @@ from kvm_pf.state import (
     PAGE_SHIFT,
     RET_PF_CONTINUE,
     RET_PF_RETRY,
+    RET_PF_SPURIOUS,
     WARN_KVM_BUG,
     WARN_RET_CONTINUE,
     Fault,
@@ -92,6 +93,7 @@ MMIO_SPTE_GEN_LOW_BITS = 7
 INITIAL_HVA = 0
 SPTE_USER_EXEC_SHIFT = 10
 SPTE_EXEC_SHIFT = 2
+EPT_SPTE_MMU_WRITABLE = 1 << 55  # inferred from recordings of 7.3.4: writable entries have bits 53 and 55
 
 
 def mt_xwr(spte: int) -> int:
@@ -345,3 +347,11 @@ def permission_pfec(access: int) -> tuple[int, bool]:
     """
     known = PFERR_PRESENT_MASK | PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK
     return access & known, access & PFEC_MASK & ~(known | PFERR_SS_MASK) != 0
+
+
+def present_leaf(prefetch: bool, accessed: bool) -> int:
+    """The result of mapping a page over an entry that allows the access already: nothing is built.
+
+    Source: Linux `arch/x86/kvm/mmu/tdp_mmu.c`, Linux 7.3.4, tdp_mmu_map_handle_target_level().
+    """
+    return RET_PF_SPURIOUS

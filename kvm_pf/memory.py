@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A VM's memory over time: what user space and KVM keep of it, and the page-fault handler that goes through it.
+
+The fault path asks about one page at one moment.  `GuestMemory` holds the whole: attributes, slots, the host's
+pages behind them, KVM's page-table entries and the vCPU's MMIO cache.  Its handler stands in for the MMU's: it
+does what entries, slots, attributes and host decide, and says where they do not.
+
+Simplified: the guest maps every address to itself with 2M pages, apart from what its page-directory entries
+(`pdes`) say; no TLB keeps old entries; nothing happens at the same time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from kvm_pf import faultin, mmio, sources
+from kvm_pf import fault as path
+from kvm_pf.attributes import AttributeStore, kvm_vm_ioctl_set_mem_attributes
+from kvm_pf.errors import InputError
+from kvm_pf.link import link
+from kvm_pf.memslots import Memslot, Memslots
+from kvm_pf.mmio import SPTE_MMU_PRESENT_MASK
+from kvm_pf.revisions import Revision, get
+from kvm_pf.state import (
+    EFAULT,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    PAGE_OFFSET_MASK,
+    PAGE_SHIFT,
+    PG_LEVEL_2M,
+    PG_LEVEL_4K,
+    RET_PF_CONTINUE,
+    RET_PF_FIXED,
+    RET_PF_RETRY,
+    Fault,
+    MmioCache,
+    Mmu,
+    Vcpu,
+    Vm,
+    Walk,
+    World,
+)
+from kvm_pf.tables import MMIO_EPT, MMIO_NPT, VM_TYPES, mmio_format
+from kvm_pf.watch import Watcher
+
+HARDWARE = ("npt", "ept", "shadow")
+BASE_SLOT, BASE_SLOT_SIZE = 0, 0x200000
+"""The slot for the guest's code and tables."""
+USERSPACE_ADDR = 1 << 46
+"""User space keeps the guest's memory here, in the guest's order."""
+UNDECIDED = -1
+PAGES = {PG_LEVEL_4K: 1, PG_LEVEL_2M: 512}
+SLOT_FLAGS = {
+    "ro": faultin.KVM_MEM_READONLY,
+    "log": faultin.KVM_MEM_LOG_DIRTY_PAGES,
+    "gmem": faultin.KVM_MEM_GUEST_MEMFD,
+    "touch": 0,  # user space writes to all of it first
+    "thp": 0,  # the same, in huge pages
+}
+
+# How an entry for a page of memory looks.  Source: Linux `arch/x86/kvm/mmu/spte.h` (v6.12); AMD APM vol. 2,
+# nested paging; Intel SDM vol. 3, format of an EPT page-table entry.
+SPTE_READ, SPTE_WRITE, EPT_SPTE_EXEC, SPTE_LARGE, SPTE_NX = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
+NPT_SPTE_PAGE, EPT_SPTE_PAGE = SPTE_MMU_PRESENT_MASK | 0x5, SPTE_MMU_PRESENT_MASK | 0x71
+NPT_SPTE_ACCESSED, EPT_SPTE_ACCESSED = 1 << 5, 1 << 8
+NPT_SPTE_MMU_WRITABLE, EPT_SPTE_MMU_WRITABLE = 1 << 10, 1 << 58
+SPTE_NONPRESENT = 1 << 63
+
+# The guest's own page-directory entries.
+PDE_PRESENT, PDE_WRITE, PDE_USER, PDE_LARGE, PDE_NX = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
+PDE_SHIFT, PDE_ADDRESS = 21, 0xFFFFFFFE00000
+
+
+def handle_abnormal_pfn(
+    vcpu: Vcpu, fault: Fault, access: int, memory: faultin.Memory, before: faultin.Faultin
+) -> faultin.Faultin:
+    """Look at what kvm_faultin_pfn() left to its caller: nothing.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, direct_page_fault() (v6.8).
+    """
+    return before
+
+
+def present_leaf(prefetch: bool, accessed: bool) -> int:
+    """The result of mapping a page over an entry that allows the access already; UNDECIDED if it depends.
+
+    The entry is built anew and compared.  One that is prefetched lacks the accessed bit; what other bits the
+    CPU may have set is not known.
+
+    Source: Linux `arch/x86/kvm/mmu/tdp_mmu.c`, tdp_mmu_map_handle_target_level() (v6.12).
+    """
+    return RET_PF_FIXED if prefetch and accessed else UNDECIDED
+
+
+class HostMemory:
+    """What user space has behind its slots, page by page.
+
+    A page is absent until touched.  A read of an absent page finds the zero page; the write that replaces it
+    makes the host drop KVM's entry for it while the fault is still under way.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[int, str] = {}
+        self._readonly: set[int] = set()
+        self._gone: set[int] = set()
+        self._huge: set[int] = set()
+
+    def touch(self, gfns: Iterable[int], huge: bool = False) -> list[int]:
+        """Let user space write to pages; return those whose zero page is replaced."""
+        gfns = list(gfns)
+        replaced = [gfn for gfn in gfns if self._pages.get(gfn) == "zero"]
+        self._pages |= dict.fromkeys(gfns, "own")
+        if huge:
+            self._huge |= {gfn // PAGES[PG_LEVEL_2M] for gfn in gfns}
+        return replaced
+
+    def change(self, verb: str, gfns: Iterable[int]) -> None:
+        """Make pages read-only (mprotro), unmap them (unmap), or throw their contents away (zap)."""
+        for gfn in gfns:
+            if verb == "zap":
+                self._pages.pop(gfn, None)
+            else:
+                (self._readonly if verb == "mprotro" else self._gone).add(gfn)
+            self._huge.discard(gfn // PAGES[PG_LEVEL_2M])
+
+    def huge(self, gfn: int) -> bool:
+        """Say whether the gfn lies in a huge page."""
+        return gfn // PAGES[PG_LEVEL_2M] in self._huge
+
+    def look(self, gfn: int, write: bool) -> tuple[int, bool, bool]:
+        """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile."""
+        if gfn in self._gone or (write and gfn in self._readonly):
+            return faultin.GUP_FAULT, False, False
+        was = self._pages.get(gfn, "absent")
+        if write or was == "absent":
+            self._pages[gfn] = "own" if write else "zero"
+        return faultin.GUP_OK, write or (was == "own" and gfn not in self._readonly), write and was == "zero"
+
+
+class Options(NamedTuple):
+    """How the host is set up: module parameters, features of the CPU, the kernel's configuration."""
+
+    sw_protected: bool = True  # CONFIG_KVM_SW_PROTECTED_VM
+    private_mem: bool = True  # CONFIG_KVM_PRIVATE_MEM
+    address_spaces: int = 1  # by which the slots' generation grows: 2 with SMM; private memory: always 1
+    mmio_caching: bool = True
+    nx_huge_pages: bool = False
+    tdp_mmu: bool = True
+    accessed_dirty: bool = True  # kvm_intel.eptad
+    pml: bool = False  # dirty logging without write protection (Intel)
+    mbec: bool = False  # EPT tells user from supervisor execution (from 7.3)
+    gmet: bool = False  # the same for NPT
+    nrips: bool = False  # SVM tells the next instruction's address
+    l1tf_mask: int = 0  # bits of an address that an MMIO entry keeps inverted
+    maxphyaddr: int = 46
+    page_offset: int = 0  # where the kernel maps all memory; 0: the usual place
+    reserved_is_present: bool = False  # reserved faults set bit 0, as manuals say; QEMU does not
+
+
+class Given(NamedTuple):
+    """What happens outside the path.  None: the machine works it out."""
+
+    pf_set: int = 0  # bits to set in kvm_mmu_page_fault()'s argument, as an experiment
+    pf_clear: int = 0  # bits to clear there
+    emu_ret: int | None = None  # the emulator's answer
+    invalidated: bool | None = None  # host mappings were dropped during the look-up
+    handler_ret: int | None = None  # the handler's result, where it is UNDECIDED
+
+
+@dataclass
+class Handler:
+    """What the MMU's page-fault handler did."""
+
+    fault: Fault  # with what the handler itself filled in: gfn, slot, levels
+    ret: int = RET_PF_RETRY
+    decided: bool = True
+    fast: int | None = None  # fast_page_fault()'s result; None: not asked
+    fast_traced: bool = False
+    walked: bool = False  # the guest's page tables were walked
+    refused: bool = False  # and do not allow the access
+    faultin: faultin.Faultin | None = None  # as kvm_faultin_pfn() returned it
+    finished: faultin.Faultin | None = None  # after handle_abnormal_pfn()
+    noslot: bool = False  # kvm_handle_noslot_fault() was asked
+    gup_failed: bool = False  # the host's look-up failed
+    mapped: bool = False  # an entry was asked for
+    mmio_spte: int | None = None  # the MMIO entry that was made
+    spte_before: int = SPTE_NONPRESENT
+    stats: Counter[str] = field(default_factory=Counter)
+
+
+class GuestMemory:
+    """The memory of one VM with one vCPU; see `kvm_pf.machine.Machine` for the arguments."""
+
+    def __init__(self, vm_type: str, hardware: str, revision: str | Revision, options: Options) -> None:
+        self.hardware, self.revision, self.options = hardware, get(revision), options
+        self.watcher = Watcher(self.revision)
+        names = dict(self.revision.names)
+        if options.page_offset:
+            names["KVM_HVA_ERR_BAD"] = options.page_offset
+            names["KVM_HVA_ERR_RO_BAD"] = options.page_offset + PAGE_OFFSET_MASK + 1
+            if self.revision.step("INITIAL_HVA"):
+                names["INITIAL_HVA"] = options.page_offset
+        self._names = names
+        self._faultin = self.linked(faultin.kvm_faultin_pfn)
+        self._abnormal = self.linked(handle_abnormal_pfn)
+        self._present_leaf = self.linked(present_leaf)
+        self._fault_gfn = self.linked(path.fault_gfn)
+        self._make_mmio_spte = self.linked(mmio.make_mmio_spte)
+        self._is_mmio_spte = self.linked(mmio.is_mmio_spte)
+        ept = hardware == "ept"
+        made = self.linked(mmio_format)(MMIO_EPT if ept else MMIO_NPT)
+        kept = made.lower_gfn_mask & ~(options.l1tf_mask | options.l1tf_mask << 5)
+        self.format = made._replace(
+            caching=options.mmio_caching, nonpresent_or_rsvd_mask=options.l1tf_mask, lower_gfn_mask=kept
+        )
+        self.accessed = EPT_SPTE_ACCESSED if ept else NPT_SPTE_ACCESSED
+        ept_writable = names.get("EPT_SPTE_MMU_WRITABLE", EPT_SPTE_MMU_WRITABLE)
+        self.mmu_writable = ept_writable if ept else NPT_SPTE_MMU_WRITABLE
+        self.mmu = Mmu(True, hardware != "shadow", hardware != "shadow", False, False)
+        self.reset(vm_type)
+
+    def linked(self, function: Callable[..., Any], **names: Any) -> Any:
+        """Link a function of the path for this machine's revision, watched."""
+        assert isinstance(function, FunctionType)
+        return link(function, {**self._names, **names}, self._bind)
+
+    def _bind(self, function: FunctionType) -> Any:
+        return function if function.__name__ == "after_fault" and function.__closure__ else self.watcher(function)
+
+    def reset(self, vm_type: str) -> None:
+        """Start a new VM."""
+        self.vm_type = VM_TYPES.index(vm_type)
+        self.has_private_mem = self.options.private_mem and vm_type in ("sw-protected", "snp", "tdx")
+        spaces = 1 if self.has_private_mem else self.options.address_spaces
+        gen_bits = self.linked(mmio.mmio_spte_gen_mask)().bit_length()
+        self.slots = Memslots(spaces, True, self.options.maxphyaddr, mmio_gen_bits=gen_bits)
+        self.attributes, self.host, self.cache = AttributeStore(), HostMemory(), MmioCache(0, 0, 0, 0)
+        self.entries: dict[tuple[int, int], int] = {}
+        self.nx_splits: set[int] = set()
+        self.gmem_closed: set[int] = set()
+        self.pdes: dict[int, int] = {}
+        self.nx = True
+        self.l2_pages: dict[int, int] | None = None
+        self.given, self.handler = Given(), None
+        self.add_slot(BASE_SLOT, 0, BASE_SLOT_SIZE, "touch")
+
+    # --- what user space does ---
+
+    def set_attributes(self, gpa: int, size: int, private: bool) -> int:
+        """Declare a range private or shared (KVM_SET_MEMORY_ATTRIBUTES): 0 or -EINVAL."""
+        word = KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
+        ret = kvm_vm_ioctl_set_mem_attributes(gpa, size, word, 0, self.has_private_mem)
+        start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        if ret == 0 and self.attributes.set(start, end, word):
+            self.drop(gfn for gfn in range(start, end) if self.slots.find(gfn))
+        return ret
+
+    def add_slot(self, number: int, gpa: int, size: int, *flags: str) -> int:
+        """Make a slot or change its flags (SLOT_FLAGS); 0 or a negative errno.  Raises InputError for a flag."""
+        if unknown := set(flags) - set(SLOT_FLAGS):
+            raise InputError(f"{unknown.pop()!r} is no flag of a slot; there are {', '.join(SLOT_FLAGS)}")
+        bits = sum(SLOT_FLAGS[flag] for flag in set(flags))
+        ret = self.slots.set(number, gpa, size, USERSPACE_ADDR + gpa, bits)
+        gfns = range(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
+        if ret == 0 and {"touch", "thp"} & set(flags):
+            self.host.touch(gfns, "thp" in flags)
+        if ret == 0 and "log" in flags:
+            self.write_protect(gfns)
+        return ret
+
+    def delete_slot(self, number: int) -> int:
+        """Delete a slot; KVM drops all entries.  Returns 0 or a negative errno."""
+        self.entries.clear()
+        return self.slots.delete(number)
+
+    def write_protect(self, gfns: Iterable[int]) -> None:
+        """Begin to log writes anew: the CPU logs them by itself (PML), or the entries lose the right to write."""
+        for gfn in gfns if not self.options.pml else ():
+            spte, level = self.entry(gfn)
+            if spte & SPTE_MMU_PRESENT_MASK:
+                self.entries[gfn & -PAGES[level], level] = spte & ~SPTE_WRITE
+
+    # --- entries ---
+
+    def entry(self, gfn: int) -> tuple[int, int]:
+        """Return the entry that maps a gfn, or ends the walk to it, and its level."""
+        for level, pages in PAGES.items():
+            if (spte := self.entries.get((gfn & -pages, level))) is not None:
+                return spte, level
+        return SPTE_NONPRESENT, PG_LEVEL_4K
+
+    def put(self, gfn: int, spte: int, level: int = PG_LEVEL_4K) -> None:
+        """Set the entry for a gfn; one that maps nothing is dropped."""
+        first = gfn & -PAGES[level]
+        self.drop(range(first, first + PAGES[level]))
+        if spte & SPTE_MMU_PRESENT_MASK or self.is_mmio(spte):
+            self.entries[first, level] = spte
+
+    def drop(self, gfns: Iterable[int]) -> None:
+        """Drop the entries that map any of these gfns."""
+        for gfn in gfns:
+            for level, pages in PAGES.items():
+                self.entries.pop((gfn & -pages, level), None)
+
+    def is_mmio(self, spte: int) -> bool:
+        """Say whether an entry marks emulated memory."""
+        return bool(self._is_mmio_spte(self.format, spte))
+
+    def allows(self, spte: int, access: str) -> bool:
+        """Say whether an entry allows an access: r, w or x."""
+        if not spte & SPTE_MMU_PRESENT_MASK:
+            return False
+        if access == "x":
+            return spte & EPT_SPTE_EXEC != 0 if self.hardware == "ept" else not spte & SPTE_NX
+        return spte & (SPTE_WRITE if access == "w" else SPTE_READ) != 0
+
+    def page_spte(self, writable: bool, executable: bool, accessed: bool, level: int) -> int:
+        """Build the entry of a page: the bits that faults look at."""
+        spte = SPTE_LARGE if level > PG_LEVEL_4K else 0
+        spte |= (SPTE_WRITE | self.mmu_writable if writable else 0) | (self.accessed if accessed else 0)
+        if self.hardware == "ept":
+            return spte | EPT_SPTE_PAGE | (EPT_SPTE_EXEC if executable else 0)
+        return spte | NPT_SPTE_PAGE | (0 if executable else SPTE_NX)
+
+    # --- what a fault meets ---
+
+    def translate(self, addr: int) -> tuple[int, int]:
+        """Walk the guest's tables (L1's for L2): where `addr` lies, and the entry (a PDE) that says so."""
+        if self.l2_pages is not None:
+            page = self.l2_pages.get(addr >> PAGE_SHIFT)
+            return (0, 0) if page is None else (page | addr & PAGE_OFFSET_MASK, PDE_PRESENT | PDE_WRITE | PDE_USER)
+        offset = addr & (1 << PDE_SHIFT) - 1
+        pde = self.pdes.get(addr >> PDE_SHIFT, addr - offset | PDE_PRESENT | PDE_WRITE | PDE_USER | PDE_LARGE)
+        return pde & PDE_ADDRESS | offset, pde
+
+    def private(self, gfn: int) -> bool:
+        """Say whether user space declared a gfn private."""
+        return self.attributes[gfn] & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+
+    def vm(self, gfn: int) -> Vm:
+        """Return the VM as a fault on a gfn sees it."""
+        o = self.options
+        return Vm(
+            o.sw_protected, o.private_mem, self.vm_type, self.attributes[gfn], o.nx_huge_pages, False, 0,
+            self.slots.generation,
+        )  # fmt: skip
+
+    def vcpu(self, addr: int, emu_ret: int) -> Vcpu:
+        """Return all that kvm_mmu_page_fault() can see when it is called for `addr` (u64)."""
+        spte, level = self.entry((addr if self.mmu.direct else self.translate(addr)[0]) >> PAGE_SHIFT)
+        sptes = [spte if n == level else 0 for n in (5, 4, 3, 2, 1)]
+        gfn = addr >> PAGE_SHIFT
+        slot = self.slots.find(gfn) is not None
+        world = World(slot, RET_PF_CONTINUE, False, emu_ret, False, False, False)
+        return Vcpu(self.mmu, self.vm(gfn), self.format, Walk(level, level, *sptes), self.cache, world)
+
+    def _look(self, fault: Fault, memslot: Memslot | None) -> tuple[faultin.Memory, bool]:
+        """Return what the fault-in can meet, and whether the host lets the page be written to."""
+        gup, writable, dropped = faultin.GUP_OK, False, False
+        if memslot and not fault.is_private:
+            if fault.write and memslot.flags & faultin.KVM_MEM_READONLY:
+                gup = faultin.GUP_RO_FAULT
+            else:
+                gup, writable, dropped = self.host.look(fault.gfn, fault.write)
+        if self.given.invalidated is not None:
+            dropped = self.given.invalidated
+        if dropped:
+            self.drop([fault.gfn])
+        return faultin.Memory(
+            slot=memslot.seen if memslot else faultin.Slot(0, 0),
+            maxphyaddr=self.options.maxphyaddr,
+            invalidation=faultin.Invalidation(False, 0),
+            late_invalidation=faultin.Invalidation(False, int(dropped)),
+            apicv_active=True,
+            gmem_ret=-EFAULT if memslot and memslot.id in self.gmem_closed else 0,
+            gmem_pfn=fault.gfn,
+            gmem_order=0,
+            vendor_max_level=0,
+            gup_result=gup,
+            gup_async=False,
+            host_pfn=fault.gfn,
+            hva=memslot.hva(fault.gfn) if memslot else 0,
+            can_async_pf=False,
+            apf_repeat=False,
+            apf_setup_ok=False,
+        ), writable
+
+    # --- the handler ---
+
+    def handle(self, vcpu: Vcpu, fault: Fault) -> int:
+        """Handle a filled fault, as far as entries, slots, attributes and the host decide it.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, direct_page_fault(), kvm_tdp_mmu_page_fault(),
+        `arch/x86/kvm/mmu/paging_tmpl.h`, FNAME(page_fault) (v6.12).
+        """
+        h = self.handler = Handler(fault)
+        gfn = self._fault_gfn(vcpu.vm, fault.addr)
+        if not self.mmu.direct:
+            gpa, pde = self.translate(fault.addr)
+            gfn, h.walked = gpa >> PAGE_SHIFT, True
+            no_exec = fault.exec and self.nx and pde & PDE_NX != 0
+            h.refused = not pde & PDE_PRESENT or no_exec or (fault.write and not pde & PDE_WRITE)
+            if h.refused:
+                h.stats["pf_guest"] += 1
+                return h.ret
+            fault = fault._replace(max_level=PG_LEVEL_2M if pde & PDE_LARGE else PG_LEVEL_4K)
+        memslot = self.slots.find(gfn)
+        h.fault = fault = fault._replace(gfn=gfn, slot=memslot is not None)
+        h.spte_before, level = self.entry(gfn)
+        if self.mmu.direct:
+            h.fast = h.ret = self._fast_page_fault(h, level)
+            if h.ret != self.revision.step("RET_PF_INVALID"):
+                h.stats["pf_fast"] += 1
+                return h.ret
+        h.noslot = memslot is None and fault.is_private == self.private(gfn)
+        memory, writable = self._look(fault, memslot)
+        h.gup_failed = memory.gup_result != faultin.GUP_OK
+        access = self.revision.step("ACC_ALL")
+        now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
+        found = self._faultin(now, fault, access, memory)
+        if not (fault.is_private or writable):
+            found = found._replace(found=found.found._replace(map_writable=False))
+        h.faultin, h.finished = found, self._abnormal(now, fault, access, memory, found)
+        self.cache, h.ret = h.finished.cache, h.finished.ret
+        if h.ret == RET_PF_CONTINUE:
+            h.ret = self._map(h, memslot, access)
+        return h.ret
+
+    def _fast_page_fault(self, h: Handler, level: int) -> int:
+        """Give a page back the right to write that dirty logging took, without a lock; else RET_PF_INVALID.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast(), fast_page_fault() (v6.12).
+        """
+        fault, spte = h.fault, h.spte_before
+        invalid, fixed, spurious = (int(self.revision.step(f"RET_PF_{x}")) for x in ("INVALID", "FIXED", "SPURIOUS"))
+        if fault.rsvd or (self.has_private_mem and fault.is_private != self.private(fault.gfn)):
+            return invalid
+        if not fault.write if fault.present else self.options.accessed_dirty:
+            return invalid
+        h.fast_traced = True
+        if not spte & SPTE_MMU_PRESENT_MASK:
+            return invalid
+        if self.allows(spte, _kind(fault)):
+            return spurious
+        if not fault.write or not spte & self.mmu_writable or level > PG_LEVEL_4K:
+            return invalid
+        self.put(fault.gfn, spte | SPTE_WRITE)
+        return fixed
+
+    def _map(self, h: Handler, memslot: Memslot | None, access: int) -> int:
+        """Make the entry: for MMIO one that the CPU refuses, else one that maps the page.
+
+        Source: Linux `arch/x86/kvm/mmu/tdp_mmu.c`, kvm_tdp_mmu_map(), `arch/x86/kvm/mmu/mmu.c`,
+        kvm_mmu_hugepage_adjust(), disallowed_hugepage_adjust() (v6.12).
+        """
+        assert h.finished is not None
+        found, fault, h.mapped = h.finished.found, h.fault, True
+        if memslot is None:
+            h.mmio_spte = self._make_mmio_spte(self.format, self.slots.generation, fault.gfn, access)
+            h.stats["pf_mmio_spte_created"] += 1
+            self.put(fault.gfn, h.mmio_spte)
+            return int(self.revision.step("RET_PF_EMULATE"))
+        requested = self.mapping_level(fault.gfn, memslot, found.max_level)
+        goal, split = requested, fault.gfn // PAGES[PG_LEVEL_2M]
+        if fault.nx_huge_page_workaround_enabled and requested > PG_LEVEL_4K:
+            if fault.exec:
+                self.nx_splits.add(split)
+            goal = PG_LEVEL_4K if split in self.nx_splits else requested
+        h.fault = fault = fault._replace(req_level=requested, goal_level=goal)
+        old, level = self.entry(fault.gfn)
+        ret = int(self.revision.step("RET_PF_FIXED"))
+        if level == goal and old & SPTE_MMU_PRESENT_MASK and (fault.prefetch or self.allows(old, _kind(fault))):
+            leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)
+            h.decided = leaf != UNDECIDED
+            ret = leaf if h.decided else ret if self.given.handler_ret is None else self.given.handler_ret
+        executable = goal == PG_LEVEL_4K or not fault.nx_huge_page_workaround_enabled
+        self.put(fault.gfn, self.page_spte(found.map_writable, executable, not fault.prefetch, goal), goal)
+        return ret
+
+    def mapping_level(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
+        """Return the largest level at which host, slot and attributes let a gfn be mapped: 4K or 2M."""
+        if memslot is None or max_level < PG_LEVEL_2M or memslot.flags & faultin.KVM_MEM_LOG_DIRTY_PAGES:
+            return PG_LEVEL_4K
+        first = gfn & -PAGES[PG_LEVEL_2M]
+        fits = memslot.base_gfn <= first and first + PAGES[PG_LEVEL_2M] <= memslot.end_gfn
+        whole = not self.attributes.hugepage_mixed(gfn, PG_LEVEL_2M)
+        return PG_LEVEL_2M if fits and whole and self.host.huge(gfn) else PG_LEVEL_4K
+
+
+def _kind(fault: Fault) -> str:
+    return "x" if fault.exec else "w" if fault.write else "r"

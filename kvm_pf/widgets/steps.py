@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The step player: one fault, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvm_pf.bits import describe
+from kvm_pf.markup import Html, bold, changed, code, join, table
+from kvm_pf.watch import Explanation, Record
+from kvm_pf.widgets.hunks import lines_table
+from kvm_pf.widgets.panel import Panel, line, place, show
+
+
+def step_player(explanation: Explanation) -> StepPlayer:
+    """Return a player of the records of one fault, as `kvm_pf.explain` returns them."""
+    return StepPlayer(explanation)
+
+
+class StepPlayer(Panel):
+    """The steps of `explanation`; `record` is the current one.  Controls: play, step, back, forth."""
+
+    def __init__(self, explanation: Explanation) -> None:
+        self.explanation = explanation
+        play, step, buttons = place("step", "which step is shown", len(explanation.steps))
+        controls = dict(zip(("play", "step", "back", "forth"), (play, step, *buttons), strict=True))
+        super().__init__(controls, [line(play, step, *buttons)])
+        self.react("step")
+
+    @property
+    def record(self) -> Record:
+        """The current step."""
+        return self.explanation.steps[self.controls["step"].value]
+
+    def react(self, name: str) -> None:
+        """Show the step that the slider stands at."""
+        if name == "step":
+            self.output.value = join([self._path(), *_detail(self.record)])
+
+    def _path(self) -> Html:
+        here = self.record
+        rows = []
+        for record in self.explanation.steps:
+            name = "\u2003" * record.depth + record.step
+            cells: list[object] = ["▶" if record is here else "", name, record.why]
+            rows.append([bold(cell) for cell in cells] if record is here else cells)
+        return table(self.explanation.title, ("", "step", "what it did"), rows)
+
+    def __repr__(self) -> str:
+        code_ = self.explanation.steps[0].before or 0
+        return f"step_player({self.explanation.revision.name}, {code_:#x}, step {self.controls['step'].value})"
+
+
+def _detail(record: Record) -> Iterator[Html]:
+    rows: list[tuple[object, object]] = [
+        (join(["given ", code(name)]), show(value)) for name, value in record.given.items()
+    ]
+    rows.append(("returned", show(record.result)))
+    if record.before is not None and record.after is not None:
+        rows.append(("error code before", _named(record.before)))
+        rows.append(("error code after", changed(_named(record.after), record.after != record.before)))
+    rows.append(("why", record.why))
+    rows.append(("read in", record.source or "–"))
+    yield table(join(["this step: ", code(record.step)]), ("", "fields of records that are 0 are left out"), rows)
+    if record.lines:
+        yield lines_table("the patch's lines that it stands for", record.lines)
+
+
+def _named(value: int) -> Html:
+    return join([code(f"{value:#x}"), " ", describe(value)])
