@@ -9,8 +9,9 @@ table is run by the same loop and the same functions uncompiled.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import pandas as pd
 
 from kvm_pf import fault, faultin, sources, tables
 from kvm_pf.errors import InputError
-from kvm_pf.inputs import limits, parse, takes, words
+from kvm_pf.inputs import brief, limits, parse, takes, words
 from kvm_pf.link import digest, link
 from kvm_pf.revisions import Revision, get
 from kvm_pf.tables import Input, Output
@@ -49,6 +50,8 @@ _CASE_STATE = {
     "spte_state": ("walk_leaf", "spte5", "spte4", "spte3", "spte2", "spte1"),
 }
 """Columns that are names of other columns' values; the first two can stand in for them."""
+
+_MODE = Input("mode", "label", "tdp", "the paging mode", tuple(tables.MODES))
 
 
 def _call(function: str, inputs: tuple[Input, ...]) -> str:
@@ -92,16 +95,12 @@ _ROOTS: dict[str, FunctionType] = {
 
 def outputs(kind: str, revision: str | Revision) -> list[Output]:
     """List the output columns that tables of `kind` have for `revision`, in order."""
-    unwanted = "until 7.3" if "v7_3" in _lineage(get(revision)) else "from 7.3"
+    unwanted = "until 7.3" if get("v7_3") in _lineage(get(revision)) else "from 7.3"
     return [o for o in TABLES[kind].outputs if o.revisions != unwanted]
 
 
-def _lineage(revision: Revision) -> set[str]:
-    names = {revision.name}
-    while revision.base:
-        revision = revision.base
-        names.add(revision.name)
-    return names
+def _lineage(revision: Revision) -> set[Revision]:
+    return {revision} | (_lineage(revision.base) if revision.base else set())
 
 
 # The loop over the rows
@@ -175,7 +174,13 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     given = [_IN_TYPES[i.kind] for i in table.inputs]
     made = [_OUT_TYPES[o.kind] for o in wanted] + [_OUT_TYPES["bool"]] * len(_gates(wanted))
     array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.int64), *given, *made]]
-    loop.compile((numba.int64, numba.int64, *array))
+    try:
+        loop.compile((numba.int64, numba.int64, *array))
+    except numba.core.errors.NumbaError as error:
+        what = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"revision {revision.name!r} cannot be compiled ({what}); engine='plain' runs it"
+        ) from error
     _compiled[fingerprint] = loop
     return loop
 
@@ -212,7 +217,26 @@ def _run_plain(
 
 def _place(frame: pd.DataFrame, row: int) -> str:
     label = frame.index[row]
-    return f"row {row}" if label == row else f"row {row} (index {label})"
+    return (
+        f"row {row}" if isinstance(label, Integral) and label == row else f"row {row} (index {brief(label)})"
+    )
+
+
+def _distinct(series: pd.Series) -> tuple[Any, list[Any]]:
+    """Number the distinct values of a column: the number of each row's, and the values.
+
+    Texts, integers and categories are counted; of anything else, every row is distinct, for 1, 1.0 and True
+    are equal and yet not the same, and not everything can be compared.
+    """
+    dtype = series.dtype
+    if (
+        isinstance(dtype, pd.CategoricalDtype)
+        or pd.api.types.is_string_dtype(series)
+        or (dtype == object and pd.api.types.infer_dtype(series, skipna=False) == "integer")
+    ):
+        codes, values = pd.factorize(series, use_na_sentinel=False)
+        return codes, list(values)
+    return np.arange(len(series)), list(series)
 
 
 def _numbers(frame: pd.DataFrame, column: Input, known: Mapping[str, int]) -> Any:
@@ -223,6 +247,8 @@ def _numbers(frame: pd.DataFrame, column: Input, known: Mapping[str, int]) -> An
     series = frame[column.column]
     low, high, _ = limits(column)
     target = _IN_TYPES[column.kind]
+    if not len(series):
+        return np.empty(0, target)
 
     def complain(row: int, what: str) -> InputError:
         return InputError(
@@ -236,32 +262,31 @@ def _numbers(frame: pd.DataFrame, column: Input, known: Mapping[str, int]) -> An
     dtype = series.dtype
     if pd.api.types.is_float_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
         raise InputError(
-            f"column {column.column!r}, {_place(frame, 0) if len(frame) else 'empty'}: it holds {dtype}, and "
-            f"64-bit codes do not fit into floats; give integers or text such as 0x1f"
+            f"column {column.column!r}, {_place(frame, 0)}: it holds {dtype}, and 64-bit codes do not fit into "
+            f"floats; give integers or text such as 0x1f"
         )
     if pd.api.types.is_bool_dtype(dtype) and column.kind == "bool":
         return series.to_numpy(dtype=bool).view(np.uint8)
     if pd.api.types.is_integer_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
         unsigned = pd.api.types.is_unsigned_integer_dtype(dtype)
         numbers = series.to_numpy(dtype=np.uint64 if unsigned else np.int64)
-        if len(numbers) and column.kind != "label":
-            if int(numbers.min()) < low or int(numbers.max()) > high:
-                wrong = numbers < 0 if column.kind == "u64" else (numbers < low) | (numbers > high)
-                row = int(wrong.argmax())
-                raise complain(row, f"{int(numbers[row])} is out of range")
-        elif len(numbers):
+        if column.kind == "label":
             raise complain(0, f"{int(numbers[0])} is no name")
+        if int(numbers.min()) < low or int(numbers.max()) > high:
+            wrong = numbers < 0 if column.kind == "u64" else (numbers < low) | (numbers > high)
+            row = int(wrong.argmax())
+            raise complain(row, f"{int(numbers[row])} is out of range")
         if column.kind == "u64":
             array = np.ascontiguousarray(numbers)
             return array.view(np.int64)
         return np.ascontiguousarray(numbers.astype(target))
-    codes, uniques = pd.factorize(series, use_na_sentinel=False)
+    codes, distinct = _distinct(series)
     values: list[int] = []
-    for code, value in enumerate(uniques):
+    for code, value in enumerate(distinct):
         number = parse(value, column, known)
         if number is None or not low <= number <= high:
             row = int((codes == code).argmax())
-            what = f"{value!r} is not readable" if number is None else f"{value} is out of range"
+            what = f"{brief(value)} is {'not readable' if number is None else 'out of range'}"
             raise complain(row, what)
         values.append(number)
     if column.kind == "u64":
@@ -284,24 +309,17 @@ def _unfold(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
     if table.kind != "cases":
         return frame
     for label, columns in _CASE_STATE.items():
-        if label not in frame or any(c in frame for c in columns):
+        absent = [c for c in columns if c not in frame]
+        if label not in frame or not absent or (label != "mode" and len(absent) < len(columns)):
             continue
         if label == "mode":
-            unknown = ~frame["mode"].isin(list(tables.MODES)).to_numpy(dtype=bool)
-            if unknown.any():
-                row = int(unknown.argmax())
-                raise InputError(
-                    f"column 'mode', {_place(frame, row)}: {frame['mode'].iloc[row]!r} is no mode; it takes "
-                    f"one of {', '.join(tables.MODES)}"
-                )
-            flags = {
-                c: [tables.MODES[m][n] for m in frame["mode"]] for n, c in enumerate(tables.MODE_COLUMNS)
-            }
-            frame = frame.assign(**{c: pd.Series(v, frame.index, dtype="int64") for c, v in flags.items()})
+            codes = _numbers(frame, _MODE, {mode: n for n, mode in enumerate(tables.MODES)})
+            flags = np.array(list(tables.MODES.values()))[codes]
+            frame = frame.assign(**{c: flags[:, n] for n, c in enumerate(columns) if c in absent})
         elif label == "pf_ret_name":
             frame = frame.assign(pf_ret=frame[label])
         else:
-            raise InputError(f"column {label!r} only names a state; give {', '.join(columns)}")
+            raise InputError(f"column {label!r} only names a state; give {', '.join(absent)}")
     return frame
 
 
@@ -311,9 +329,10 @@ def _check_columns(frame: Any, table: Table) -> None:
     known = [i.column for i in table.inputs]
     silent = {*table.labels, *(o.column for o in table.outputs)}
     for n, column in enumerate(frame.columns):
-        if column not in known and column not in silent:
+        if not isinstance(column, str) or column not in {*known, *silent}:
             raise InputError(
-                f"column {column!r} (number {n}) is not one of {table.kind}' inputs; they are {', '.join(known)}"
+                f"column {brief(column)} (number {n}) is no input of {table.kind} tables; they have "
+                f"{', '.join(known)}"
             )
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
@@ -346,8 +365,8 @@ def _shown(output: Output, values: Any, missing: Any) -> Any:
 
 
 def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: str) -> pd.DataFrame:
-    if engine not in ("auto", "plain", "compiled"):
-        raise InputError(f"engine {engine!r}: it takes auto, plain or compiled")
+    if not isinstance(engine, str) or engine not in ("auto", "plain", "compiled"):
+        raise InputError(f"engine {brief(engine)}: it takes auto, plain or compiled")
     table, revision = TABLES[kind], get(revision)
     _check_columns(frame, table)
     frame = _unfold(frame, table)
@@ -447,37 +466,61 @@ def evaluate_parquet(
     """Evaluate a Parquet file into another, batch by batch: memory stays bounded however long the file.
 
     `progress` is called with (rows done, rows in all) after each batch.  Returns the number of rows.
-    Raises InputError if `source` is no Parquet file, or as `evaluate` does; the row is then the batch's.
+    Raises InputError if `source` is no Parquet file, or as `evaluate` does; the index that it names is then the
+    row in the file.  `target` is written whole or not at all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(source)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{source}: no Parquet file ({error})") from None
-    done, rows = 0, file.metadata.num_rows
+    if kind not in EVALUATE:
+        raise InputError(f"kind {brief(kind)}: it takes {', '.join(EVALUATE)}")
+    target = Path(target)
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target}: this is the table itself; name another file to write")
+    unfinished = target.with_name(f"{target.name}.part")
+    done = 0
     writer: Any = None
     try:
-        for batch in file.iter_batches(batch_size=batch_rows):
-            frame = batch.to_pandas(types_mapper=nullable)
+        for frame, rows in read_parquet(source, batch_rows):
             frame.index = pd.RangeIndex(done, done + len(frame))
             result = EVALUATE[kind](frame, revision, engine="auto" if rows <= PLAIN_ROWS else "compiled")
             answer = pa.Table.from_pandas(result, preserve_index=False)
             if writer is None:
-                writer = pq.ParquetWriter(target, answer.schema)
+                writer = pq.ParquetWriter(unfinished, answer.schema)
             writer.write_table(answer)
             done += len(frame)
             if progress:
                 progress(done, rows)
+        writer.close()
+        unfinished.replace(target)
     finally:
-        if writer is not None:
-            writer.close()
+        unfinished.unlink(missing_ok=True)
     return done
 
 
-def nullable(arrow_type: Any) -> Any:
-    """Keep integers integers: a column with a null must not turn into floats."""
-    import pyarrow as pa
+def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Read a Parquet file batch by batch; give each batch, and the number of rows in all.
 
-    return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
+    The first batch is empty, so that a file without rows gives its columns too.  Whole numbers stay whole where
+    values are missing.  A nameless index that pandas wrote is left out.
+    Raises InputError naming the file if it is not readable.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def whole(arrow_type: Any) -> Any:
+        return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
+
+    def table(batch: Any) -> pd.DataFrame:
+        batch = batch.select([name for name in batch.schema.names if not name.startswith("__index_level_")])
+        frame: pd.DataFrame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
+        return frame
+
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.metadata.num_rows
+            yield table(file.schema_arrow.empty_table()), rows
+            for batch in file.iter_batches(batch_size=batch_rows):
+                yield table(batch), rows
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not readable as a table ({str(error).partition(chr(10))[0]})") from None

@@ -163,11 +163,15 @@ EPT_VIOLATION_GVA_USER = _mask(EPT, "GVA_USER")
 def decode(code: int, table: tuple[Bit, ...] = PFERR) -> list[Bit]:
     """List the bits that are set in `code`, lowest first; a bit that `table` does not have stays visible.
 
+    Raises ValueError if `code` is no unsigned 64-bit number.
+
     >>> [row.label for row in decode(0x2000100000006)]
     ['WRITE', 'USER', 'GUEST_FINAL', 'PRIVATE_ACCESS']
     >>> [row.label for row in decode(1 << 50 | 1)]
     ['PRESENT', 'bit 50']
     """
+    if not 0 <= code <= U64_MASK:
+        raise ValueError(f"{code:#x} is no unsigned 64-bit number")
     known = {row.bit: row for row in table}
     unknown = "no meaning in any of these revisions; passes through untouched"
     return [known.get(n, Bit(n, "", NOBODY, "", unknown, "")) for n in range(64) if code >> n & 1]
@@ -191,14 +195,16 @@ def encode(names: str, table: tuple[Bit, ...] = PFERR) -> int:
     """
     code = 0
     known = {row.name: row.mask for row in table if row.name}
-    for word in filter(None, (part.strip() for part in names.split("|"))):
-        if word == "0":
-            continue
+    if names.strip() == "0":
+        return code
+    for word in (part.strip() for part in names.split("|")):
         digits = word.removeprefix("bit")
         if word in known:
             code |= known[word]
         elif word != digits and digits.isascii() and digits.isdigit() and int(digits) < 64:
             code |= 1 << int(digits)
         else:
-            raise ValueError(f"no bit is called {word!r}; the names are {', '.join(known)}, or bit0 … bit63")
+            raise ValueError(
+                f"no bit is called {word[:80]!r}; the names are {', '.join(known)}, or bit0 … bit63"
+            )
     return code

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvm_pf.batch import EVALUATE, TABLES, nullable, outputs
+from kvm_pf.batch import EVALUATE, TABLES, outputs, read_parquet
 from kvm_pf.errors import InputError
+from kvm_pf.inputs import number
 from kvm_pf.revisions import REVISIONS, get
 
-CHUNK_ROWS = 250_000
-
-_NUMBER = re.compile(r"-?(0x[0-9a-fA-F]+|[0-9]+)", re.ASCII)
+CHUNK_ROWS = 125_000
+CHUNK_BYTES = 1 << 25
+"""How much of a table is read at a time: rows of Parquet, bytes of CSV."""
 
 ALIASES = {
     "R0": "before", "R1": "posted", "S16": "posted_series", "R2c": "merged_patch", "R2": "v6_10", "R3": "v6_12",
@@ -46,6 +47,7 @@ class Report:
     rows: int = 0
     compared: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # output columns that the table does not have
+    foreign: list[str] = field(default_factory=list)  # and those that this revision does not have
     differing: int = 0  # rows
     by_column: dict[str, int] = field(default_factory=dict)
     first: list[Difference] = field(default_factory=list)
@@ -57,6 +59,8 @@ class Report:
         ]
         if self.missing:
             lines.append(f"  not in the table: {', '.join(self.missing)}")
+        if self.foreign:
+            lines.append(f"  not of this revision: {', '.join(self.foreign)}")
         lines += [f"  {column}: {count} rows differ" for column, count in self.by_column.items()]
         for d in self.first:
             where = f"row {d.row}" + (f" (case_id {d.case})" if d.case else "")
@@ -67,13 +71,16 @@ class Report:
 def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str]:
     """Read a table's kind and revision off its name: KIND_REVISION.csv, .csv.gz or .parquet.
 
+    `revision` overrules the name's; both may be short (ALIASES).
     Raises InputError if the name does not say, or says what there is not.
     """
-    stem = re.sub(r"\.(csv|csv\.gz|parquet)$", "", path.name)
-    kind, _, named = stem.partition("_")
-    if kind not in TABLES:
-        raise InputError(f"{path}: the name does not begin with {', '.join(TABLES)}")
-    name = revision or ALIASES.get(named, named)
+    parts = re.fullmatch(rf"({'|'.join(TABLES)})(?:_(.*))?\.(?:csv|csv\.gz|parquet)", path.name)
+    if not parts:
+        raise InputError(
+            f"{path}: a table's name is {' or '.join(TABLES)}, _, a revision, and .csv, .csv.gz or .parquet"
+        )
+    kind, named = parts[1], revision or parts[2] or ""
+    name = ALIASES.get(named, named)
     if name not in REVISIONS:
         known = ", ".join(n for n in REVISIONS if "+" not in n)
         raise InputError(f"{path}: {name!r} is no revision; name one with --revision: {known}")
@@ -82,29 +89,35 @@ def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str
 
 def _chunks(path: Path) -> Iterator[pd.DataFrame]:
     """Read a table in pieces: CSV as text, Parquet as it is typed."""
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
+    if path.suffix == ".parquet":
+        yield from (frame for frame, _ in read_parquet(path, CHUNK_ROWS))
+        return
+    import pyarrow as pa
+    from pyarrow import csv
 
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=CHUNK_ROWS):
-                yield batch.to_pandas(types_mapper=nullable)
-            return
-        with pd.read_csv(
-            path, dtype=str, keep_default_na=False, chunksize=CHUNK_ROWS, on_bad_lines="error"
-        ) as pieces:
-            yield from pieces
-    except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    try:
+        with csv.open_csv(path) as head:
+            text = {name: pa.string() for name in head.schema.names}
+        blocks = csv.ReadOptions(block_size=CHUNK_BYTES)
+        with csv.open_csv(path, blocks, convert_options=csv.ConvertOptions(column_types=text)) as pieces:
+            for piece in pieces:
+                yield piece.to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from None
 
 
 def _expected(column: pd.Series) -> pd.Series:
     """Read a column of the table: whole numbers as such, blanks and names as text."""
-    if pd.api.types.is_integer_dtype(column.dtype):
+    if pd.api.types.is_integer_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
         return _got(column)
-    values = {text: int(text, 0) if _NUMBER.fullmatch(text) else text for text in column.unique()}
-    return column.map(values).astype(object)
+    texts = _got(column)
+    if not texts.map(type).eq(str).all():
+        raise InputError(f"column {column.name!r} holds {column.dtype}; it takes integers or text")
+    values = {}
+    for text in texts.unique():
+        read = number(text)
+        values[text] = text if read is None else read
+    return texts.map(values).astype(object)
 
 
 def _got(column: pd.Series) -> pd.Series:
@@ -141,13 +154,17 @@ def check_table(
         report.missing = [c for c in wanted if c not in frame]
         if not report.compared:
             raise InputError(f"{path}: no output column to compare; there would be {', '.join(wanted)}")
+        report.foreign = [
+            o.column for o in TABLES[kind].outputs if o.column in frame and o.column not in wanted
+        ]
         try:
             result = EVALUATE[kind](frame, name, engine=engine)
+            expectations = {column: _expected(frame[column]) for column in report.compared}
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         wrong_rows = pd.Series(False, index=frame.index)
-        for column in report.compared:
-            expected, got = _expected(frame[column]), _got(result[column])
+        for column, expected in expectations.items():
+            got = _got(result[column])
             wrong = expected.to_numpy(dtype=object) != got.to_numpy(dtype=object)
             if wrong.any():
                 wrong_rows |= wrong

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, NoReturn
 
 from kvm_pf.bits import EPT, PFERR, Bit, decode, encode
 from kvm_pf.errors import InputError
@@ -23,16 +27,19 @@ _ENCODINGS: dict[str, tuple[tuple[Bit, ...], str]] = {
 
 def _code(text: str, table: tuple[Bit, ...], bits: int) -> int:
     """Read a code given in hexadecimal or by names."""
-    try:
-        code = int(text, 16)
-    except ValueError:
+    code = _hexadecimal(text)
+    if code is None:
         try:
             code = encode(text, table)
         except ValueError as error:
-            raise InputError(f"{text!r} is no hexadecimal number, and {error}") from None
-    if not 0 <= code < 1 << bits:
-        raise InputError(f"{text}: such a code has {bits} bits, 0 to {(1 << bits) - 1:#x}")
+            raise InputError(f"{text[:80]!r} is no hexadecimal number, and {error}") from None
+    if code >> bits:
+        raise InputError(f"{text[:80]}: such a code has {bits} bits, 0 to {(1 << bits) - 1:#x}")
     return code
+
+
+def _hexadecimal(text: str) -> int | None:
+    return int(text, 16) if re.fullmatch(r"(0[xX])?[0-9a-fA-F]+", text) else None
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -49,8 +56,8 @@ def _decode(args: argparse.Namespace) -> int:
     return OK
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, object]:
-    settings: dict[str, object] = {}
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
@@ -69,11 +76,9 @@ def _explain(args: argparse.Namespace) -> int:
         settings["vm_type"] = args.vm
     if args.mode:
         settings["mode"] = args.mode
-    try:
-        code: int | str = int(args.code, 16)
-    except ValueError:
-        code = args.code
-    print(explain(code, args.gpa, revision=args.revision, **settings))
+    code = _code(args.code, PFERR, 64)
+    given = {"error_code": code, "cr2_or_gpa": args.gpa, "revision": args.revision, **settings}
+    print(explain(**given))
     return OK
 
 
@@ -139,9 +144,21 @@ def _export(args: argparse.Namespace) -> int:
     return OK
 
 
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(UNREADABLE, f"{self.prog}: {_line(message)}; {self.prog} --help shows more\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kvm-pf",
         description="KVM's page-fault path: decode, follow, check.",
         epilog="examples:\n"
@@ -245,13 +262,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 fine, 1 differences found, 2 unusable input."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
-    except InputError as error:
-        print(f"kvm-pf: {error}", file=sys.stderr)
-        return UNREADABLE
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except (InputError, OSError) as error:
+        print(f"kvm-pf: {_line(str(error))}", file=sys.stderr)
+        return UNREADABLE
     return status

@@ -17,16 +17,20 @@ from typing import IO, Any, NamedTuple
 
 import pandas as pd
 
-from kvm_pf.batch import EVALUATE, TABLES, nullable, outputs
+from kvm_pf.batch import EVALUATE, TABLES, outputs
 from kvm_pf.check import kind_and_revision
 from kvm_pf.errors import InputError
-from kvm_pf.inputs import case_values, limits
+from kvm_pf.inputs import brief, case_state, case_values, limits, number
 from kvm_pf.paths import data_dir
 from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.state import PAGE_SHIFT
+from kvm_pf.sources import SOURCE_WARN_NAMES, AsyncPf, PreFault
+from kvm_pf.state import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM, PAGE_SHIFT, PAGE_SIZE
 from kvm_pf.tables import Input, Output
 
-CASE_FIELDS = {"id", "kind", "why", "flags", "source", "input", "expect"}
+CASE_FIELDS = {
+    "id": str, "kind": str, "why": str, "flags": list, "source": str, "input": dict, "expect": dict,
+}  # fmt: skip
+"""What a case in data/cases has, and as what; one of kind call has a `function`, too."""
 
 CASE_COLUMNS = {
     "id": "the case's name, a slug that names the property of its input",
@@ -43,35 +47,46 @@ CASE_COLUMNS = {
 """The columns of `Corpus.cases`: text, but for flags (tuple), input and expect (dicts of int, str or None)."""
 
 
-def _number(value: Any) -> Any:
+def _values(given: Any, place: str) -> dict[str, Any]:
     """Turn "0x…" into a number and "" into None; leave words alone."""
-    if isinstance(value, str):
-        if value.startswith("0x"):
-            return int(value, 16)
-        return None if value == "" else value
-    return value
+    if not isinstance(given, dict):
+        raise InputError(f"{place}: {brief(given)} is no table of values")
+    values = {}
+    for name, value in given.items():
+        values[name] = value
+        if type(value) is not int and not isinstance(value, str):
+            raise InputError(f"{place}: {name} is {brief(value)}; it takes a number or text")
+        if isinstance(value, str) and value.startswith("0x"):
+            values[name] = number(value)
+            if values[name] is None:
+                raise InputError(f"{place}: {name} is {brief(value)}, which is no number")
+        elif value == "" and name != "warns":  # no warning is the empty text, not a blank
+            values[name] = None
+    return values
 
 
 def _read_cases(path: Path) -> Iterator[dict[str, Any]]:
     try:
         cases = tomllib.loads(path.read_text(encoding="utf-8"))["case"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, OSError) as error:
         raise InputError(f"{path}: not a file of cases ({error})") from None
-    for number, case in enumerate(cases, 1):
-        place = f"{path}, case {number} ({case.get('id', 'no id')})"
-        wrong = set(case) - CASE_FIELDS - {"function"} or CASE_FIELDS - set(case)
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise InputError(f"{path}: not a file of cases (case is no array of tables)")
+    for count, case in enumerate(cases, 1):
+        place = f"{path}, case {count} ({brief(case.get('id', 'no id'))})"
+        fields = {**CASE_FIELDS, "function": str} if "function" in case else CASE_FIELDS
+        wrong = set(case) ^ set(fields) or {f for f, kind in fields.items() if not isinstance(case[f], kind)}
         if wrong:
-            raise InputError(
-                f"{place}: {', '.join(sorted(wrong))}: a case has {', '.join(sorted(CASE_FIELDS))}"
-            )
+            right = ", ".join(f"{field} ({kind.__name__})" for field, kind in fields.items())
+            raise InputError(f"{place}: {', '.join(sorted(wrong))}: a case has {right}")
         common = {key: case[key] for key in ("id", "kind", "why", "source")}
         common |= {"topic": path.stem, "function": case.get("function", ""), "flags": tuple(case["flags"])}
-        common["input"] = {name: _number(value) for name, value in case["input"].items()}
+        common["input"] = _values(case["input"], place)
         for revisions, expect in case["expect"].items():
+            if isinstance(expect, dict) and isinstance(expect.get("result"), dict):
+                expect = expect["result"]  # a call with several results
             for revision in revisions.split():
-                # warnings are text, and no warning is the empty text, not a blank
-                values = {name: v if name == "warns" else _number(v) for name, v in expect.items()}
-                yield {**common, "revision": revision, "expect": values}
+                yield {**common, "revision": revision, "expect": _values(expect, f"{place}, {revision}")}
 
 
 def case_schema() -> Any:
@@ -86,7 +101,7 @@ def case_schema() -> Any:
         def good(frame: pd.DataFrame) -> pd.Series:
             pairs = zip(frame["kind"], frame[column], strict=True)
             return pd.Series(
-                [kind == "call" or set(values) <= columns[kind] for kind, values in pairs], frame.index
+                [kind not in columns or set(values) <= columns[kind] for kind, values in pairs], frame.index
             )
 
         return pa.Check(good, name=f"{column} columns are those of the table")
@@ -99,10 +114,19 @@ def case_schema() -> Any:
             "function": pa.Column(**text),
             "revision": pa.Column(**text, checks=pa.Check.isin(list(REVISIONS))),
             "why": pa.Column(**text, checks=pa.Check.str_length(min_value=10, max_value=500)),
-            "flags": pa.Column(object, pa.Check(lambda flags: bool(flags), element_wise=True)),
+            "flags": pa.Column(
+                object,
+                pa.Check(
+                    lambda flags: bool(flags) and all(isinstance(f, str) for f in flags),
+                    element_wise=True,
+                    name="words",
+                ),
+            ),
             "source": pa.Column(**text, checks=pa.Check.str_length(min_value=5)),
             "input": pa.Column(object),
-            "expect": pa.Column(object, pa.Check(lambda expect: bool(expect), element_wise=True)),
+            "expect": pa.Column(
+                object, pa.Check(lambda expect: bool(expect), element_wise=True, name="something")
+            ),
         },
         checks=[known_columns("input", known), known_columns("expect", made)],
         unique=["id", "revision"],
@@ -157,7 +181,8 @@ class Corpus:
         frame = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
         for column in CASE_COLUMNS:
             frame[column] = frame[column].astype(object if column in ("flags", "input", "expect") else "str")
-        return _checked(frame, case_schema(), "data/cases")
+        places = [f"{row.topic}.toml, case {row.id}, {row.revision}" for row in frame.itertuples()]
+        return _checked(frame, case_schema(), places)
 
     @cached_property
     def vector_tables(self) -> dict[tuple[str, str], Path]:
@@ -185,7 +210,7 @@ class Corpus:
         for name, target in _types(kind, revision).items():
             if name in frame and str(frame[name].dtype) != target:
                 frame[name] = frame[name].astype(target)
-        return _checked(frame, vector_schema(kind, revision), path.name)
+        return _checked(frame, vector_schema(kind, revision), [f"{path.name}, row {n}" for n in frame.index])
 
     @cached_property
     def recordings(self) -> pd.DataFrame:
@@ -226,16 +251,17 @@ def _types(kind: str, revision: str) -> dict[str, str]:
     return {s.column: {"u64": "UInt64", "warns": "str", "label": "str"}.get(s.kind, "Int64") for s in spec}
 
 
-def _checked(frame: pd.DataFrame, schema: Any, name: str) -> pd.DataFrame:
-    """Check a table; complain of the first row and column that do not fit."""
+def _checked(frame: pd.DataFrame, schema: Any, places: list[str]) -> pd.DataFrame:
+    """Check a table, whose rows stand in `places`; complain of the first row and column that do not fit."""
     import pandera.errors
 
     try:
         checked: pd.DataFrame = schema.validate(frame, lazy=True)
     except pandera.errors.SchemaErrors as error:
-        first = error.failure_cases.iloc[0]
+        first = error.failure_cases.sort_values("index", kind="stable").iloc[0]
+        place = places[0] if pd.isna(first["index"]) else places[int(first["index"])]
         raise InputError(
-            f"{name}: row {first['index']}, column {first['column']}: {first['failure_case']!r} fails {first['check']}"
+            f"{place}: {first['column']}: {brief(first['failure_case'])} fails {first['check']}"
         ) from None
     return checked
 
@@ -296,18 +322,67 @@ def differences(cases: pd.DataFrame, revision: Any = None) -> list[Difference]:
     ]
 
 
-CALLS: dict[str, Callable[..., dict[str, Any]]] = {}
-"""What a case of kind `call` calls: from inputs and revision to named results."""
+def _result(function: str) -> Callable[..., dict[str, Any]]:
+    def called(revision: Any, **given: int) -> dict[str, Any]:
+        return {"result": int(revision.link(function)(**given))}
+
+    return called
+
+
+def _with_format(function: str) -> Callable[..., dict[str, Any]]:
+    def called(revision: Any, mmio_cfg: int, **given: int) -> dict[str, Any]:
+        return {"result": revision.link(function)(revision.link("mmio_format")(mmio_cfg), **given)}
+
+    return called
+
+
+def _vcpu(revision: Any, **given: int) -> Any:
+    return case_state(case_values(revision, **given), revision)
+
+
+def _page_ready(revision: Any, error_code: int) -> dict[str, Any]:
+    work = AsyncPf(PAGE_SIZE, error_code)
+    ready = revision.link("kvm_arch_async_page_ready")(_vcpu(revision), work)
+    fault = ready.handled.fault if ready.handled.called else None
+    return {
+        "mmu_called": int(ready.handled.called),
+        "mmu_error_code": fault and fault.error_code,
+        "prefetch": fault and int(fault.prefetch),
+        "warns": "|".join(name for n, name in enumerate(SOURCE_WARN_NAMES) if ready.warns >> n & 1),
+    }
+
+
+def _pre_fault(revision: Any, gpa: int, has_private_mem: int, attrs: int, direct_bits: int) -> dict[str, Any]:
+    private = KVM_X86_TDX_VM if direct_bits else KVM_X86_SW_PROTECTED_VM
+    vm_type = private if has_private_mem else KVM_X86_DEFAULT_VM
+    vcpu = _vcpu(revision, vm_type=vm_type, attrs=attrs, direct_bits=direct_bits)
+    done = revision.link("kvm_arch_vcpu_pre_fault_memory")(vcpu, PreFault(gpa, PAGE_SIZE))
+    return {"result": done.ret, "error_code": done.error_code, "addr": done.addr}
+
+
+CALLS: dict[str, Callable[..., dict[str, Any]]] = {
+    "get_mmio_spte_generation": _result("get_mmio_spte_generation"),
+    "get_mmio_spte_gfn": _with_format("get_mmio_spte_gfn"),
+    "kvm_arch_async_page_ready": _page_ready,
+    "kvm_arch_vcpu_pre_fault_memory": _pre_fault,
+    "kvm_vm_ioctl_set_mem_attributes": _result("kvm_vm_ioctl_set_mem_attributes"),
+    "make_mmio_spte": _with_format("make_mmio_spte"),
+    "smap_applies": _result("smap_applies"),
+}
+"""What a case of kind `call` calls: from revision and inputs to results by name; one without a name is "result"."""
 
 
 def call(function: str, given: Mapping[str, Any], revision: Any) -> dict[str, Any]:
     """Call one function of the path as a case of kind `call` asks for it.
 
-    Raises InputError if cases cannot call that function.
+    Raises InputError if cases cannot call that function, or not with these inputs.
     """
     if function not in CALLS:
         raise InputError(f"a case cannot call {function!r}; it can call {', '.join(CALLS)}")
-    return CALLS[function](revision, **given)
+    try:
+        return CALLS[function](revision, **given)
+    except TypeError as error:
+        raise InputError(f"{function}: {error}") from None
 
 
 # Export

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The patch in Python: a step of one revision beside the same step of another, line by line.
-
-    step_diff(name, a, b)      -> list of Row(tag, left, right)
-    diff_html(rows), diff_text(rows)
-"""
+"""The patch in Python: a step of one revision beside the same step of another, line by line."""
 
 from __future__ import annotations
 
@@ -16,10 +12,10 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from kvm_pf import bits
-from kvm_pf.markup import Html, element
+from kvm_pf.markup import Html, bold, code, element, framed
 from kvm_pf.revisions import Revision, get
 
-__all__ = ("Row", "diff_html", "diff_text", "source_lines", "step_diff")
+__all__ = ("Row", "diff_html", "diff_table", "diff_text", "source_lines", "step_diff")
 
 
 class Row(NamedTuple):
@@ -102,22 +98,22 @@ def diff_text(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-_GONE, _NEW = "background:rgba(213,94,0,.16)", "background:rgba(0,114,178,.16)"
-_LINE = "padding:0 8px;text-align:left;white-space:pre;vertical-align:top;max-width:none;"
+def diff_table(rows: Sequence[Row], left: str = "before", right: str = "posted") -> Html:
+    """Return a comparison as a table; − and + and bold type say what colour says."""
+
+    def side(text: str, sign: str, look: str, same: bool) -> Html:
+        if same or not text:
+            return element("td", code(f"  {text}"))
+        return element("td", bold(code(f"{sign} {text}")), class_=look)
+
+    heads = element("tr", *(element("th", name, scope="col") for name in (left, right)))
+    lines = [
+        element("tr", side(one, "−", "gone", tag == "equal"), side(other, "+", "new", tag == "equal"))
+        for tag, one, other in rows
+    ]
+    return element("table", heads, *lines, class_="diff")
 
 
 def diff_html(rows: Sequence[Row], left: str = "before", right: str = "posted") -> Html:
-    """Draw a comparison side by side; − and + and bold type say what colour says."""
-
-    def side(text: str, sign: str, look: str, changed: bool) -> Html:
-        mark = sign if changed and text else "\u00a0"
-        shown = element("code", f"{mark} {text}".replace(" ", "\u00a0"), style="background:none")
-        return element("td", element("b", shown) if changed else shown, style=_LINE + (look if changed else ""))
-
-    heads = element("tr", *(element("th", name, scope="col", style=_LINE) for name in (left, right)))
-    body = [
-        element("tr", side(one, "−", _GONE, tag != "equal"), side(other, "+", _NEW, tag != "equal"))
-        for tag, one, other in rows
-    ]
-    table = element("table", heads, *body, style="border-collapse:collapse;margin:0")
-    return element("div", table, style="overflow-x:auto")
+    """Draw a comparison side by side, to be shown by itself."""
+    return framed(diff_table(rows, left, right))

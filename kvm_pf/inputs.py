@@ -4,18 +4,41 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from kvm_pf.bits import encode
 from kvm_pf.errors import InputError
 from kvm_pf.revisions import Revision, get
-from kvm_pf.state import Vcpu
+from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, Vcpu
 from kvm_pf.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES, Input
 
 U64_MAX = (1 << 64) - 1
 
-_NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|[0-9]+)", re.ASCII)
+_NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|[0-9]{1,40})")
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def number(text: str) -> int | None:
+    """Read a whole number, decimal or hexadecimal with 0x; None if `text` is none.
+
+    >>> number("0x1F"), number("031"), number("31 ")
+    (31, 31, None)
+    """
+    if not _NUMBER.fullmatch(text):
+        return None
+    return int(text, 16 if text.lstrip("-")[:2] in ("0x", "0X") else 10)
+
+
+def brief(value: object) -> str:
+    """Show a value that is wrong, on one line and not too long."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return _REPR.repr(value)
 
 
 def limits(column: Input) -> tuple[int, int, str]:
@@ -60,14 +83,10 @@ def parse(value: object, column: Input, known: Mapping[str, int]) -> int | None:
     if isinstance(value, str):
         if value in known:
             return known[value]
-        if column.kind != "label" and _NUMBER.fullmatch(value):
-            return int(value, 16 if value.lstrip("-")[:2] in ("0x", "0X") else 10)
-        return None
+        return None if column.kind == "label" else number(value)
     if type(value) is bool or type(value).__name__ in ("bool_", "bool"):
         return int(bool(value)) if column.kind == "bool" else None
-    if column.kind == "label" or isinstance(value, float) or not hasattr(value, "__index__"):
-        return None
-    return int(value.__index__())
+    return int(value) if column.kind != "label" and isinstance(value, Integral) else None
 
 
 def takes(column: Input, known: Mapping[str, int]) -> str:
@@ -86,13 +105,17 @@ def case_values(revision: str | Revision = "posted", **given: object) -> dict[st
     revision = get(revision)
     if "mode" in given:
         mode = given.pop("mode")
-        if mode not in MODES:
-            raise InputError(f"mode={mode!r}: it takes one of {', '.join(MODES)}")
-        given = {**dict(zip(MODE_COLUMNS, MODES[str(mode)], strict=True)), **given}
+        if not isinstance(mode, str) or mode not in MODES:
+            raise InputError(f"mode={brief(mode)}: it takes one of {', '.join(MODES)}")
+        given = {**dict(zip(MODE_COLUMNS, MODES[mode], strict=True)), **given}
     if "pf_ret_name" in given:
         given.setdefault("pf_ret", given.pop("pf_ret_name"))
     if "private" in given:
-        given.setdefault("attrs", 8 if given.pop("private") else 0)
+        private = given.pop("private")
+        bit = parse(private, Input("private", "bool", 0, ""), {})
+        if bit not in (0, 1) or "attrs" in given:
+            raise InputError(f"private={brief(private)}: it takes 0 or 1, and not beside attrs")
+        given["attrs"] = bit * KVM_MEMORY_ATTRIBUTE_PRIVATE
     columns = {column.column: column for column in CASE_INPUTS}
     for name in given:
         if name not in columns:
@@ -105,10 +128,10 @@ def case_values(revision: str | Revision = "posted", **given: object) -> dict[st
             try:
                 number = encode(value)
             except ValueError as error:
-                raise InputError(f"error_code={value!r}: {error}") from None
+                raise InputError(f"error_code={brief(value)}: {error}") from None
         low, high, _ = limits(column)
         if number is None or not low <= number <= high:
-            raise InputError(f"{name}={value!r}: it takes {takes(column, known)}")
+            raise InputError(f"{name}={brief(value)}: it takes {takes(column, known)}")
         values[name] = number
     return values
 

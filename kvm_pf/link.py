@@ -23,9 +23,15 @@ def _run(function: FunctionType) -> FunctionType:
 
 
 def global_names(code: CodeType) -> list[str]:
-    """The global names that a function's code loads, in order of appearance."""
-    loads = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    """The global names that a function's code loads, in order of appearance, inner functions' last."""
+    loads = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    for inner in _inner(code):
+        loads += global_names(inner)
     return list(dict.fromkeys(loads))
+
+
+def _inner(code: CodeType) -> list[CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
 def link(
@@ -34,9 +40,11 @@ def link(
     """Return `root` with the names in `names` bound, all the way down.
 
     `names` maps a step's or constant's name to what it means.  Every function reached is copied once and
-    passed through `bind`; every integer constant through `constant`.
+    passed through `bind`; every integer constant through `constant`.  A function that stands for a step has
+    the step's name, whatever it is called itself.
     """
     linked: dict[FunctionType, Any] = {}
+    steps = {step: name for name, step in names.items() if isinstance(step, FunctionType)}
 
     def resolve(function: FunctionType) -> Any:
         if function in linked:
@@ -50,9 +58,8 @@ def link(
                 scope[name] = constant(value)
             elif name in scope or name in names:
                 scope[name] = value
-        copy = FunctionType(
-            function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-        )
+        name = steps.get(function, function.__name__)
+        copy = FunctionType(function.__code__, scope, name, function.__defaults__, function.__closure__)
         copy.__kwdefaults__ = function.__kwdefaults__
         copy.__doc__ = function.__doc__
         copy.__qualname__ = function.__qualname__
@@ -65,24 +72,41 @@ def link(
 
 
 def digest(root: FunctionType, names: Mapping[str, Any]) -> str:
-    """Return a fingerprint of everything that `root` does under `names`: code and constants, all the way down."""
-    seen: dict[FunctionType, None] = {}
+    """Return a fingerprint of everything that `root` does under `names`: code and constants, all the way down.
+
+    Values that a function holds itself count too: defaults, and variables of the function around it.
+    """
+    seen: dict[FunctionType, int] = {}
     hashed = hashlib.sha256()
 
     def visit(function: FunctionType) -> None:
-        if function in seen:
-            return
-        seen[function] = None
-        code = function.__code__
-        hashed.update(repr((function.__name__, code.co_code, code.co_consts, code.co_names)).encode())
-        for name in global_names(code):
-            value = names.get(name, function.__globals__.get(name))
+        seen[function] = len(seen)
+        hashed.update(repr(_text(function.__code__)).encode())
+        named = [
+            (name, names.get(name, function.__globals__.get(name)))
+            for name in global_names(function.__code__)
+        ]
+        held = [
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).items(),
+            *(cell.cell_contents for cell in function.__closure__ or ()),
+        ]
+        for name, value in [*named, *(("", value) for value in held)]:
             if isinstance(value, FunctionType):
-                visit(value)
+                if value not in seen:
+                    visit(value)
+                hashed.update(f"{name}:{seen[value]}".encode())
             elif isinstance(value, type):
-                hashed.update(f"{name}:{getattr(value, '_fields', value.__name__)}".encode())
+                fields = getattr(value, "_fields", value.__name__), getattr(value, "_field_defaults", "")
+                hashed.update(f"{name}:{fields}".encode())
             else:
                 hashed.update(f"{name}={value!r}".encode())
 
     visit(names.get(root.__name__, root))
     return hashed.hexdigest()[:16]
+
+
+def _text(code: CodeType) -> tuple[Any, ...]:
+    """What a code object does, without the place where it stands."""
+    constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    return code.co_code, constants, code.co_names, [_text(inner) for inner in _inner(code)]

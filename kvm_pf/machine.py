@@ -38,15 +38,26 @@ from kvm_pf.memory import (
     PDE_SHIFT,
     PDE_USER,
     PDE_WRITE,
-    GuestMemory,
     Given,
+    GuestMemory,
     Handler,
     Options,
 )
 from kvm_pf.mmio import SPTE_MMU_PRESENT_MASK
 from kvm_pf.revisions import Revision
 from kvm_pf.sources import SOURCE_WARN_NAMES, Event, SourceOutcome
-from kvm_pf.state import NO_MEMORY_FAULT, PAGE_OFFSET_MASK, PAGE_SHIFT, Fault, MemoryFault, Mmu, Outcome, Stats, Vcpu
+from kvm_pf.state import (
+    NO_MEMORY_FAULT,
+    PAGE_OFFSET_MASK,
+    PAGE_SHIFT,
+    Fault,
+    Handled,
+    MemoryFault,
+    Mmu,
+    Outcome,
+    Stats,
+    Vcpu,
+)
 from kvm_pf.tables import VM_TYPES
 from kvm_pf.watch import Record, flat
 
@@ -54,8 +65,10 @@ PATIENCE = 16
 """Faults of one access after which a guest counts as stuck."""
 EFER_NX = 1 << 11
 EINVAL = 22
+_KINDS = {"private": True, "shared": False}
 VMS = {"default": "default", "swprot": "sw-protected"}
 """The kinds of VM in the scenarios' words."""
+_EPT_ACCESS = {"r": EPT_VIOLATION_ACC_READ, "w": EPT_VIOLATION_ACC_WRITE, "x": EPT_VIOLATION_ACC_INSTR}
 _EPT_ADVANCED = ((PDE_USER, 9), (PDE_WRITE, 10), (PDE_NX, 11))
 
 
@@ -67,7 +80,7 @@ class Taken(NamedTuple):
     addr: int  # u64, handed to the MMU
     error_code: int  # u64, the same
     outcome: Outcome | None  # None: kvm_mmu_page_fault() was not asked
-    handled: path.Handled  # what kvm_mmu_do_page_fault() did
+    handled: Handled  # what kvm_mmu_do_page_fault() did
     handler: Handler | None
     ret: int  # the exit handler's result; pre-fault: bytes done
     exit: MemoryFault
@@ -117,7 +130,8 @@ class Machine(GuestMemory):
         revision: str | Revision = "posted",
         **options: Any,
     ) -> None:
-        for value, known in ((vm_type, VM_TYPES), (hardware, HARDWARE), *((o, Options._fields) for o in options)):
+        named = [(vm_type, VM_TYPES), (hardware, HARDWARE), *((name, Options._fields) for name in options)]
+        for value, known in named:
             if value not in known:
                 raise InputError(f"a machine has no {value!r}; one of {', '.join(known)} is wanted")
         self.warned: set[str] = set()
@@ -132,7 +146,8 @@ class Machine(GuestMemory):
             after: path.After = after_handler(vcpu._replace(cache=self.cache), *rest)
             return after
 
-        self._mmu_page_fault = self.linked(path.kvm_mmu_page_fault, page_fault=page_fault, after_fault=after_fault)
+        names = {"page_fault": page_fault, "after_fault": after_fault}
+        self._mmu_page_fault = self.linked(path.kvm_mmu_page_fault, **names)
         self._pre_fault = self.linked(sources.kvm_arch_vcpu_pre_fault_memory, page_fault=page_fault)
         self._async_ready = self.linked(sources.kvm_arch_async_page_ready, page_fault=page_fault)
         self._source = self.linked(sources.source)
@@ -157,7 +172,8 @@ class Machine(GuestMemory):
         emu_ret = self.given.emu_ret
         if emu_ret is None:  # an event on a write of 8 bytes, or of any size, needs no user space
             emu_ret = int(self.ioeventfds.get(addr) in (0, 8))
-        outcome: Outcome = self._mmu_page_fault(self.vcpu(addr, emu_ret), addr, error_code, asked.mmu.insn_len)
+        vcpu = self.vcpu(addr, emu_ret)
+        outcome: Outcome = self._mmu_page_fault(vcpu, addr, error_code, asked.mmu.insn_len)
         if self.handler is None or self.handler.finished is None:
             self.cache = outcome.mmio.cache
         source: SourceOutcome = self._source(event._replace(mmu_ret=outcome.ret))
@@ -187,7 +203,7 @@ class Machine(GuestMemory):
         addr: int,
         error_code: int,
         outcome: Outcome | None,
-        handled: path.Handled,
+        handled: Handled,
         ret: int,
     ) -> Taken:
         handler, exit_ = self.handler, handled.exit
@@ -228,8 +244,7 @@ class Machine(GuestMemory):
         if self.hardware == "ept":
             if reserved:
                 return Event(sources.KIND_MISCFG, 0, addr, guest=guest)
-            q = {"r": EPT_VIOLATION_ACC_READ, "w": EPT_VIOLATION_ACC_WRITE, "x": EPT_VIOLATION_ACC_INSTR}[access]
-            q |= EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED
+            q = _EPT_ACCESS[access] | EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED
             q |= spte << 3 & EPT_VIOLATION_RWX_MASK if present else 0
             q |= sum(1 << bit for flag, bit in _EPT_ADVANCED if pde & flag)
             return Event(sources.KIND_EPT, q, addr, guest=guest)
@@ -302,7 +317,7 @@ class Machine(GuestMemory):
         verb, *words = op.split() or [""]
         try:
             return self._run(verb, words)
-        except (IndexError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{op!r} lacks a word or number; see the operations in kvm_pf.trace") from None
@@ -311,8 +326,8 @@ class Machine(GuestMemory):
         def number(n: int) -> int:
             return int(words[n], 0)
 
-        def gfns() -> range:
-            return range(number(0) >> PAGE_SHIFT, number(0) + number(1) >> PAGE_SHIFT)
+        def gfns(gpa: int, size: int) -> tuple[int, int]:
+            return gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
 
         match verb:
             case "r" | "w" | "x" | "i":
@@ -326,33 +341,40 @@ class Machine(GuestMemory):
                 flags = [flag for flag in words[3].split(",") if flag != "-"]
                 return self.add_slot(number(0), number(1), number(2), *flags)
             case "attr":
-                return self.set_attributes(number(0), number(1), {"private": True, "shared": False}[words[2]])
+                return self.set_attributes(number(0), number(1), _KINDS[words[2]])
             case "prefault":
                 return self.prefault(number(0), number(1))[0]
             case "poke":
-                self.drop(self.host.touch([number(0) >> PAGE_SHIFT]))
+                gfn = number(0) >> PAGE_SHIFT
+                for replaced in self.host.touch(gfn, gfn + 1):
+                    self.drop(replaced, replaced + 1)
             case "mprotro" | "unmap" | "zap":
-                self.host.change(verb, gfns())
-                self.drop(gfns())
-            case "punch" | "closegmem":
+                self.host.change(verb, *gfns(number(0), number(1)))
+                self.drop(*gfns(number(0), number(1)))
+            case "punch":
+                start, end = gfns(number(1), number(2))
+                base = self.slots[number(0)].base_gfn
+                self.drop(base + start, base + end, self.private)
+            case "closegmem":
                 slot = self.slots[number(0)]
-                first = slot.base_gfn if verb == "closegmem" else slot.base_gfn + (number(1) >> PAGE_SHIFT)
-                count = slot.npages if verb == "closegmem" else number(2) >> PAGE_SHIFT
-                self.drop(gfn for gfn in range(first, first + count) if self.private(gfn))
-                self.gmem_closed |= {slot.id} if verb == "closegmem" else set()
+                self.drop(slot.base_gfn, slot.end_gfn, self.private)
+                self.gmem_closed.add(slot.id)
             case "cleardirty":
                 slot = self.slots[number(0)]
-                self.write_protect(range(slot.base_gfn, slot.end_gfn))
+                self.write_protect(slot.base_gfn, slot.end_gfn)
             case "ioeventfd":
                 self.ioeventfds[number(0)] = number(1)
             case "pde":
                 self.pdes[number(0) >> PDE_SHIFT] = number(1)
-            case "efer":
-                self.nx = number(0) & EFER_NX != 0
+            case "efer" | "smap":
+                self.nx = number(0) & EFER_NX != 0 if verb == "efer" else self.nx
+                if not self.mmu.direct:  # another kind of shadow pages; kvm_mmu_sync_roots() clears the cache
+                    self.entries.clear()
+                    self.cache = self.cache._replace(gva=0)
             case "sh" if words[0] == "inj":
                 at, set_, clear, addr, count = words[1], *(number(n) for n in range(2, 6))
                 self.armed.append((at, set_, clear, addr, count))
-            case "e" | "s" | "smap" | "evread" | "sh":
+            case "e" | "s" | "evread" | "sh":
                 return None  # the emulator's own accesses walk the guest's tables, not KVM's
             case _:
                 raise InputError(f"{verb!r} is no operation; kvm_pf.trace lists them")

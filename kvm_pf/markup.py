@@ -6,10 +6,25 @@ Some readers of notebooks drop every style, so a mark is a character or bold typ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-__all__ = ("Html", "bold", "changed", "code", "element", "join", "notice", "table")
+__all__ = ("Html", "beside", "bold", "changed", "code", "element", "framed", "join", "notice", "table")
+
+STYLE = """<style>
+.kvm-pf {overflow-x: auto; max-width: 100%}
+.kvm-pf p {margin: 4px 0; line-height: 1.4}
+.kvm-pf table {border-collapse: collapse; margin: 0 0 6px; font-size: 13px; line-height: 1.35}
+.kvm-pf table caption {caption-side: top; text-align: left; padding: 6px 0 2px; font-weight: bold; color: inherit;
+  white-space: normal}
+.kvm-pf table th, .kvm-pf table td {border: 1px solid rgba(127, 127, 127, .35); padding: 2px 7px; text-align: left;
+  vertical-align: top; white-space: normal; max-width: 34em; overflow-wrap: break-word}
+.kvm-pf table th {font-weight: bold; background: rgba(127, 127, 127, .12)}
+.kvm-pf code {background: none; padding: 0; white-space: nowrap; color: inherit}
+.kvm-pf table.diff td {border-width: 0 1px; max-width: none}
+.kvm-pf .gone {background: rgba(213, 94, 0, .16)}
+.kvm-pf .new {background: rgba(0, 114, 178, .16)}
+</style>"""
 
 
 class Html(str):
@@ -22,18 +37,23 @@ def markup(content: object) -> str:
 
 
 def element(name: str, *content: object, **attributes: str) -> Html:
-    """Return an element; an attribute that is "" is left out.
+    """Return an element; `class_` stands for class, and an attribute that is "" is left out.
 
-    >>> element("td", "a < b", scope="row")
-    '<td scope="row">a &lt; b</td>'
+    >>> print(element("td", "a < b", class_="new"))
+    <td class="new">a &lt; b</td>
     """
-    given = "".join(f' {key}="{escape(value)}"' for key, value in attributes.items() if value)
+    given = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items() if value)
     return Html(f"<{name}{given}>{''.join(map(markup, content))}</{name}>")
 
 
 def join(parts: Iterable[object], between: str = "") -> Html:
     """Return pieces one after the other."""
-    return Html(between.join(map(markup, parts)))
+    return Html(escape(between).join(map(markup, parts)))
+
+
+def framed(*content: object) -> Html:
+    """Return content with the style of this module, which touches nothing outside of it."""
+    return element("div", Html(STYLE), *content, class_="kvm-pf")
 
 
 def bold(content: object) -> Html:
@@ -42,8 +62,8 @@ def bold(content: object) -> Html:
 
 
 def code(content: object) -> Html:
-    """Return it in the type of values."""
-    return element("code", content, style="background:none;padding:0;white-space:nowrap")
+    """Return it in the type of code; its blanks stay what they are."""
+    return element("code", Html(markup(content).replace(" ", "\u00a0")))
 
 
 def changed(content: object, is_changed: bool = True) -> object:
@@ -53,21 +73,24 @@ def changed(content: object, is_changed: bool = True) -> object:
 
 def notice(text: str) -> Html:
     """Return a message to the user, which a screen reader speaks; nothing for no text."""
-    look = "border-left:4px solid #d55e00;padding:4px 8px;margin:4px 0;overflow-wrap:anywhere"
+    look = "border-left:4px solid #d55e00;padding:4px 8px;margin:4px 0;line-height:1.4;overflow-wrap:anywhere"
     return element("div", bold("✗ "), text, role="alert", style=look) if text else Html()
 
 
-_LINE = "border:1px solid rgba(127,127,127,.35);"
-_CELL = _LINE + "padding:2px 7px;text-align:left;vertical-align:top;white-space:normal;max-width:32em;"
-_HEAD = _CELL + "font-weight:bold;background:rgba(127,127,127,.12);"
-
-
 def table(caption: object, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """Return a table with a caption; it scrolls by itself where the page is narrow."""
-    lines = [
-        element("caption", bold(caption), style="caption-side:top;text-align:left;padding:6px 0 2px;color:inherit"),
-        element("tr", *(element("th", cell, scope="col", style=_HEAD) for cell in head)),
-        *(element("tr", *(element("td", cell, style=_CELL) for cell in row)) for row in rows),
-    ]
-    look = "border-collapse:collapse;margin:0 0 6px;font-size:13px;line-height:1.35"
-    return element("div", element("table", *lines, style=look), style="overflow-x:auto;max-width:100%")
+    """Return a table with a caption; `head` names the columns."""
+    lines = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
+    heads = element("tr", *(element("th", cell, scope="col") for cell in head))
+    return element("table", element("caption", caption), heads, *lines)
+
+
+def beside(rows: Sequence[Sequence[object]], sets: int) -> Iterator[list[object]]:
+    """Yield long rows for a long table that is cut into `sets` pieces, which then stand side by side.
+
+    >>> list(beside([("a", 1), ("b", 2), ("c", 3)], 2))
+    [['a', 1, 'c', 3], ['b', 2, '', '']]
+    """
+    height = -(-len(rows) // sets)
+    for n in range(height):
+        row = [cell for part in rows[n::height] for cell in part]
+        yield [*row, *[""] * (sets * len(rows[0]) - len(row))]

@@ -12,15 +12,16 @@ Simplified: the guest maps every address to itself with 2M pages, apart from wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from kvm_pf import faultin, mmio, sources
 from kvm_pf import fault as path
+from kvm_pf import faultin, mmio
 from kvm_pf.attributes import AttributeStore, kvm_vm_ioctl_set_mem_attributes
 from kvm_pf.errors import InputError
+from kvm_pf.faultin import Faultin
 from kvm_pf.link import link
 from kvm_pf.memslots import Memslot, Memslots
 from kvm_pf.mmio import SPTE_MMU_PRESENT_MASK
@@ -67,7 +68,9 @@ SPTE_READ, SPTE_WRITE, EPT_SPTE_EXEC, SPTE_LARGE, SPTE_NX = 1 << 0, 1 << 1, 1 <<
 NPT_SPTE_PAGE, EPT_SPTE_PAGE = SPTE_MMU_PRESENT_MASK | 0x5, SPTE_MMU_PRESENT_MASK | 0x71
 NPT_SPTE_ACCESSED, EPT_SPTE_ACCESSED = 1 << 5, 1 << 8
 NPT_SPTE_MMU_WRITABLE, EPT_SPTE_MMU_WRITABLE = 1 << 10, 1 << 58
-SPTE_NONPRESENT = 1 << 63
+# Without accessed bits, an EPT entry not used yet keeps its rights to read and execute further up.
+EPT_RX, EPT_RWX, SAVED_SHIFT = 0x5, 0x7, 54
+SPTE_NONPRESENT = 0  # from 6.10: bit 63
 
 # The guest's own page-directory entries.
 PDE_PRESENT, PDE_WRITE, PDE_USER, PDE_LARGE, PDE_NX = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
@@ -75,8 +78,8 @@ PDE_SHIFT, PDE_ADDRESS = 21, 0xFFFFFFFE00000
 
 
 def handle_abnormal_pfn(
-    vcpu: Vcpu, fault: Fault, access: int, memory: faultin.Memory, before: faultin.Faultin
-) -> faultin.Faultin:
+    vcpu: Vcpu, fault: Fault, access: int, memory: faultin.Memory, before: Faultin
+) -> Faultin:
     """Look at what kvm_faultin_pfn() left to its caller: nothing.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, direct_page_fault() (v6.8).
@@ -99,45 +102,48 @@ class HostMemory:
     """What user space has behind its slots, page by page.
 
     A page is absent until touched.  A read of an absent page finds the zero page; the write that replaces it
-    makes the host drop KVM's entry for it while the fault is still under way.
+    makes the host drop KVM's entry for it while the fault is still under way.  Ranges are gfns, the end not
+    included.
     """
 
     def __init__(self) -> None:
-        self._pages: dict[int, str] = {}
-        self._readonly: set[int] = set()
-        self._gone: set[int] = set()
-        self._huge: set[int] = set()
+        self._pages: list[tuple[int, int, str]] = []  # of several that cover a gfn, the last counts
+        self._mapped: list[tuple[int, int, str]] = []
 
-    def touch(self, gfns: Iterable[int], huge: bool = False) -> list[int]:
-        """Let user space write to pages; return those whose zero page is replaced."""
-        gfns = list(gfns)
-        replaced = [gfn for gfn in gfns if self._pages.get(gfn) == "zero"]
-        self._pages |= dict.fromkeys(gfns, "own")
-        if huge:
-            self._huge |= {gfn // PAGES[PG_LEVEL_2M] for gfn in gfns}
+    def touch(self, start: int, end: int, huge: bool = False) -> list[int]:
+        """Let user space write to a range; return the gfns whose zero page is replaced."""
+        zeroes = [gfn for gfn, _, what in self._pages if what == "zero" and start <= gfn < end]
+        replaced = [gfn for gfn in zeroes if self._page(gfn) == "zero"]
+        self._pages.append((start, end, "huge" if huge else "own"))
         return replaced
 
-    def change(self, verb: str, gfns: Iterable[int]) -> None:
-        """Make pages read-only (mprotro), unmap them (unmap), or throw their contents away (zap)."""
-        for gfn in gfns:
-            if verb == "zap":
-                self._pages.pop(gfn, None)
-            else:
-                (self._readonly if verb == "mprotro" else self._gone).add(gfn)
-            self._huge.discard(gfn // PAGES[PG_LEVEL_2M])
+    def change(self, verb: str, start: int, end: int) -> None:
+        """Make a range read-only (mprotro), unmap it (unmap), or throw its contents away (zap)."""
+        if verb == "zap":
+            self._pages.append((start, end, "absent"))
+        else:
+            self._mapped.append((start, end, verb))
+
+    def _page(self, gfn: int) -> str:
+        return next((what for start, end, what in reversed(self._pages) if start <= gfn < end), "absent")
 
     def huge(self, gfn: int) -> bool:
-        """Say whether the gfn lies in a huge page."""
-        return gfn // PAGES[PG_LEVEL_2M] in self._huge
+        """Say whether a whole huge page is left around the gfn."""
+        first = gfn & -PAGES[PG_LEVEL_2M]
+        meets = [x for x in self._pages + self._mapped if x[0] < first + PAGES[PG_LEVEL_2M] and first < x[1]]
+        whole = [start <= first and first + PAGES[PG_LEVEL_2M] <= end for start, end, _ in meets]
+        return self._page(gfn) == "huge" and all(whole) and all(what == "huge" for _, _, what in meets)
 
     def look(self, gfn: int, write: bool) -> tuple[int, bool, bool]:
         """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile."""
-        if gfn in self._gone or (write and gfn in self._readonly):
+        verbs = {verb for start, end, verb in self._mapped if start <= gfn < end}
+        if "unmap" in verbs or (write and "mprotro" in verbs):
             return faultin.GUP_FAULT, False, False
-        was = self._pages.get(gfn, "absent")
-        if write or was == "absent":
-            self._pages[gfn] = "own" if write else "zero"
-        return faultin.GUP_OK, write or (was == "own" and gfn not in self._readonly), write and was == "zero"
+        was = self._page(gfn)
+        if was == "absent" or (write and was == "zero"):
+            self._pages.append((gfn, gfn + 1, "own" if write else "zero"))
+        writable = write or (was in ("own", "huge") and "mprotro" not in verbs)
+        return faultin.GUP_OK, writable, write and was == "zero"
 
 
 class Options(NamedTuple):
@@ -181,13 +187,14 @@ class Handler:
     fast_traced: bool = False
     walked: bool = False  # the guest's page tables were walked
     refused: bool = False  # and do not allow the access
-    faultin: faultin.Faultin | None = None  # as kvm_faultin_pfn() returned it
-    finished: faultin.Faultin | None = None  # after handle_abnormal_pfn()
+    faultin: Faultin | None = None  # as kvm_faultin_pfn() returned it
+    finished: Faultin | None = None  # after handle_abnormal_pfn()
     noslot: bool = False  # kvm_handle_noslot_fault() was asked
     gup_failed: bool = False  # the host's look-up failed
+    gmem_ret: int = 0  # guest_memfd's answer, if asked
     mapped: bool = False  # an entry was asked for
     mmio_spte: int | None = None  # the MMIO entry that was made
-    spte_before: int = SPTE_NONPRESENT
+    spte_before: int = 0
     stats: Counter[str] = field(default_factory=Counter)
 
 
@@ -217,8 +224,11 @@ class GuestMemory:
             caching=options.mmio_caching, nonpresent_or_rsvd_mask=options.l1tf_mask, lower_gfn_mask=kept
         )
         self.accessed = EPT_SPTE_ACCESSED if ept else NPT_SPTE_ACCESSED
+        if not options.accessed_dirty:
+            self.accessed = SPTE_READ
         ept_writable = names.get("EPT_SPTE_MMU_WRITABLE", EPT_SPTE_MMU_WRITABLE)
         self.mmu_writable = ept_writable if ept else NPT_SPTE_MMU_WRITABLE
+        self.nonpresent = names.get("SPTE_NONPRESENT", SPTE_NONPRESENT)
         self.mmu = Mmu(True, hardware != "shadow", hardware != "shadow", False, False)
         self.reset(vm_type)
 
@@ -228,7 +238,8 @@ class GuestMemory:
         return link(function, {**self._names, **names}, self._bind)
 
     def _bind(self, function: FunctionType) -> Any:
-        return function if function.__name__ == "after_fault" and function.__closure__ else self.watcher(function)
+        around = function.__name__ == "after_fault" and function.__closure__
+        return function if around else self.watcher(function)
 
     def reset(self, vm_type: str) -> None:
         """Start a new VM."""
@@ -244,7 +255,8 @@ class GuestMemory:
         self.pdes: dict[int, int] = {}
         self.nx = True
         self.l2_pages: dict[int, int] | None = None
-        self.given, self.handler = Given(), None
+        self.given = Given()
+        self.handler: Handler | None = None
         self.add_slot(BASE_SLOT, 0, BASE_SLOT_SIZE, "touch")
 
     # --- what user space does ---
@@ -255,7 +267,7 @@ class GuestMemory:
         ret = kvm_vm_ioctl_set_mem_attributes(gpa, size, word, 0, self.has_private_mem)
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         if ret == 0 and self.attributes.set(start, end, word):
-            self.drop(gfn for gfn in range(start, end) if self.slots.find(gfn))
+            self.drop(start, end, lambda gfn: self.slots.find(gfn) is not None)
         return ret
 
     def add_slot(self, number: int, gpa: int, size: int, *flags: str) -> int:
@@ -264,11 +276,11 @@ class GuestMemory:
             raise InputError(f"{unknown.pop()!r} is no flag of a slot; there are {', '.join(SLOT_FLAGS)}")
         bits = sum(SLOT_FLAGS[flag] for flag in set(flags))
         ret = self.slots.set(number, gpa, size, USERSPACE_ADDR + gpa, bits)
-        gfns = range(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
+        start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         if ret == 0 and {"touch", "thp"} & set(flags):
-            self.host.touch(gfns, "thp" in flags)
+            self.host.touch(start, end, "thp" in flags)
         if ret == 0 and "log" in flags:
-            self.write_protect(gfns)
+            self.write_protect(start, end)
         return ret
 
     def delete_slot(self, number: int) -> int:
@@ -276,12 +288,11 @@ class GuestMemory:
         self.entries.clear()
         return self.slots.delete(number)
 
-    def write_protect(self, gfns: Iterable[int]) -> None:
+    def write_protect(self, start: int, end: int) -> None:
         """Begin to log writes anew: the CPU logs them by itself (PML), or the entries lose the right to write."""
-        for gfn in gfns if not self.options.pml else ():
-            spte, level = self.entry(gfn)
-            if spte & SPTE_MMU_PRESENT_MASK:
-                self.entries[gfn & -PAGES[level], level] = spte & ~SPTE_WRITE
+        for key in [] if self.options.pml else self._entries_in(start, end):
+            if self.entries[key] & SPTE_MMU_PRESENT_MASK:
+                self.entries[key] &= ~SPTE_WRITE
 
     # --- entries ---
 
@@ -290,20 +301,25 @@ class GuestMemory:
         for level, pages in PAGES.items():
             if (spte := self.entries.get((gfn & -pages, level))) is not None:
                 return spte, level
-        return SPTE_NONPRESENT, PG_LEVEL_4K
+        return self.nonpresent, PG_LEVEL_4K
 
     def put(self, gfn: int, spte: int, level: int = PG_LEVEL_4K) -> None:
         """Set the entry for a gfn; one that maps nothing is dropped."""
         first = gfn & -PAGES[level]
-        self.drop(range(first, first + PAGES[level]))
+        self.drop(first, first + PAGES[level])
         if spte & SPTE_MMU_PRESENT_MASK or self.is_mmio(spte):
             self.entries[first, level] = spte
 
-    def drop(self, gfns: Iterable[int]) -> None:
-        """Drop the entries that map any of these gfns."""
-        for gfn in gfns:
-            for level, pages in PAGES.items():
-                self.entries.pop((gfn & -pages, level), None)
+    def drop(self, start: int, end: int, which: Callable[[int], bool] = lambda gfn: True) -> None:
+        """Drop the entries that map any gfn from `start` up to and without `end`, or those of `which` gfns."""
+        for first, level in self._entries_in(start, end):
+            if which(first):
+                del self.entries[first, level]
+
+    def _entries_in(self, start: int, end: int) -> list[tuple[int, int]]:
+        return [
+            (first, level) for first, level in self.entries if first < end and start < first + PAGES[level]
+        ]
 
     def is_mmio(self, spte: int) -> bool:
         """Say whether an entry marks emulated memory."""
@@ -322,7 +338,9 @@ class GuestMemory:
         spte = SPTE_LARGE if level > PG_LEVEL_4K else 0
         spte |= (SPTE_WRITE | self.mmu_writable if writable else 0) | (self.accessed if accessed else 0)
         if self.hardware == "ept":
-            return spte | EPT_SPTE_PAGE | (EPT_SPTE_EXEC if executable else 0)
+            spte |= EPT_SPTE_PAGE | (EPT_SPTE_EXEC if executable else 0)
+            tracked = not (accessed or self.options.accessed_dirty)
+            return spte & ~EPT_RWX | (spte & EPT_RX) << SAVED_SHIFT if tracked else spte
         return spte | NPT_SPTE_PAGE | (0 if executable else SPTE_NX)
 
     # --- what a fault meets ---
@@ -330,8 +348,8 @@ class GuestMemory:
     def translate(self, addr: int) -> tuple[int, int]:
         """Walk the guest's tables (L1's for L2): where `addr` lies, and the entry (a PDE) that says so."""
         if self.l2_pages is not None:
-            page = self.l2_pages.get(addr >> PAGE_SHIFT)
-            return (0, 0) if page is None else (page | addr & PAGE_OFFSET_MASK, PDE_PRESENT | PDE_WRITE | PDE_USER)
+            page = self.l2_pages[addr >> PAGE_SHIFT]
+            return page | addr & PAGE_OFFSET_MASK, PDE_PRESENT | PDE_WRITE | PDE_USER
         offset = addr & (1 << PDE_SHIFT) - 1
         pde = self.pdes.get(addr >> PDE_SHIFT, addr - offset | PDE_PRESENT | PDE_WRITE | PDE_USER | PDE_LARGE)
         return pde & PDE_ADDRESS | offset, pde
@@ -368,7 +386,7 @@ class GuestMemory:
         if self.given.invalidated is not None:
             dropped = self.given.invalidated
         if dropped:
-            self.drop([fault.gfn])
+            self.drop(fault.gfn, fault.gfn + 1)
         return faultin.Memory(
             slot=memslot.seen if memslot else faultin.Slot(0, 0),
             maxphyaddr=self.options.maxphyaddr,
@@ -411,13 +429,13 @@ class GuestMemory:
         h.fault = fault = fault._replace(gfn=gfn, slot=memslot is not None)
         h.spte_before, level = self.entry(gfn)
         if self.mmu.direct:
-            h.fast = h.ret = self._fast_page_fault(h, level)
+            h.fast = h.ret = self._fast_page_fault(h, memslot, level)
             if h.ret != self.revision.step("RET_PF_INVALID"):
                 h.stats["pf_fast"] += 1
                 return h.ret
         h.noslot = memslot is None and fault.is_private == self.private(gfn)
         memory, writable = self._look(fault, memslot)
-        h.gup_failed = memory.gup_result != faultin.GUP_OK
+        h.gup_failed, h.gmem_ret = memory.gup_result != faultin.GUP_OK, memory.gmem_ret
         access = self.revision.step("ACC_ALL")
         now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
         found = self._faultin(now, fault, access, memory)
@@ -429,13 +447,14 @@ class GuestMemory:
             h.ret = self._map(h, memslot, access)
         return h.ret
 
-    def _fast_page_fault(self, h: Handler, level: int) -> int:
+    def _fast_page_fault(self, h: Handler, memslot: Memslot | None, level: int) -> int:
         """Give a page back the right to write that dirty logging took, without a lock; else RET_PF_INVALID.
 
         Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast(), fast_page_fault() (v6.12).
         """
         fault, spte = h.fault, h.spte_before
-        invalid, fixed, spurious = (int(self.revision.step(f"RET_PF_{x}")) for x in ("INVALID", "FIXED", "SPURIOUS"))
+        step = self.revision.step
+        invalid, fixed, spurious = (int(step(f"RET_PF_{name}")) for name in ("INVALID", "FIXED", "SPURIOUS"))
         if fault.rsvd or (self.has_private_mem and fault.is_private != self.private(fault.gfn)):
             return invalid
         if not fault.write if fault.present else self.options.accessed_dirty:
@@ -445,9 +464,16 @@ class GuestMemory:
             return invalid
         if self.allows(spte, _kind(fault)):
             return spurious
-        if not fault.write or not spte & self.mmu_writable or level > PG_LEVEL_4K:
+        fixed_spte = spte
+        if not self.options.accessed_dirty and spte & EPT_RWX == 0:
+            fixed_spte |= spte >> SAVED_SHIFT & EPT_RX
+        if fault.write and spte & self.mmu_writable:
+            if level > PG_LEVEL_4K and memslot and memslot.flags & faultin.KVM_MEM_LOG_DIRTY_PAGES:
+                return invalid
+            fixed_spte |= SPTE_WRITE
+        if not self.allows(fixed_spte, _kind(fault)):
             return invalid
-        self.put(fault.gfn, spte | SPTE_WRITE)
+        self.put(fault.gfn, fixed_spte, level)
         return fixed
 
     def _map(self, h: Handler, memslot: Memslot | None, access: int) -> int:
@@ -472,7 +498,8 @@ class GuestMemory:
         h.fault = fault = fault._replace(req_level=requested, goal_level=goal)
         old, level = self.entry(fault.gfn)
         ret = int(self.revision.step("RET_PF_FIXED"))
-        if level == goal and old & SPTE_MMU_PRESENT_MASK and (fault.prefetch or self.allows(old, _kind(fault))):
+        leaf_there = level == goal and old & SPTE_MMU_PRESENT_MASK != 0
+        if leaf_there and (fault.prefetch or self.allows(old, _kind(fault))):
             leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)
             h.decided = leaf != UNDECIDED
             ret = leaf if h.decided else ret if self.given.handler_ret is None else self.given.handler_ret

@@ -2,46 +2,76 @@
 """Prove: the path's own functions, fed with solver terms instead of numbers.
 
 An `Int` is any 64-bit value, a `Bool` any truth value.  Arithmetic on them builds terms; asking one for its
-truth (`if`, `and`, `or`, `not`) splits the run in two, as far as both sides are possible.  `explore` runs a
-function until every side has been taken and returns its paths: what each assumes, and what it returns.
+truth (`if`, `and`, `or`, `not`) splits the run in two.  `explore` runs a function until every side has been taken
+and returns its paths: what each assumes, and what it returns.  `summarise` makes one value of all paths, so that
+a function that calls others does not multiply their paths by its own; it is a `bind` for the linker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import reduce, wraps
+from operator import and_, or_
+from typing import Any, NamedTuple, get_type_hints
 
 import z3
 
 WIDTH = 64
 
 
+TIMEOUT_MS = 10_000
+"""How long the solver may think about one question."""
+
+
 class Unknown(Exception):
     """The solver gave no answer in the time it had; nothing is proved."""
 
 
-class _Run:
-    """One run of a function along the decisions of `prefix`, then wherever `True` is possible."""
+def new_solver(*terms: z3.BoolRef) -> z3.Solver:
+    """Return a solver that holds `terms`."""
+    solver = z3.SolverFor("QF_BV")
+    solver.set("timeout", TIMEOUT_MS)
+    solver.add(*terms)
+    return solver
 
-    def __init__(self, assume: list[z3.BoolRef], prefix: list[bool]) -> None:
-        self.solver = z3.Solver()
-        self.solver.add(*assume)
+
+def satisfiable(solver: z3.Solver, *terms: z3.BoolRef) -> bool:
+    """Say whether `terms` can hold together with what the solver holds.  Raises Unknown if it gives up."""
+    answer = solver.check(*terms)
+    if answer == z3.unknown:
+        raise Unknown(solver.reason_unknown())
+    return bool(answer == z3.sat)
+
+
+class _Run:
+    """One run of a function along the decisions of `prefix`, then along `True`; the other side stays open.
+
+    With `assume`, only sides that are possible under it are taken.
+    """
+
+    def __init__(self, prefix: list[bool], assume: list[z3.BoolRef] | None) -> None:
         self.prefix = prefix
         self.taken: list[bool] = []
         self.condition: list[z3.BoolRef] = []
         self.open: list[list[bool]] = []  # prefixes of the sides not taken here
+        self.known: dict[int, bool] = {}
+        self.solver = None if assume is None else new_solver(*assume)
 
     def possible(self, term: z3.BoolRef) -> bool:
-        answer = self.solver.check(term)
-        if answer == z3.unknown:
-            raise Unknown(self.solver.reason_unknown())
-        return bool(answer == z3.sat)
+        return self.solver is None or satisfiable(self.solver, term)
 
     def choose(self, term: z3.BoolRef) -> bool:
-        term = z3.simplify(term)
+        term, wanted = z3.simplify(term), True
+        while z3.is_not(term):
+            term, wanted = term.arg(0), not wanted
         if z3.is_true(term) or z3.is_false(term):
-            return bool(z3.is_true(term))
+            return bool(z3.is_true(term)) is wanted
+        if term.get_id() not in self.known:
+            self.known[term.get_id()] = self.decide(term)
+        return self.known[term.get_id()] is wanted
+
+    def decide(self, term: z3.BoolRef) -> bool:
         if len(self.taken) < len(self.prefix):
             side = self.prefix[len(self.taken)]
         else:
@@ -51,7 +81,8 @@ class _Run:
         chosen = term if side else z3.Not(term)
         self.taken.append(side)
         self.condition.append(chosen)
-        self.solver.add(chosen)
+        if self.solver is not None:
+            self.solver.add(chosen)
         return side
 
 
@@ -192,12 +223,35 @@ def any_bool(name: str) -> Bool:
 
 
 def any_of(record: type[Any], prefix: str = "") -> Any:
-    """Any record of a NamedTuple class: every field any value of its type."""
-    fields = {}
-    for name, kind in record.__annotations__.items():
-        label = f"{prefix}{name}"
-        fields[name] = any_bool(label) if kind in (bool, "bool") else any_int(label)
-    return record(**fields)
+    """Any record of a NamedTuple class: every field any value of its type, records in it included."""
+    return record(**{name: any_value(kind, prefix + name) for name, kind in get_type_hints(record).items()})
+
+
+def any_value(kind: type[Any], name: str) -> Any:
+    """Any value of a type: bool, int or a NamedTuple class."""
+    if kind is bool:
+        return any_bool(name)
+    return any_int(name) if kind is int else any_of(kind, f"{name}.")
+
+
+def no(truth: Any) -> Any:
+    """The opposite of a truth value, symbolic or not, without a split."""
+    return Bool(z3.Not(truth.term)) if isinstance(truth, Bool) else not truth
+
+
+def implies(premise: Any, conclusion: Any) -> Any:
+    """If `premise`, then `conclusion`; truth values, symbolic or not."""
+    return no(premise) | conclusion
+
+
+def all_of(truths: Iterable[Any]) -> Any:
+    """All of the truth values, symbolic or not."""
+    return reduce(and_, truths, True)
+
+
+def one_of(truths: Iterable[Any]) -> Any:
+    """At least one of the truth values, symbolic or not."""
+    return reduce(or_, truths, False)
 
 
 class Path(NamedTuple):
@@ -207,21 +261,75 @@ class Path(NamedTuple):
     result: Any
 
 
-def explore(function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = ()) -> list[Path]:
-    """Return every possible path of `function` under `assume` (Bools).  Raises Unknown if the solver gives up."""
+def explore(
+    function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = (), prune: bool = True
+) -> list[Path]:
+    """Return every path of `function` that is possible under `assume` (Bools); without `prune`, also others.
+
+    Raises Unknown if the solver gives up.
+    """
     global _current
-    given = [bool_term(a) for a in assume]
+    outer = _current
+    given = [bool_term(a) for a in assume] if prune else None
     todo: list[list[bool]] = [[]]
     paths = []
     while todo:
-        _current = run = _Run(given, todo.pop())
+        _current = run = _Run(todo.pop(), given)
         try:
             result = function(*args)
         finally:
-            _current = None
+            _current = outer
         todo += run.open
-        paths.append(Path(z3.And(*run.condition) if run.condition else z3.BoolVal(True), result))
+        paths.append(Path(conjunction(run.condition), result))
     return paths
+
+
+def conjunction(terms: Sequence[z3.BoolRef]) -> z3.BoolRef:
+    """All of the terms."""
+    return z3.And(*terms) if terms else z3.BoolVal(True)
+
+
+def merge(paths: list[Path]) -> Any:
+    """Make one value of the results of all paths: a number, a truth value, or a tuple of such, field by field."""
+    values = [path.result for path in paths]
+    first = values[0]
+    if isinstance(first, tuple):
+        fields = [
+            merge([Path(path.condition, path.result[n]) for path in paths]) for n in range(len(first))
+        ]
+        return type(first)(*fields) if hasattr(first, "_fields") else tuple(fields)
+    if all(not isinstance(v, (Int, Bool)) and type(v) is type(first) and v == first for v in values):
+        return first
+    truth = all(isinstance(value, (Bool, bool)) for value in values)
+    terms = [bool_term(value) if truth else int_term(value) for value in values]
+    merged = terms[-1]
+    for path, term in zip(reversed(paths[:-1]), reversed(terms[:-1]), strict=True):
+        if not term.eq(merged):
+            merged = z3.If(path.condition, term, merged)
+    return Bool(merged) if truth else Int(merged)
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, (Int, Bool)):
+        return type(value), value.term.get_id()
+    if isinstance(value, tuple):
+        return tuple(_identity(field) for field in value)
+    return type(value), value
+
+
+def summarise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function answer with all of its paths' results in one.  It is right if its paths are `complete`."""
+    made: dict[Any, Any] = {}
+
+    @wraps(function)
+    def summary(*args: Any, **kwargs: Any) -> Any:
+        key = _identity((*args, *kwargs.items()))
+        if key not in made:
+            paths = explore(lambda: function(*args, **kwargs), prune=False)
+            made[key] = args, kwargs, merge(paths)  # the terms stay alive, and with them their numbers
+        return made[key][2]
+
+    return summary
 
 
 @dataclass
@@ -239,26 +347,80 @@ class Verdict:
 def always(paths: list[Path], claim: Callable[[Any], Any], assume: tuple[Any, ...] = ()) -> Verdict:
     """Prove that `claim(result)` is true at the end of every path.  Raises Unknown if the solver gives up."""
     for path in paths:
-        solver = z3.Solver()
-        solver.add(*(bool_term(a) for a in assume), path.condition, z3.Not(bool_term(claim(path.result))))
-        answer = solver.check()
-        if answer == z3.unknown:
-            raise Unknown(solver.reason_unknown())
-        if answer == z3.sat:
+        solver = new_solver(*(bool_term(a) for a in assume), path.condition)
+        if satisfiable(solver, z3.Not(bool_term(claim(path.result)))):
             return Verdict(False, len(paths), solver.model())
     return Verdict(True, len(paths))
 
 
 def complete(paths: list[Path], assume: tuple[Any, ...] = ()) -> Iterator[str]:
     """Say what is wrong with a set of paths: a state that none covers, a state that two cover."""
-    given = [bool_term(a) for a in assume]
-    solver = z3.Solver()
-    solver.add(*given, *(z3.Not(p.condition) for p in paths))
-    if solver.check() != z3.unsat:
+    solver = new_solver(*(bool_term(a) for a in assume))
+    if satisfiable(solver, *(z3.Not(p.condition) for p in paths)):
         yield "some state is on no path"
     for i, one in enumerate(paths):
-        for two in paths[:i]:
-            solver = z3.Solver()
-            solver.add(*given, one.condition, two.condition)
-            if solver.check() != z3.unsat:
-                yield f"paths {paths.index(two)} and {i} overlap"
+        for j, two in enumerate(paths[:i]):
+            if satisfiable(solver, one.condition, two.condition):
+                yield f"paths {j} and {i} overlap"
+
+
+# Small witnesses
+
+
+class Variable(NamedTuple):
+    """A term that a witness gives a value to, and the value that nobody would remark on."""
+
+    term: Int | Bool
+    default: int
+    is_code: bool = False  # its bits are counted first of all
+
+
+def _bits(value: Int | Bool) -> list[z3.BoolRef]:
+    if isinstance(value, Bool):
+        return [value.term]
+    return [z3.Extract(n, n, value.term) == 1 for n in range(WIDTH)]
+
+
+def _fewest(solver: z3.Solver, truths: list[z3.BoolRef]) -> None:
+    """Add to the solver that as few of `truths` hold as possible."""
+    if not truths:
+        return
+    most = 0
+    while not satisfiable(solver, z3.AtMost(*truths, most)):
+        most += 1
+    solver.add(z3.AtMost(*truths, most))
+
+
+def _value(model: z3.ModelRef, value: Int | Bool) -> int:
+    found = model.eval(value.term, model_completion=True)
+    return int(z3.is_true(found)) if isinstance(value, Bool) else int(found.as_long())
+
+
+def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
+    """Return the smallest state in which `condition` holds; None if there is none.  Raises Unknown.
+
+    Smallest: first, fewest bits in the codes; then, fewest other variables unlike their defaults; then, of
+    each of these in turn, fewest bits, and the smallest of such numbers.  All values are unsigned.
+    """
+    solver = new_solver(bool_term(condition))
+    if not satisfiable(solver):
+        return None
+    codes = [v for v in variables.values() if v.is_code]
+    others = [v for v in variables.values() if not v.is_code]
+    _fewest(solver, [bit for v in codes for bit in _bits(v.term)])
+    unlike = {id(v): bool_term(v.term != v.default) for v in others}
+    _fewest(solver, list(unlike.values()))
+    for v in (*codes, *reversed(others)):
+        if not v.is_code and satisfiable(solver, z3.Not(unlike[id(v)])):
+            solver.add(z3.Not(unlike[id(v)]))
+            continue
+        if not v.is_code:
+            _fewest(solver, _bits(v.term))
+        for bit in reversed(_bits(v.term)):  # the smallest: clear what can be cleared, from the top
+            if satisfiable(solver, z3.Not(bit)):
+                solver.add(z3.Not(bit))
+            else:
+                solver.add(bit)
+    satisfiable(solver)
+    model = solver.model()
+    return {name: _value(model, v.term) for name, v in variables.items()}

@@ -223,6 +223,7 @@ class Watcher:
         self.revision = revision
         self.records: list[Record] = []
         self._open: list[Record] = []
+        self._posted = logic_names()
         self._ret_pf = {number: name for name, number in ret_pf_names(revision).items()}
 
     def __call__(self, function: FunctionType) -> Callable[..., Any]:
@@ -230,10 +231,10 @@ class Watcher:
         name = function.__name__
         if name not in WHY:
             return function
-        posted = logic_names().get(name)
+        posted = self._posted.get(name)
         lines = ledger_lines(name) if posted and posted.__code__ is function.__code__ else ()
         source = source_of(function)
-        signature = inspect.signature(function)
+        signature = inspect.signature(posted or function)  # a step made elsewhere may name its arguments anew
 
         @wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:

@@ -620,16 +620,16 @@ class TestPreFault:
 
     @pytest.mark.parametrize("revision", ["v6_12", "v7_3"])
     @pytest.mark.parametrize(
-        ("state", "ret"),
+        ("state", "ret", "handed_on"),
         [
-            ({"allowed": False}, -EOPNOTSUPP),
-            ({"reload_ret": -ENOMEM}, -ENOMEM),
-            ({"is_tdp": False, "direct": False}, -EOPNOTSUPP),
+            ({"allowed": False}, -EOPNOTSUPP, (0, 0)),
+            ({"reload_ret": -ENOMEM}, -ENOMEM, (0, 0)),
+            ({"is_tdp": False, "direct": False}, -EOPNOTSUPP, (GPA, 0x100000000)),
         ],
     )
-    def test_refusals(self, revision, state, ret):
+    def test_refusals(self, revision, state, ret, handed_on):
         outcome = self.ask(revision, **state)
-        assert (outcome.ret, outcome.warns, outcome.calls) == (ret, 0, 0)
+        assert outcome[:5] == (ret, 0, 0, *handed_on)
         assert not outcome.handled.called
 
     @pytest.mark.parametrize("revision", ["v6_12", "v7_3"])
@@ -677,6 +677,7 @@ class TestPreFault:
         [
             (0x40001000, 0x1000, 1, 0x1000),
             (0x40001000, 0x3000, 1, 0x1000),
+            (0x40001FFF, 0x1000, 1, 1),
             (0x40010000, 0x1000, 2, 0x1000),
             (0x40010000, 0x400000, 2, 0x1F0000),
             (0x40000000, 0x80000000, 3, 0x40000000),

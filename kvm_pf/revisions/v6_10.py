@@ -35,6 +35,9 @@ from kvm_pf.state import EFAULT, RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY, 
 INITIAL_PFN = state.KVM_PFN_ERR_FAULT
 INITIAL_HVA = state.KVM_HVA_ERR_BAD
 
+# Source: Linux `arch/x86/kvm/mmu/spte.h`, SHADOW_NONPRESENT_VALUE (v6.10).
+SPTE_NONPRESENT = 1 << 63
+
 
 def reserved_fault(error_code: int) -> tuple[int, int]:
     """Choose the way of a reserved fault: the MMIO path, or an error, with a warning, if private.

@@ -71,9 +71,13 @@ class ErrorCodeExplorer(Panel):
         }
         look, style = Layout(width="auto", margin="0"), {"description_width": "initial"}
         self.bits = [Checkbox(indent=False, layout=look, style=style) for _ in range(64)]
-        lanes = Layout(display="grid", grid_template_columns="repeat(auto-fill, minmax(9.5em, 1fr))", width="100%")
+        lanes = Layout(
+            display="grid", grid_template_columns="repeat(auto-fill, minmax(9.5em, 1fr))", width="100%"
+        )
         lane_of = [
-            VBox([HTML(bold(f"bits {top}–{top - 15}")), Box(self.bits[top - 15 : top + 1][::-1], layout=lanes)])
+            VBox(
+                [HTML(bold(f"bits {top}–{top - 15}")), Box(self.bits[top - 15 : top + 1][::-1], layout=lanes)]
+            )
             for top in (63, 47, 31, 15)
         ]
         super().__init__(controls, [line(*controls.values()), *lane_of])
@@ -106,18 +110,21 @@ class ErrorCodeExplorer(Panel):
         self.controls["code"].value = f"{self.code:#x}"
         for n, control in enumerate(self.bits):
             control.value = bool(self.code >> n & 1)
-        self.output.value = join(self._parts())
+        self.draw()
 
-    def _parts(self) -> Iterator[Html]:
+    def parts(self) -> Iterator[Html]:
+        """Yield the code, its bits, and what the revisions do with it."""
         names = TABLES[self.encoding]
-        yield element("p", code(f"{self.code:#x}"), " = ", describe(self.code, names), style="margin:4px 0")
+        yield element("p", code(f"{self.code:#x}"), " = ", describe(self.code, names))
         yield layout(self.code, names, f"the 64 bits, as {ENCODINGS[self.encoding]}")
         rows = [
             (row.bit, bold(row.label), row.set_by.value, row.means, row.source or "–")
             for row in decode(self.code, names)
         ]
         yield table(
-            "bits that are set", ("bit", "name", "set by", "meaning", "source"), rows or [("none", *("–",) * 4)]
+            "bits that are set",
+            ("bit", "name", "set by", "meaning", "source"),
+            rows or [("none", *("–",) * 4)],
         )
         answers = [answer(name, self.encoding, self.code) for name in KERNELS]
         npf, ept = "if #NPF reports it: its handler", "becomes the error code"

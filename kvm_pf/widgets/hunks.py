@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvm_pf.diff import diff_html, step_diff
-from kvm_pf.markup import Html, bold, code, element, join, table
+from kvm_pf.diff import diff_table, step_diff
+from kvm_pf.markup import Html, bold, code, element, framed, table
 from kvm_pf.patch import Patch, digest, identify, ledger, read_patch
 from kvm_pf.widgets.panel import Panel, choice, line
 
@@ -23,20 +23,17 @@ def _ledger() -> list[Row]:
 
 
 def lines_table(caption: str, ids: Collection[str], real: Mapping[str, str] | None = None) -> Html:
-    """Say what lines of the patch do, by ledger id; with `real`, which maps ids to text, beside the lines themselves."""
+    """Say what lines of the patch do, by ledger id; `real` maps ids to the lines themselves, which then stand there."""
     heads = ["line", "kind", "what it does", "what became of it, up to Linux 7.3", "step"]
     rows = []
     for row in _ledger():
         if row["id"] in ids:
             cells: list[object] = [bold(row["id"]), row["role"], row["does"], row["fate"], code(row["step"])]
             if real is not None:
-                cells.append(_real_line(row["sign"], real[row["id"]]) if row["id"] in real else "not in this copy")
+                text = real.get(row["id"])
+                cells.append("not in this copy" if text is None else code(row["sign"] + text.expandtabs(8)))
             rows.append(cells)
     return table(caption, heads if real is None else [*heads, "the line itself"], rows)
-
-
-def _real_line(sign: str, text: str) -> Html:
-    return element("code", f"{sign}{text.expandtabs(8)}".replace(" ", "\u00a0"), style="white-space:nowrap")
 
 
 def real_lines(patch: Patch) -> dict[str, str]:
@@ -69,17 +66,17 @@ class HunkViewer(Panel):
         self.verdict = None if patch is None else identify(patch)
         files = {row["hunk"]: row["file"] for row in _ledger()}
         options = [(f"hunk {number}: {file}", number) for number, file in files.items()]
-        self.controls = {"hunk": choice("show", "which hunk of the patch", options, 1)}
-        super().__init__(self.controls, [line(*self.controls.values())])
+        hunk = choice("show", "which hunk of the patch", options, 1)
+        super().__init__({"hunk": hunk}, [line(hunk)])
         self.react("hunk")
 
     def react(self, name: str) -> None:
         """Show the hunk that was chosen."""
-        self.output.value = join(self._parts(self.real))
+        self.output.value = framed(*self._parts(self.real))
 
-    def drawn(self) -> str:
-        """Return the output without the patch's own lines: what is committed holds none of its text."""
-        return join(self._parts(None))
+    def parts(self) -> Iterator[Html]:
+        """Yield the output without the patch's own lines: what is committed holds none of its text."""
+        return self._parts(None)
 
     def _parts(self, real: Mapping[str, str] | None) -> Iterator[Html]:
         number = self.controls["hunk"].value
@@ -93,10 +90,10 @@ class HunkViewer(Panel):
             )  # fmt: skip
         caption = f"hunk {number}: {signs.count('+')} lines added, {signs.count('-')} removed"
         yield lines_table(caption, [row["id"] for row in rows], real)
-        yield element("p", bold("the same in Python"), style="margin:4px 0")
+        yield element("p", bold("the same in Python"))
         for step in dict.fromkeys(row["step"] for row in rows):
-            yield element("p", code(step), style="margin:2px 0")
-            yield diff_html(step_diff(step))
+            yield element("p", code(step))
+            yield diff_table(step_diff(step))
 
     def __repr__(self) -> str:
         return f"hunk_viewer(hunk {self.controls['hunk'].value})"

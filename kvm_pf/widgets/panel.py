@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ipywidgets import HTML, Box, Button, Checkbox, Dropdown, IntSlider, Layout, Play, Select, Text, VBox
+from ipywidgets import (
+    HTML,
+    Box,
+    Button,
+    Checkbox,
+    Dropdown,
+    IntSlider,
+    Layout,
+    Play,
+    Select,
+    Text,
+    VBox,
+    link,
+)
 
 from kvm_pf.bits import PFERR, Bit, encode
 from kvm_pf.errors import InputError
 from kvm_pf.inputs import U64_MAX
-from kvm_pf.markup import Html, bold, code, join, notice
+from kvm_pf.markup import Html, bold, code, element, framed, join, notice
 
 _HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,64})", re.ASCII)
 
@@ -68,20 +81,21 @@ def button(label: str, tooltip: str) -> Button:
 
 
 def place(label: str, tooltip: str, length: int) -> tuple[Play, IntSlider, list[Button]]:
-    """A place in a sequence: a player and a slider that go together, and buttons to step back and forth."""
-    slider = IntSlider(0, 0, length - 1, tooltip=tooltip, layout=_row("24em"), **_label(label))
-    play = Play(0, 0, length - 1, interval=1500, description=label, tooltip="go on by itself", show_repeat=False)
+    """A place in a sequence, from 1: a player and a slider that go together, and buttons to step back and forth."""
+    slider = IntSlider(1, 1, length, tooltip=tooltip, layout=_row("24em"), **_label(label))
+    play = Play(1, 1, length, interval=1500, description=label, tooltip="go on by itself", show_repeat=False)
     back, forth = button("◀ back", "one back"), button("forth ▶", "one forth")
-    play.observe(lambda change: slider.set_trait("value", change["new"]), "value")
-    slider.observe(lambda change: play.set_trait("value", change["new"]), "value")
-    back.on_click(lambda _: slider.set_trait("value", max(slider.value - 1, 0)))
-    forth.on_click(lambda _: slider.set_trait("value", min(slider.value + 1, length - 1)))
+    link((play, "value"), (slider, "value"))
+    back.on_click(lambda _: slider.set_trait("value", max(slider.value - 1, 1)))
+    forth.on_click(lambda _: slider.set_trait("value", min(slider.value + 1, length)))
     return play, slider, [back, forth]
 
 
 def line(*parts: Any) -> Box:
     """Lay out controls beside each other, in as many lines as the page needs."""
-    return Box(parts, layout=Layout(display="flex", flex_flow="row wrap", align_items="center", grid_gap="2px 12px"))
+    return Box(
+        parts, layout=Layout(display="flex", flex_flow="row wrap", align_items="center", grid_gap="2px 12px")
+    )
 
 
 # The panel
@@ -156,12 +170,19 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def static(self) -> Static:
         """Return what the widget shows now, to stand in a page without a kernel."""
-        parts = [self.settings(), Html("<br>"), self.message.value and Html(self.message.value), Html(self.drawn())]
-        return Static(repr(self), Html(f"<div>{join(parts)}</div>"))
+        return Static(repr(self), framed(self.told()))
 
-    def drawn(self) -> str:
-        """Return the output as it may be kept in a file."""
-        return str(self.output.value)
+    def told(self) -> Html:
+        """Return what `static` shows, without the frame."""
+        return join([element("p", self.settings()), Html(self.message.value), *self.parts()])
+
+    def draw(self) -> None:
+        """Show the parts in the output."""
+        self.output.value = framed(*self.parts())
+
+    def parts(self) -> Iterable[Html]:
+        """Yield what the widget shows."""
+        raise NotImplementedError
 
 
 def _standing(control: Any) -> object:

@@ -30,25 +30,30 @@ class StepPlayer(Panel):
     @property
     def record(self) -> Record:
         """The current step."""
-        return self.explanation.steps[self.controls["step"].value]
+        number: int = self.controls["step"].value
+        return self.explanation.steps[number - 1]
 
     def react(self, name: str) -> None:
         """Show the step that the slider stands at."""
         if name == "step":
-            self.output.value = join([self._path(), *_detail(self.record)])
+            self.draw()
 
-    def _path(self) -> Html:
+    def parts(self) -> Iterator[Html]:
+        """Yield all steps, then the current one."""
         here = self.record
         rows = []
         for record in self.explanation.steps:
             name = "\u2003" * record.depth + record.step
             cells: list[object] = ["▶" if record is here else "", name, record.why]
             rows.append([bold(cell) for cell in cells] if record is here else cells)
-        return table(self.explanation.title, ("", "step", "what it did"), rows)
+        yield table(self.explanation.title, ("", "step", "what it did"), rows)
+        yield from _detail(here)
 
     def __repr__(self) -> str:
         code_ = self.explanation.steps[0].before or 0
-        return f"step_player({self.explanation.revision.name}, {code_:#x}, step {self.controls['step'].value})"
+        return (
+            f"step_player({self.explanation.revision.name}, {code_:#x}, step {self.controls['step'].value})"
+        )
 
 
 def _detail(record: Record) -> Iterator[Html]:
@@ -61,7 +66,9 @@ def _detail(record: Record) -> Iterator[Html]:
         rows.append(("error code after", changed(_named(record.after), record.after != record.before)))
     rows.append(("why", record.why))
     rows.append(("read in", record.source or "–"))
-    yield table(join(["this step: ", code(record.step)]), ("", "fields of records that are 0 are left out"), rows)
+    yield table(
+        join(["this step: ", code(record.step)]), ("", "fields of records that are 0 are left out"), rows
+    )
     if record.lines:
         yield lines_table("the patch's lines that it stands for", record.lines)
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The site reads well without a kernel and without a network, and leads nowhere that does not exist."""
+
+import re
+import sys
+from base64 import b64encode
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from kvm_pf import plot
+from kvm_pf.widgets import error_code_explorer
+from tools import notebooks, site
+
+FIRST = """# Bit 49 & *others*
+
+A guest wrote to `0x40002000`, a private page.  Who says so?
+
+| a | table |
+|---|---|
+| 1 | 2 |
+
+See [the bits](01_second.ipynb#The-bits), [the cases](../data/cases/README.md)
+and [the mail](https://lore.kernel.org/kvm/20240228024147.41573-6-seanjc@google.com)."""
+
+FIGURE = b64encode(plot.png(plot.bit_layout(0x6), dpi=20)).decode()
+WIDGET = error_code_explorer(0x6)
+
+
+def displayed(**metadata: object) -> nbformat.NotebookNode:
+    """A figure, as a cell shows it."""
+    return new_output("display_data", {"image/png": FIGURE, "text/plain": "<Picture>"}, metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A site of two small notebooks, with one of each in the first."""
+    live = {"text/plain": repr(WIDGET), notebooks.WIDGET_VIEW: {"model_id": "0a1b"}}
+    still = {"text/plain": repr(WIDGET.static()), "text/html": WIDGET.static().html}
+    first = [
+        new_markdown_cell(FIRST),
+        new_code_cell("plot.bit_layout(0x6)", outputs=[displayed()]),
+        new_code_cell("again", outputs=[displayed(**{"image/png": {"alt": 'WRITE & USER, "both"'}})]),
+        new_code_cell(
+            "widget", outputs=[new_output("display_data", live), new_output("display_data", still)]
+        ),
+        new_code_cell("print('told')", outputs=[new_output("stream", text="told\n")]),
+    ]
+    second = [new_markdown_cell("# Second\n\nIt is short."), new_markdown_cell("## The bits\n\nBack.")]
+    folder = tmp_path_factory.mktemp("site")
+    pages = {"00_first": new_notebook(cells=first), "01_second": new_notebook(cells=second)}
+    site.write([site.prepare(name, notebook) for name, notebook in pages.items()], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def walkthrough(tmp_path_factory) -> Path:
+    """The site of the notebooks as they are stored."""
+    folder = tmp_path_factory.mktemp("walkthrough")
+    paths = sorted(notebooks.FOLDER.glob("*.ipynb"))
+    site.write([site.prepare(path.stem, notebooks.read(path)) for path in paths], folder)
+    return folder
+
+
+def parse(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def faults(page: Path) -> list[str]:
+    """Return what is wrong with a page, one line each."""
+    text, tree = page.read_text(), parse(page)
+    found = [f"<{tag.name}>" for tag in tree(["script", "iframe", "object", "embed", "link", "base"])]
+    found += [f"{tag.name} from {tag['src'][:40]}" for tag in tree(src=re.compile("^(?!data:)"))]
+    found += [f"style from {match}" for match in re.findall(r"@import|url\([^)]*\)", text)]
+    found += [
+        mark
+        for mark in ("widget-view", "widget-state", "model_id", "error_code_explorer(0x6")
+        if mark in text
+    ]
+    for tag in tree("img"):
+        if not tag.get("alt") or tag["alt"].startswith("No description"):
+            found.append("a figure without a text")
+    for tag in tree("a", href=True):
+        link = urlsplit(tag["href"])
+        target = page.parent / unquote(link.path) if link.path else page
+        if not link.scheme and not target.exists():
+            found.append(f"no {tag['href']}")
+        elif not link.scheme and link.fragment and not parse(target)(id=unquote(link.fragment)):
+            found.append(f"no such place: {tag['href']}")
+    levels = [int(tag.name[1]) for tag in tree(re.compile("^h[1-6]$"))]
+    if levels[:1] != [1] or levels.count(1) != 1:
+        found.append("not one title")
+    found += [f"h{b} after h{a}" for a, b in zip(levels, levels[1:], strict=False) if b > a + 1]
+    return found
+
+
+@pytest.mark.parametrize("name", ["index", "00_first", "01_second"])
+def test_a_small_site(folder, name):
+    assert faults(folder / f"{name}.html") == []
+
+
+def test_the_walkthrough(walkthrough):
+    found = {page.name: faults(page) for page in sorted(walkthrough.glob("*.html"))}
+    assert found == dict.fromkeys(found, [])
+    assert set(found) == {"index.html", *(f"{path.stem}.html" for path in notebooks.FOLDER.glob("*.ipynb"))}
+
+
+def test_the_walkthrough_is_light(walkthrough):
+    figures = re.compile(r"data:image/png;base64,[^\"]*")
+    weights = {page.name: len(figures.sub("", page.read_text())) for page in walkthrough.glob("*.html")}
+    assert {name: weight for name, weight in weights.items() if weight > 400_000} == {}
+
+
+def test_contents(folder):
+    entries = [tag.get_text() for tag in parse(folder / "index.html")(["h1", "dt", "dd"])]
+    told = ["Bit 49 & others", "A guest wrote to 0x40002000, a private page.", "Second", "It is short."]
+    assert entries == [site.TITLE, *told]
+
+
+@pytest.mark.parametrize(
+    ("name", "links"),
+    [
+        ("index", ["00_first.html"]),
+        ("00_first", ["index.html", "01_second.html"]),
+        ("01_second", ["index.html", "00_first.html"]),
+    ],
+)
+def test_the_way_through(folder, name, links):
+    assert [[tag["href"] for tag in nav("a")] for nav in parse(folder / f"{name}.html")("nav")] == [links] * 2
+
+
+def test_links_between_notebooks_become_links_between_pages(folder):
+    links = [tag["href"] for tag in parse(folder / "00_first.html").main("a")]
+    assert links[0] == "01_second.html#The-bits"
+    assert (folder / links[1]).resolve() == notebooks.FOLDER.parent / "data/cases/README.md"
+    assert links[2].startswith("https://lore.kernel.org/")
+
+
+def test_a_figure_is_told_by_its_own_text_or_the_last_sentence_before_it(folder):
+    said = "See the bits, the cases\nand the mail."
+    images = parse(folder / "00_first.html")("img")
+    assert [image["alt"] for image in images] == [said, 'WRITE & USER, "both"']
+    assert {(image["width"], image["height"]) for image in images} == {("280", "129")}
+
+
+def test_the_twin_stands_and_the_live_widget_does_not(folder):
+    text = (folder / "00_first.html").read_text()
+    assert WIDGET.static().name not in text
+    assert text.count("what each revision does with it") == 1
+    assert "told" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("<main>", "<main><script>1</script>", "<script>"),
+        ("<main>", '<link rel="stylesheet" href="a.css">', "<link>"),
+        ("data:image/png", "https://example.org/x.png?", "img from https://example.org/x.png?;base64,iVBORw"),
+        ("<style>", "<style>@import 'x'", "style from @import"),
+        ("<style>", "<style>a {background: url(//x)}", "style from url(//x)"),
+        ('alt="See the', 'alt="" title="See the', "a figure without a text"),
+        ("<h1 ", "<h2 ", "not one title"),
+        ("01_second.html#The-bits", "01_second.html#Bits", "no such place: 01_second.html#Bits"),
+        ('href="index.html"', 'href="home.html"', "no home.html"),
+        ("<main>", "<main>model_id", "model_id"),
+    ],
+)
+def test_a_damaged_page_is_noticed(folder, old, new, fault):
+    text = (folder / "00_first.html").read_text()
+    damaged = folder / "damaged.html"
+    damaged.write_text(text.replace(old, new))
+    assert text.count(old)
+    assert set(faults(damaged)) == {fault}
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "small.ipynb"
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Small"), new_code_cell("6 * 7")]), path)
+    command = ["site.py", "--execute", "--output", str(tmp_path / "html"), str(path)]
+    monkeypatch.setattr(sys, "argv", command)
+    site.main()
+    assert capsys.readouterr().out.endswith("html/index.html\n")
+    assert "<pre>42</pre>" in (tmp_path / "html/small.html").read_text()
+    assert "42" not in path.read_text()

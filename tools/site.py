@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Write the notebooks as a small linked site, which needs no kernel, no network and no script.
+
+    python tools/site.py              as they are stored
+    python tools/site.py --execute    run first (the stored notebooks stay as they are)
+    python tools/site.py --output DIR [PATH...]
+
+Every page stands alone: its style and its figures are inside it.  A live widget cannot be; its `.static()` can.
+"""
+
+import re
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from base64 import b64decode
+from collections.abc import Sequence
+from html import escape, unescape
+from os.path import relpath
+from pathlib import Path
+from struct import unpack
+from typing import NamedTuple
+
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html_mistune
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+import kvm_pf.widgets
+from tools import notebooks
+
+TITLE = "kvm_pf: a KVM patch that you can run"
+LEAD = "The walkthrough, to be read. Nothing runs here: where a notebook has a widget, you see how it stood."
+
+LIVE = re.compile(rf"(?:{'|'.join(kvm_pf.widgets.__all__)})\(.*\)\Z", re.DOTALL)
+"""How a widget calls itself in plain text; its twin adds words after the bracket."""
+
+TEMPLATE = """\
+{%- extends 'basic/index.html.j2' -%}
+{%- macro links() -%}
+<nav>
+{%- if resources.page.name != 'index' %}
+<a href="index.html">Contents</a>
+{%- endif %}
+{%- if resources.prev %}
+<a rel="prev" href="{{ resources.prev.name }}.html">← {{ resources.prev.title | e }}</a>
+{%- endif %}
+{%- if resources.next %}
+<a rel="next" href="{{ resources.next.name }}.html">{{ resources.next.title | e }} →</a>
+{%- endif %}
+</nav>
+{%- endmacro -%}
+{%- block header -%}
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ resources.page.title | e }}</title>
+<style>{{ resources.style }}</style>
+</head>
+<body>
+{{ links() }}
+<main>
+{%- endblock -%}
+{%- block data_png -%}
+{%- set about = output.metadata['image/png'] -%}
+<div class="wide"><img src="data:image/png;base64,{{ output.data['image/png'] | replace('\\n', '') }}"
+ alt="{{ about.alt | e }}" width="{{ about.width }}" height="{{ about.height }}"
+ style="min-width:{{ about.width // 2 }}px"></div>
+{%- endblock -%}
+{%- block footer -%}
+</main>
+{{ links() }}
+</body>
+</html>
+{% endblock -%}
+"""
+
+STYLE = """
+body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgia, serif; color: #1a1a1a;
+  background: #fff; overflow-wrap: break-word }
+main > .text_cell { max-width: 44rem }
+h1, h2, h3, nav { font-family: system-ui, sans-serif; line-height: 1.25 }
+h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem } h3 { font-size: 1.1rem }
+a { color: #00558b }
+nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .8rem 0; font-size: .9rem }
+nav [rel=next] { margin-left: auto }
+pre, code { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace }
+pre { margin: 0 }
+.input_area { margin: 1rem 0 .4rem; padding: .5rem .8rem; background: #f4f4f2; border-left: 4px solid #0072b2 }
+.output_area { margin: .4rem 0; padding-left: 1rem; font: .85rem/1.45 system-ui, sans-serif }
+.input_area, .output_text, .output_html, .wide { overflow-x: auto }
+img { max-width: 100%; height: auto }
+table { border-collapse: collapse; font-size: .85rem; line-height: 1.35 }
+th, td { padding: .2rem .5rem; border: 1px solid #ccc; text-align: left; vertical-align: top }
+dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
+.k, .kn, .ow { font-weight: bold; color: #00558b }
+.s1, .s2, .sd, .sa, .si, .se { color: #a33b00 }
+.c1 { font-style: italic; color: #595959 }
+@media (max-width: 30rem) { .input_area pre { white-space: pre-wrap } .output_area { padding-left: 0 }
+  .output_area table { width: max-content } }
+@media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }
+  .input_area, img, tr { break-inside: avoid } .wide img { min-width: 0 !important } }
+"""
+
+
+class Page(NamedTuple):
+    """A page of the site: its file's name without ending, its title and first sentence as text, what is on it."""
+
+    name: str
+    title: str
+    sentence: str
+    notebook: NotebookNode
+
+
+def prepare(name: str, notebook: NotebookNode) -> Page:
+    """Leave out live widgets; give each figure its size, and a text for those who do not see it.
+
+    That text is the `alt` in the figure's own metadata, or else the last sentence said before it.
+    """
+    title, said = name, []
+    for cell in notebooks.normalise(notebook).cells:
+        if cell.cell_type == "markdown":
+            html = markdown2html_mistune(cell.source)
+            title = next(map(plain, inside("h1", html)), title)
+            said += [sentence for text in inside("p|li", html) for sentence in sentences(text)]
+            continue
+        cell.outputs = [output for output in cell.outputs if not is_live(output)]
+        for output in cell.outputs:
+            if png := output.get("data", {}).get("image/png"):
+                width, height = unpack(">16x2I", b64decode(png[:32]))
+                about = {"alt": said[-1] if said else name} | output.metadata.get("image/png", {})
+                output.metadata["image/png"] = about | {"width": width, "height": height}
+    return Page(name, title, said[0] if said else "", notebook)
+
+
+def is_live(output: NotebookNode) -> bool:
+    """Say whether an output is a widget that needs a kernel, and so no more than its name without one."""
+    data = output.get("data", {})
+    return list(data) == ["text/plain"] and LIVE.match(data["text/plain"]) is not None
+
+
+def inside(names: str, html: str) -> list[str]:
+    """Return what is inside the elements of these names."""
+    return re.findall(rf"<(?:{names})\b[^>]*>(.*?)</(?:{names})>", html, re.DOTALL)
+
+
+def plain(html: str) -> str:
+    """Return the text in HTML."""
+    return unescape(re.sub(r"<[^>]+>", "", html)).removesuffix("¶").strip()
+
+
+def sentences(html: str) -> list[str]:
+    """Cut the HTML of a paragraph into sentences of text."""
+    return re.split(r"(?<=[.?!:])\s+(?=\W?[A-Z])", plain(html))
+
+
+def contents(pages: Sequence[Page]) -> Page:
+    """Return the first page of the site, which leads to the others."""
+    text = [f"# {TITLE}", "", LEAD, "", "<dl>"]
+    for page in pages:
+        text.append(f'<dt><a href="{page.name}.html">{escape(page.title)}</a></dt>')
+        text.append(f"<dd>{escape(page.sentence)}</dd>")
+    return Page("index", TITLE, LEAD, new_notebook(cells=[new_markdown_cell("\n".join([*text, "</dl>"]))]))
+
+
+def write(pages: Sequence[Page], folder: Path) -> None:
+    """Write the pages and their contents into the folder, each linked to the one before and the one after."""
+    exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_output_prompt=True)
+    root = relpath(notebooks.FOLDER.parent, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = contents(pages)
+    for before, page, after in zip([None, None, *pages], [first, *pages], [*pages, None], strict=False):
+        resources = {"page": page, "prev": before, "next": after, "style": STYLE}
+        html, _ = exporter.from_notebook_node(page.notebook, resources)
+        html = re.sub(r'(href="[^":]+)\.ipynb\b', r"\1.html", html)
+        html = html.replace('href="../', f'href="{root}/')
+        html = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', html, flags=re.DOTALL)
+        html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
+        (folder / f"{page.name}.html").write_text(html)
+
+
+def main() -> None:
+    """Do what the command line asks."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--execute", action="store_true", help="run the notebooks first")
+    parser.add_argument("--output", type=Path, default=notebooks.FOLDER.parent / "build/html")
+    parser.add_argument("path", nargs="*", type=Path, help="notebooks (default: all of them)")
+    arguments = parser.parse_args()
+    take = notebooks.execute if arguments.execute else notebooks.read
+    paths = arguments.path or sorted(notebooks.FOLDER.glob("*.ipynb"))
+    pages = [prepare(path.stem, take(path)) for path in paths]
+    write(pages, arguments.output)
+    print(f"written: {relpath(arguments.output / 'index.html')}")
+
+
+if __name__ == "__main__":
+    main()
