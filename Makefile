@@ -21,11 +21,9 @@ help: ## list these targets
 
 ifeq ($(HEADLESS),1)
 walkthrough: env
-	$(BIN)/jupyter nbconvert --log-level=ERROR --to html --execute \
-	    --ExecutePreprocessor.extra_arguments=--log-level=ERROR --output-dir build/html $(NOTEBOOKS)
-	@echo "written to build/html"
+	@$(BIN)/python tools/site.py --execute
 else
-walkthrough: env ## open the first notebook in JupyterLab (HEADLESS=1: execute all, write HTML)
+walkthrough: env ## open the first notebook in JupyterLab (HEADLESS=1: execute all, write the site)
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_one_real_fault.ipynb
 endif
 
@@ -75,9 +73,8 @@ conformance: env ## every kernel vector and recording at hand, value by value
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py
 
-html: env ## the notebooks as they are committed, as HTML
-	$(BIN)/jupyter nbconvert --log-level=ERROR --to html --output-dir build/html $(NOTEBOOKS)
-	@echo "written to build/html"
+html: env ## the notebooks as they are committed, as a site in build/html
+	@$(BIN)/python tools/site.py
 
 notebooks: env ## execute the notebooks and write them back in normal form
 	$(BIN)/python tools/notebooks.py run

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvm_pf.check import check_table
     from kvm_pf.corpus import load_corpus
     from kvm_pf.errors import InputError
+    from kvm_pf.follow import follow
     from kvm_pf.machine import Machine
     from kvm_pf.patch import identify, read_patch
     from kvm_pf.replay import replay
@@ -36,6 +37,7 @@ _ROOMS = {
     "evaluate_parquet": "batch",
     "evaluate_sources": "batch",
     "explain": "watch",
+    "follow": "follow",
     "identify": "patch",
     "load_corpus": "corpus",
     "read_patch": "patch",
@@ -44,7 +46,7 @@ _ROOMS = {
 
 __all__ = (
     "REVISIONS", "InputError", "Machine", "Revision", "check_table", "decode", "describe", "encode", "evaluate",
-    "evaluate_faultin", "evaluate_parquet", "evaluate_sources", "explain", "identify", "load_corpus", "read_patch",
+    "evaluate_faultin", "evaluate_parquet", "evaluate_sources", "explain", "follow", "identify", "load_corpus", "read_patch",
     "replay",
 )  # fmt: skip
 

@@ -232,7 +232,10 @@ def _distinct(series: pd.Series) -> tuple[Any, list[Any]]:
     if (
         isinstance(dtype, pd.CategoricalDtype)
         or pd.api.types.is_string_dtype(series)
-        or (dtype == object and pd.api.types.infer_dtype(series, skipna=False) == "integer")
+        or (
+            pd.api.types.is_object_dtype(dtype)
+            and pd.api.types.infer_dtype(series, skipna=False) == "integer"
+        )
     ):
         codes, values = pd.factorize(series, use_na_sentinel=False)
         return codes, list(values)

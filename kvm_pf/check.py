@@ -111,7 +111,7 @@ def _expected(column: pd.Series) -> pd.Series:
     if pd.api.types.is_integer_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
         return _got(column)
     texts = _got(column)
-    if not texts.map(type).eq(str).all():
+    if not all(isinstance(text, str) for text in texts):
         raise InputError(f"column {column.name!r} holds {column.dtype}; it takes integers or text")
     values = {}
     for text in texts.unique():

@@ -93,7 +93,7 @@ def case_schema() -> Any:
     """Return the pandera schema of `Corpus.cases`."""
     import pandera.pandas as pa
 
-    text = {"dtype": "str", "nullable": False}
+    text: dict[str, Any] = {"dtype": "str", "nullable": False}
     known = {kind: {i.column for i in t.inputs} | set(t.labels) for kind, t in TABLES.items()}
     made = {kind: {o.column for o in t.outputs} for kind, t in TABLES.items()}
 
@@ -199,17 +199,12 @@ class Corpus:
             have = ", ".join("_".join(key) for key in self.vector_tables)
             raise InputError(f"there are no kernel vectors {kind}_{revision}; there are {have}")
         path = self.vector_tables[kind, revision]
-        frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
-        for column in frame:
-            if pd.api.types.is_integer_dtype(frame[column].dtype):
-                wide = pd.api.types.is_unsigned_integer_dtype(frame[column].dtype)
-                frame[column] = frame[column].astype("UInt64" if wide else "Int64")
-            else:
-                frame[column] = frame[column].astype("str")
-        # a column of zeros and blanks alone was written without 0x
-        for name, target in _types(kind, revision).items():
-            if name in frame and str(frame[name].dtype) != target:
-                frame[name] = frame[name].astype(target)
+        types = {**_types(kind, revision), "case_id": "Int64"}
+        try:
+            frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+            frame = frame.astype({str(column): types.get(str(column), "str") for column in frame})
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: not a table of kernel vectors ({brief(str(error))})") from None
         return _checked(frame, vector_schema(kind, revision), [f"{path.name}, row {n}" for n in frame.index])
 
     @cached_property
@@ -222,7 +217,7 @@ class Corpus:
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (name of table, record) for every row of the corpus, as JSON takes it."""
         for row in self.cases.to_dict("records"):
-            yield "cases", {**row, "flags": list(row["flags"])}
+            yield "cases", {**dict[Any, Any](row), "flags": list(row["flags"])}
         for (kind, revision), path in self.vector_tables.items():
             frame = self.vectors(kind, revision)
             inputs = [c.column for c in TABLES[kind].inputs if c.column in frame]
@@ -296,7 +291,8 @@ def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
     `revision` runs them all on one revision (a name, or one made in a notebook) whatever they are for.
     """
     got: dict[Any, dict[str, Any]] = {}
-    for (kind, name), group in cases.groupby(["kind", "revision"], sort=False):
+    groups: Any = cases.groupby(["kind", "revision"], sort=False)
+    for (kind, name), group in groups:
         run_on = get(name if revision is None else revision)
         if kind == "call":
             for label, row in group.iterrows():

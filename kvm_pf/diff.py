@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from kvm_pf import bits
-from kvm_pf.markup import Html, bold, code, element, framed
+from kvm_pf.markup import Html, bold, element, framed, source_line, table
 from kvm_pf.revisions import Revision, get
 
 __all__ = ("Row", "diff_html", "diff_table", "diff_text", "source_lines", "step_diff")
@@ -103,15 +103,14 @@ def diff_table(rows: Sequence[Row], left: str = "before", right: str = "posted")
 
     def side(text: str, sign: str, look: str, same: bool) -> Html:
         if same or not text:
-            return element("td", code(f"  {text}"))
-        return element("td", bold(code(f"{sign} {text}")), class_=look)
+            return element("td", source_line(text, "\u00a0\u00a0"))
+        return element("td", bold(source_line(text, f"{sign}\u00a0")), class_=look)
 
-    heads = element("tr", *(element("th", name, scope="col") for name in (left, right)))
     lines = [
-        element("tr", side(one, "−", "gone", tag == "equal"), side(other, "+", "new", tag == "equal"))
+        [side(one, "−", "gone", tag == "equal"), side(other, "+", "new", tag == "equal")]
         for tag, one, other in rows
     ]
-    return element("table", heads, *lines, class_="diff")
+    return table("", (left, right), lines, "diff")
 
 
 def diff_html(rows: Sequence[Row], left: str = "before", right: str = "posted") -> Html:

@@ -34,8 +34,8 @@ LATER = Why("it comes after the fault")
 
 INPUTS = frozenset(
     "recording kernel vendor mode scenario step op fault source first_line last_line pid complete address "
-    "exit_reason exit_rip info1 info2 intr_info intr_error_code cpu_code cpu_address inject_at inject_cpu_to "
-    "inject_pf_to invalidated emul_ret run last_of_run".split()
+    "exit_reason exit_rip info1 info2 intr_info intr_error_code cpu_code cpu_address inject_at invalidated "
+    "emul_ret run last_of_run".split()
 ) | {name for name in columns() if name.startswith("state_")}
 """Columns that say what came to KVM, or where the row stands."""
 
@@ -96,7 +96,7 @@ def _from_source(taken: Taken, decodes: bool) -> dict[str, object]:
     if source.trace.called:
         want |= {"trace_address": source.trace.addr, "trace_error_code": source.trace.error_code}
     if source.mmu.called:
-        want |= {"inject_pf_from": source.mmu.error_code, "pf_gpa": taken.addr, "pf_err": taken.error_code}
+        want |= {"pf_gpa": taken.addr, "pf_err": taken.error_code}
         want |= {"pf_insn": DECODED, "pf_insn_len": DECODED} if decodes else {"pf_insn": 0, "pf_insn_len": 0}
     if taken.ret < 0:
         want |= {"user_exit": "error", "user_exit_number": -taken.ret}

@@ -99,8 +99,8 @@ def case_values(revision: str | Revision = "posted", **given: object) -> dict[st
     """Return every input of the cases tables by name: those given, and the defaults of the others.
 
     Values are numbers or text as in a table; `error_code` also takes names of bits ("WRITE|USER"), `vm_type`
-    the VM's kind ("sw-protected"), `pf_ret` (or `pf_ret_name`) the answer's name, `mode` a paging mode, `private=True` is short
-    for `attrs=8`.  Raises InputError naming the input and what it takes.
+    the VM's kind ("sw-protected"), `pf_ret` (or `pf_ret_name`) the answer's name, `mode` a paging mode,
+    `private=True` is short for `attrs=8`.  Raises InputError naming the input and what it takes.
     """
     revision = get(revision)
     if "mode" in given:

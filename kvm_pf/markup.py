@@ -6,24 +6,33 @@ Some readers of notebooks drop every style, so a mark is a character or bold typ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-__all__ = ("Html", "beside", "bold", "changed", "code", "element", "framed", "join", "notice", "table")
+__all__ = (
+    "Html", "beside", "bold", "cell", "changed", "cited", "code", "element", "framed", "join", "notice", "source_line",
+    "table",
+)  # fmt: skip
 
 STYLE = """<style>
 .kvm-pf {overflow-x: auto; max-width: 100%}
 .kvm-pf p {margin: 4px 0; line-height: 1.4}
 .kvm-pf table {border-collapse: collapse; margin: 0 0 6px; font-size: 13px; line-height: 1.35}
 .kvm-pf table caption {caption-side: top; text-align: left; padding: 6px 0 2px; font-weight: bold; color: inherit;
-  white-space: normal}
+  font-size: 13px; white-space: normal}
 .kvm-pf table th, .kvm-pf table td {border: 1px solid rgba(127, 127, 127, .35); padding: 2px 7px; text-align: left;
   vertical-align: top; white-space: normal; max-width: 34em; overflow-wrap: break-word}
 .kvm-pf table th {font-weight: bold; background: rgba(127, 127, 127, .12)}
 .kvm-pf code {background: none; padding: 0; white-space: nowrap; color: inherit}
+.kvm-pf table.diff {width: 100%; table-layout: fixed}
 .kvm-pf table.diff td {border-width: 0 1px; max-width: none}
-.kvm-pf .gone {background: rgba(213, 94, 0, .16)}
-.kvm-pf .new {background: rgba(0, 114, 178, .16)}
+.kvm-pf table.diff code, .kvm-pf code.line {white-space: normal}
+.kvm-pf td.gone {background: rgba(213, 94, 0, .16)}
+.kvm-pf td.new {background: rgba(0, 114, 178, .16)}
+.kvm-pf table.bits {width: 100%; min-width: 600px; table-layout: fixed; font-size: 11px}
+.kvm-pf table.bits td:first-child {width: 4em}
+.kvm-pf td.on {background: rgba(0, 114, 178, .2); outline: 2px solid currentColor; outline-offset: -2px}
 </style>"""
 
 
@@ -46,9 +55,9 @@ def element(name: str, *content: object, **attributes: str) -> Html:
     return Html(f"<{name}{given}>{''.join(map(markup, content))}</{name}>")
 
 
-def join(parts: Iterable[object], between: str = "") -> Html:
+def join(parts: Iterable[object], between: object = "") -> Html:
     """Return pieces one after the other."""
-    return Html(escape(between).join(map(markup, parts)))
+    return Html(markup(between).join(map(markup, parts)))
 
 
 def framed(*content: object) -> Html:
@@ -62,13 +71,25 @@ def bold(content: object) -> Html:
 
 
 def code(content: object) -> Html:
-    """Return it in the type of code; its blanks stay what they are."""
-    return element("code", Html(markup(content).replace(" ", "\u00a0")))
+    """Return it in the type of code, on one line."""
+    return element("code", content)
+
+
+def cited(text: str) -> Html:
+    """Return a source as it is given in a docstring, with paths between backticks in the type of code."""
+    return Html(re.sub("`([^`]*)`", r"<code>\1</code>", markup(text)))
+
+
+def source_line(text: str, sign: str = "") -> Html:
+    """Return a line of a program, its indentation kept; the rest may be wrapped."""
+    line = text.expandtabs(8)
+    indent = len(line) - len(line.lstrip())
+    return element("code", sign, "\u00a0" * indent, line[indent:], class_="line")
 
 
 def changed(content: object, is_changed: bool = True) -> object:
     """Mark what has changed: ▲ and bold type."""
-    return bold(join(["▲ ", content])) if is_changed else content
+    return bold(join(["▲\u00a0", content])) if is_changed else content
 
 
 def notice(text: str) -> Html:
@@ -77,11 +98,19 @@ def notice(text: str) -> Html:
     return element("div", bold("✗ "), text, role="alert", style=look) if text else Html()
 
 
-def table(caption: object, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """Return a table with a caption; `head` names the columns."""
-    lines = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
-    heads = element("tr", *(element("th", cell, scope="col") for cell in head))
-    return element("table", element("caption", caption), heads, *lines)
+def cell(content: object) -> Html:
+    """Return a cell of a table: content, unless it is a cell already."""
+    return content if isinstance(content, Html) and content.startswith("<td") else element("td", content)
+
+
+def table(caption: object, head: Sequence[object], rows: Iterable[Sequence[object]], look: str = "") -> Html:
+    """Return a table; `caption` may be "", and `head` empty; `look` is one of this module's classes."""
+    lines = [element("tr", *map(cell, row)) for row in rows]
+    if head:
+        lines.insert(0, element("tr", *(element("th", each, scope="col") for each in head)))
+    if caption:
+        lines.insert(0, element("caption", caption))
+    return element("table", *lines, class_=look)
 
 
 def beside(rows: Sequence[Sequence[object]], sets: int) -> Iterator[list[object]]:

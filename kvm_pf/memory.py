@@ -112,6 +112,8 @@ class HostMemory:
 
     def touch(self, start: int, end: int, huge: bool = False) -> list[int]:
         """Let user space write to a range; return the gfns whose zero page is replaced."""
+        if end - start == 1 and self._page(start) in ("own", "huge"):
+            return []
         zeroes = [gfn for gfn, _, what in self._pages if what == "zero" and start <= gfn < end]
         replaced = [gfn for gfn in zeroes if self._page(gfn) == "zero"]
         self._pages.append((start, end, "huge" if huge else "own"))

@@ -135,7 +135,7 @@ class _Paper:
 
     def __init__(self, ax: Axes | None, width: float, height: float) -> None:
         if ax is None:
-            self.result: Figure | Axes = Picture(figsize=(width, height))
+            self.result: Figure | Axes = Picture(figsize=(width, height), dpi=100)
             self.ax = self.result.add_axes((0, 0, 1, 1))
         else:
             self.result = self.ax = ax
@@ -947,7 +947,7 @@ def _chart(ax: Axes | None, width: float, height: float, m: _Margins) -> tuple[F
     result: Figure | Axes
     inner = width - m.left - m.right, height - m.top - m.bottom
     if ax is None:
-        result = Picture(figsize=(width, height))
+        result = Picture(figsize=(width, height), dpi=100)
         ax = result.add_axes((m.left / width, m.bottom / height, inner[0] / width, inner[1] / height))
         scale = 1.0
     else:

@@ -244,6 +244,13 @@ def implies(premise: Any, conclusion: Any) -> Any:
     return no(premise) | conclusion
 
 
+def choose(truth: Any, yes: Any, other: Any) -> Any:
+    """`yes` if `truth` holds, else `other`; numbers, symbolic or not, without a split."""
+    if isinstance(truth, Bool):
+        return Int(z3.If(truth.term, int_term(yes), int_term(other)))
+    return yes if truth else other
+
+
 def all_of(truths: Iterable[Any]) -> Any:
     """All of the truth values, symbolic or not."""
     return reduce(and_, truths, True)
@@ -410,7 +417,7 @@ def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int
     _fewest(solver, [bit for v in codes for bit in _bits(v.term)])
     unlike = {id(v): bool_term(v.term != v.default) for v in others}
     _fewest(solver, list(unlike.values()))
-    for v in (*codes, *reversed(others)):
+    for v in (*codes, *others):
         if not v.is_code and satisfiable(solver, z3.Not(unlike[id(v)])):
             solver.add(z3.Not(unlike[id(v)]))
             continue

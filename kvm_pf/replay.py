@@ -144,6 +144,10 @@ def _page_offset(rows: list[FaultRow]) -> int:
     return 0
 
 
+_ADDRESS = 0x7FFFFFFFFF000
+"""Bits 50:12: in an MMIO entry the address, and the bits that L1TF keeps set, which the first one made shows."""
+
+
 def _machine(recording: Recording, scenario: Scenario, rows: list[FaultRow], revision: Revision) -> Machine:
     """Set a machine up as the recorded boot was."""
     caps = {name: _number(value, f"{scenario.name}: {name}") for name, value in scenario.caps.items()}
@@ -153,6 +157,8 @@ def _machine(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
     ]
     spaces = next((gen // updates for gen, updates in grown if gen and updates), 1)
     ept = recording.mode == "ept"
+    made = next((row for row in rows if row.mark_gfn is not None and row.changed_gfn == row.mark_gfn), None)
+    kept = (made.changed_new or 0) & _ADDRESS & ~((made.mark_gfn or 0) << PAGE_SHIFT) if made else 0
     return Machine(
         "default",
         recording.mode or "npt",
@@ -167,6 +173,7 @@ def _machine(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
         pml=ept and _yes(recording, "kvm_intel.pml", True) and _yes(recording, "kvm_intel.eptad", True),
         mbec=ept and _yes(recording, "kvm_intel.mbec", False),
         nrips=_yes(recording, "kvm_amd.nrips", True),
+        l1tf_mask=kept,
         page_offset=_page_offset(rows),
     )
 
@@ -198,6 +205,7 @@ class Replay:
         self.warned: set[str] = set()
         self.printed: list[tuple[str, int, str]] = []
         self.put_off: dict[int, int] = {}
+        self.armed: list[tuple[str, int, int, int]] = []
 
     def note(self, name: str, why: Why, count: int = 1) -> None:
         """Count values that are not compared."""
@@ -217,7 +225,7 @@ class Replay:
         """Replay one scenario, step by step."""
         mine = [(row, state) for row, state in self.rows if row.scenario == scenario.name]
         self.machine = _machine(self.recording, scenario, [row for row, _ in self.rows], self.revision)
-        self.machine.warned = self.warned
+        self.machine.warned, self.armed = self.warned, []
         self.whole = not (scenario.trace.lost or scenario.trace.missing)
         by_step: defaultdict[int | None, list[tuple[FaultRow, VmState]]] = defaultdict(list)
         for row, state in mine:
@@ -230,8 +238,25 @@ class Replay:
                 self.runs(step, by_step[step.number], where)
             elif verb == "prefault":
                 self.prefault(step, by_step[step.number], where)
-            elif verb != "sh":
+            elif verb == "sh":
+                self.arm(step, where)
+            else:
                 self.call(step, where)
+
+    def arm(self, step: Step, where: str) -> None:
+        """Remember a change of error codes that was armed: sh inj AT SET CLEAR GPA COUNT."""
+        match step.op.split():
+            case ["sh", "inj", at, *words] if len(words) == 4:
+                set_, clear, addr, _ = (_number(word, where) for word in words)
+                self.armed.append((at, set_, clear, addr))
+
+    def injected(self, row: FaultRow, places: tuple[str, ...], addr: int) -> tuple[int, int]:
+        """Return the bits to set and to clear, if the row says that the code was changed at one of `places`."""
+        if not set(places) & set((row.inject_at or "").split("+")):
+            return 0, 0
+        page = addr >> PAGE_SHIFT
+        armed = (x[1:3] for x in reversed(self.armed) if x[0] in places and x[3] >> PAGE_SHIFT == page)
+        return next(armed, (0, 0))
 
     def call(self, step: Step, where: str) -> None:
         """Carry out an operation of user space, and compare its result if it is a system call of KVM's."""
@@ -339,22 +364,18 @@ class Replay:
             code, addr = row.khpf_err, row.khpf_addr
         if kind is None or code is None or addr is None:
             return None
-        if row.inject_cpu_from is not None and row.inject_cpu_to is not None:
-            code = code | row.inject_cpu_to & ~row.inject_cpu_from
-            code &= ~(row.inject_cpu_from & ~row.inject_cpu_to)
+        set_, clear = self.injected(row, ("npf", "ept"), addr)
         vectoring = row.intr_info if kind == sources.KIND_NPF else row.info2 if kind != sources.KIND_PF else 0
         guest = self.machine.guest._replace(
             fast_mmio=self.machine.ioeventfds.get(addr) == 0,
             vectoring=(vectoring or 0) & _VALID != 0,
             next_rip_known=row.fast_mmio_gpa is not None,  # SVM only
         )
-        return sources.Event(kind, code, addr, bool(row.pf_insn), row.pf_insn_len or 0, guest=guest)
+        return sources.Event(kind, (code | set_) & ~clear, addr, bool(row.pf_insn), row.pf_insn_len or 0, guest=guest)
 
     def given(self, row: FaultRow) -> Given:
         """What the recording answers for the world outside the path."""
-        set_, clear = 0, 0
-        if row.inject_pf_from is not None and row.inject_pf_to is not None:
-            set_, clear = row.inject_pf_to & ~row.inject_pf_from, row.inject_pf_from & ~row.inject_pf_to
+        set_, clear = self.injected(row, ("pf",), row.address or 0)
         emu_ret = row.emul_ret if row.emul_in_pf else None
         self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
         self.report.given.update({"host mappings dropped"} if row.invalidated else ())
@@ -395,9 +416,11 @@ class Replay:
             want["trace_address" if row.source == "ept" else handed_on] = Why(
                 "the address is told nowhere else"
             )
-        want["inject_cpu_from"] = row.inject_cpu_from and row.cpu_code
-        if row.inject_pf_from is None:
-            want["inject_pf_from"] = None
+        changed = set((row.inject_at or "").split("+"))
+        if taken.event and changed & {"npf", "ept"}:
+            want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}
+        if taken.source and "pf" in changed:
+            want |= {"inject_pf_from": taken.source.mmu.error_code, "inject_pf_to": taken.error_code}
         for name in COMPARED:
             self.cell(row, name, want.get(name), where)
         for name, why in NOT_COMPARED.items():

@@ -339,7 +339,7 @@ WIRES = {
 }  # fmt: skip
 
 
-def blind_to_writes(q: int, mbec: bool, private_gpa: bool) -> int:
+def blind_to_writes(q: int, _mbec: bool, _private_gpa: bool) -> int:
     return 4 if (q & 1 != 0 and q & 2 == 0) or q & 1 << 40 != 0 else 0
 
 

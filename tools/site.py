@@ -145,8 +145,8 @@ def inside(names: str, html: str) -> list[str]:
 
 
 def plain(html: str) -> str:
-    """Return the text in HTML."""
-    return unescape(re.sub(r"<[^>]+>", "", html)).removesuffix("¶").strip()
+    """Return the text in HTML, on one line."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", "", html)).removesuffix("¶").split())
 
 
 def sentences(html: str) -> list[str]:

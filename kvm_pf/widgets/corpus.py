@@ -207,36 +207,16 @@ def _got(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _verdict(case: Case) -> Iterator[Html]:
-    """Yield expectation and model side by side, a column for each revision, and what to make of it."""
-    try:
-        got = [_got(row) for row in case]
-    except InputError as error:
-        got, complaint = [], f"the model was not run: {error}"
-    else:
-        complaint = ""
-    columns = list(dict.fromkeys(name for row in case for name in row["expect"]))
-    wrong, rows = 0, []
-    for name in columns:
-        cells: list[object] = [code(name)]
-        for n, row in enumerate(case):
-            if name not in row["expect"]:
-                cells.append("")
-                continue
-            expected = _value(row["expect"][name])
-            if not got:
-                cells.append(expected)
-            elif got[n].get(name, "no such output") == row["expect"][name]:
-                cells.append(f"{expected} ✓")
-            else:
-                wrong += 1
-                cells.append(bold(f"{expected} ✗ model: {_value(got[n].get(name, 'no such output'))}"))
-        rows.append(cells)
-    values = sum(len(row["expect"]) for row in case)
-    verdict = (
-        complaint or f"{values} values expected, {wrong} {'differs' if wrong == 1 else 'differ'} in the model"
-    )
-    yield table(verdict, ("output", *(row["revision"] for row in case)), rows)
-
-
-def _value(value: object) -> str:
-    return "none" if value == "" else "not reached" if value is None else show(value)
+    """Yield expectation and model side by side, revisions with the same of both in one column, and the verdict."""
+    complaint = ""
+    columns: dict[str, list[str]] = {}
+    wrong = 0
+    for row in case:
+        try:
+            got = _got(row)
+        except InputError as error:
+            got, complaint = row["expect"], f"the model was not run: {error}"
+        cells = {name: _cell(value, got.get(name, "no such output")) for name, value in row["expect"].items()}
+        wrong += sum("✗" in each for each in cells.values())
+        columns.setdefault(repr(cells), []).append(row["revision"])
+        ...

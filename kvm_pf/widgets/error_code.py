@@ -13,7 +13,7 @@ from kvm_pf.bits import PFERR, TABLES, Bit, decode, describe
 from kvm_pf.entry import ROUTES, TO_FAULT
 from kvm_pf.errors import InputError
 from kvm_pf.inputs import case_state, case_values
-from kvm_pf.markup import Html, bold, code, element, join, table
+from kvm_pf.markup import Html, bold, cited, code, element, join, table
 from kvm_pf.revisions import Revision, get
 from kvm_pf.sources import KIND_NPF, SOURCE_WARN_NAMES, Event
 from kvm_pf.state import Vcpu
@@ -118,7 +118,7 @@ class ErrorCodeExplorer(Panel):
         yield element("p", code(f"{self.code:#x}"), " = ", describe(self.code, names))
         yield layout(self.code, names, f"the 64 bits, as {ENCODINGS[self.encoding]}")
         rows = [
-            (row.bit, bold(row.label), row.set_by.value, row.means, row.source or "–")
+            (row.bit, bold(row.label), row.set_by.value, row.means, cited(row.source) or "–")
             for row in decode(self.code, names)
         ]
         yield table(
@@ -139,21 +139,23 @@ class ErrorCodeExplorer(Panel):
 
 
 def layout(value: int, names: Sequence[Bit], title: str) -> Html:
-    """Draw 64 bits, eight to a row; a row of which nothing is known or set is cut short."""
+    """Draw 64 bits, eight to a row; of a row in which nothing is known or set it says only that."""
     known = {row.bit: row for row in names}
     rows = []
     for top in range(63, 0, -8):
         cells = range(top, top - 8, -1)
-        if not any(n in known or value >> n & 1 for n in cells):
-            rows.append([f"{top}–{top - 7}", *[""] * 8])
-            continue
-        rows.append([f"{top}–{top - 7}", *(_cell(n, value, known.get(n)) for n in cells)])
-    return table(title, ("bits", *("",) * 8), rows)
+        if any(n in known or value >> n & 1 for n in cells):
+            rows.append([f"{top}–{top - 7}", *(_cell(n, value, known.get(n)) for n in cells)])
+        else:
+            rows.append([f"{top}–{top - 7}", element("td", "none known, none set", colspan="8")])
+    return table(title, (), rows, "bits")
 
 
 def _cell(n: int, value: int, row: Bit | None) -> Html:
-    text = join([n, "\u00a0", row.name if row else "", "\u00a0", "■ 1" if value >> n & 1 else "□"])
-    return bold(text) if value >> n & 1 else text
+    name = join(row.name.split("_"), Html("_<wbr>")) if row else ""
+    if value >> n & 1:
+        return element("td", bold(join([f"{n} ■ ", name])), class_="on")
+    return element("td", f"{n} □ ", name)
 
 
 @cache
@@ -188,12 +190,16 @@ def _told(before: int, after: int, warned: str) -> str:
 
 
 def _way(revision: Revision, ask: Ask, given: int) -> str:
+    """Say what a revision drops, sets and cuts off on the way to its handler, and whose memory it then takes it for."""
     vcpu = _state(revision, ask)
     way: Any = revision.link("route")(vcpu.mmu, vcpu.vm, ADDRESS, given)
-    told = _told(given, way.error_code, warn_names(way.warns))
+    sanitized, _ = revision.link("sanitize")(given)
+    told = _told(given, sanitized, warn_names(way.warns))
+    if way.error_code != sanitized:
+        told += f", {_told(sanitized, way.error_code, '')}"
     if way.to != TO_FAULT:
         return f"{told} → {ROUTES[way.to]}"
     err: int = revision.link("passed_on")(way.error_code)
     cut = f", {describe(way.error_code & ~err)} cut off" if err != way.error_code else ""
     private, _ = revision.link("is_private")(vcpu.vm, ADDRESS, err)
-    return f"{told}{cut} → fault, {'private' if private else 'shared'}"
+    return f"{told.removeprefix('unchanged, ')}{cut} → fault, {'private' if private else 'shared'}"

@@ -185,22 +185,22 @@ class FaultExplorer(Panel):
         if self.controls["mmio"].value != OTHER:
             rest -= set(MMIO_COLUMNS)
         also = ", ".join(f"{name}={show(self.given[name])}" for name in sorted(rest))
-        mark = bold("▲") if now != last else "▲"
-        yield element(
-            "p", bold(self.explanation.title), f"; {also}" if also else "",
-            Html("<br>"), mark, " changed since the last setting",
-        )  # fmt: skip
+        told = "▲ changed by the last setting" if now != last else "nothing changed by the last setting"
+        yield element("p", bold(self.explanation.title), f"; {also}" if also else "")
+        yield element("p", told if self._last else "▲ will mark what a setting changes")
         yield table(
             "the path", ("step", "error code", "what it did", "patch"), _marked(now["path"], last["path"])
         )
         gone = [key for key in last["path"] if key not in now["path"]]
         if gone:
             yield element("p", changed(join(["no longer on the path: ", ", ".join(gone)])))
+        old, new = last["struct"], now["struct"]
         fields = [
-            (code(name), changed(cells[0], last["struct"].get(name) != cells))
-            for name, cells in now["struct"].items()
+            (code(name), changed(value, name in old and old[name] != (value,)))
+            for name, (value,) in new.items()
         ]
-        yield table("struct kvm_page_fault", ("field", "value") * 3, beside(fields, 3))
+        caption = changed("struct kvm_page_fault", old.keys() != new.keys())
+        yield table(caption, ("field", "value") * 3, beside(fields, 3))
         yield table("the outcome", ("what", "value"), _marked(now["outcome"], last["outcome"]))
 
     def __repr__(self) -> str:
@@ -223,7 +223,7 @@ def _path(explanation: Explanation) -> Facts:
             again += 1
             key = f"{record.step} ({again})"
         codes = [f"{each:#x}" for each in dict.fromkeys((record.before, record.after)) if each is not None]
-        found[key] = ("\u2003" * record.depth + key, " → ".join(codes), record.why, ids(record.lines))
+        found[key] = ("\u00a0\u00a0\u00a0" * record.depth + key, " → ".join(codes), record.why, ids(record.lines))
     return found
 
 

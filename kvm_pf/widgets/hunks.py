@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvm_pf.diff import diff_table, step_diff
-from kvm_pf.markup import Html, bold, code, element, framed, table
+from kvm_pf.markup import Html, bold, code, element, framed, source_line, table
 from kvm_pf.patch import Patch, digest, identify, ledger, read_patch
 from kvm_pf.widgets.panel import Panel, choice, line
 
@@ -31,7 +31,7 @@ def lines_table(caption: str, ids: Collection[str], real: Mapping[str, str] | No
             cells: list[object] = [bold(row["id"]), row["role"], row["does"], row["fate"], code(row["step"])]
             if real is not None:
                 text = real.get(row["id"])
-                cells.append("not in this copy" if text is None else code(row["sign"] + text.expandtabs(8)))
+                cells.append("not in this copy" if text is None else source_line(text, row["sign"]))
             rows.append(cells)
     return table(caption, heads if real is None else [*heads, "the line itself"], rows)
 

@@ -177,9 +177,9 @@ def _fault(seen: Seen, revision: Revision) -> Iterator[Html]:
         if isinstance(want, Why):
             rest.setdefault(want.reason, []).append(f"{name} {show(told)}")
         elif told == want:
-            agree.append([code(name), show(told), f"{show(want)} ✓"])
+            agree.append([code(name), show(told), "✓\u00a0same"])
         else:
-            differ.append([bold(code(name)), show(told), bold(f"{show(want)} ✗")])
+            differ.append([bold(code(name)), show(told), bold(f"✗ {show(want)}")])
     caption = f"{len(agree)} values agree, {len(differ)} differ ({revision.name})"
     yield table(caption, ("value", "kernel", "model") * 2, beside(differ + agree, 2))
     for reason, names in rest.items():

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvm_pf.bits import describe
-from kvm_pf.markup import Html, bold, changed, code, join, table
+from kvm_pf.markup import Html, bold, changed, cited, code, join, table
 from kvm_pf.watch import Explanation, Record
 from kvm_pf.widgets.hunks import lines_table
 from kvm_pf.widgets.panel import Panel, line, place, show
@@ -43,7 +43,7 @@ class StepPlayer(Panel):
         here = self.record
         rows = []
         for record in self.explanation.steps:
-            name = "\u2003" * record.depth + record.step
+            name = "\u00a0\u00a0\u00a0" * record.depth + record.step
             cells: list[object] = ["▶" if record is here else "", name, record.why]
             rows.append([bold(cell) for cell in cells] if record is here else cells)
         yield table(self.explanation.title, ("", "step", "what it did"), rows)
@@ -65,7 +65,7 @@ def _detail(record: Record) -> Iterator[Html]:
         rows.append(("error code before", _named(record.before)))
         rows.append(("error code after", changed(_named(record.after), record.after != record.before)))
     rows.append(("why", record.why))
-    rows.append(("read in", record.source or "–"))
+    rows.append(("read in", cited(record.source) or "–"))
     yield table(
         join(["this step: ", code(record.step)]), ("", "fields of records that are 0 are left out"), rows
     )

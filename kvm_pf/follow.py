@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Follow recorded faults one by one: what the kernel recorded beside what the model says, and the steps between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvm_pf.errors import InputError
+from kvm_pf.expect import Why
+from kvm_pf.machine import Taken
+from kvm_pf.paths import data_dir
+from kvm_pf.replay import Replay, Report, revision_for
+from kvm_pf.revisions import Revision, get
+from kvm_pf.trace import FaultRow, Recording, columns, read_recording
+from kvm_pf.watch import Explanation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Seen(NamedTuple):
+    """One recorded fault: its row, how the model took it, and each compared value (name, kernel's, model's)."""
+
+    row: FaultRow
+    taken: Taken | None  # None: the trace does not show what the CPU reported
+    cells: tuple[tuple[str, object, object], ...]
+    revision: Revision
+
+    @property
+    def explanation(self) -> Explanation:
+        """The model's steps and outcome, for the pictures and widgets that show one fault.
+
+        Raises InputError if the fault never came to kvm_mmu_page_fault().
+        """
+        taken = self.taken
+        if taken is None or taken.outcome is None:
+            raise InputError(f"fault {self.row.fault} of {self.row.scenario} never came to kvm_mmu_page_fault()")
+        title = f"{self.row.recording}, {self.row.scenario}, step {self.row.step}: {self.row.op}"
+        return Explanation(self.revision, title, taken.outcome, list(taken.records))
+
+    def table(self, prefix: str = "") -> pd.DataFrame:
+        """Set the kernel's values beside the model's, for the columns that begin with `prefix`.
+
+        Columns: value (index), event (where the kernel showed it), kernel, model (numbers from 10 up in
+        hexadecimal), agree ("yes", "no", or why it cannot be said).
+        """
+        import pandas as pd
+
+        known = columns()
+        rows = []
+        for name, kernel, model in sorted(self.cells, key=lambda cell: list(known).index(cell[0])):
+            if kernel is None or not name.startswith(prefix):
+                continue
+            if name == "in_slot":
+                kernel = kernel != 0  # a pointer: found or not
+            agree = model.reason if isinstance(model, Why) else "yes" if kernel == model else "no"
+            rows.append((name, known[name].source, _shown(kernel), _shown(model), agree))
+        frame = pd.DataFrame(rows, columns=["value", "event", "kernel", "model", "agree"])
+        return frame.set_index("value")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Why) or value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    return hex(value) if isinstance(value, int) and value >= 10 else str(value)
+
+
+class Follow(Replay):
+    """A replay that keeps what it compares."""
+
+    def __init__(self, recording: Recording, revision: Revision) -> None:
+        super().__init__(recording, revision, Report(recording.name, recording.kernel, revision.name))
+        self.seen = {(row.scenario, row.fault): Seen(row, None, (), revision) for row, _ in self.rows}
+
+    def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:
+        """Keep the fault, then compare it."""
+        self.seen[row.scenario, row.fault] = Seen(row, taken, (), self.revision)
+        super().fields(row, taken, before, where)
+
+    def cell(self, row: FaultRow, name: str, want: object, where: str) -> None:
+        """Keep both values, then compare them."""
+        seen = self.seen[row.scenario, row.fault]
+        cell = (name, getattr(row, name), want)
+        self.seen[row.scenario, row.fault] = seen._replace(cells=(*seen.cells, cell))
+        super().cell(row, name, want, where)
+
+
+def carried(name: str | Path) -> Path:
+    """Return the folder of a recording: one that the package carries ("posted-on-6.12"), or any other."""
+    folder = data_dir() / "recordings" / name
+    return folder if folder.is_dir() else Path(name)
+
+
+def follow(
+    recording: str | Path, scenario: str, step: int | None = None, revision: str | Revision | None = None
+) -> list[Seen]:
+    """Replay one scenario and return its faults, or those of one step.
+
+    `recording` names one that the package carries, or a directory; `revision` stands in for the one that its
+    kernel says.  Raises InputError if there is no such recording, scenario or step.
+    """
+    read = read_recording(carried(recording))
+    found = next((each for each in read.scenarios if each.name == scenario), None)
+    if found is None:
+        names = ", ".join(each.name for each in read.scenarios)
+        raise InputError(f"{read.name} has no scenario {scenario!r}; it has {names}")
+    if step is not None and step not in {each.number for each in found.steps}:
+        raise InputError(f"{read.name}, {scenario}: no step {step}; it has 1 to {found.steps[-1].number}")
+    play = Follow(read, revision_for(read.kernel)[0] if revision is None else get(revision))
+    play.scenario(found)
+    return [
+        seen
+        for seen in play.seen.values()
+        if seen.row.scenario == scenario and (step is None or seen.row.step == step)
+    ]
+
+
+__all__ = ("Follow", "Seen", "carried", "follow")
