@@ -10,22 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple, get_type_hints
 
 from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.inputs import limits
 from kvm_pf.prove import (
-    Bool,
-    Int,
     Variable,
     all_of,
     any_bool,
     any_int,
     as_int,
+    bool_term,
     choose,
     implies,
+    new_solver,
     no,
     one_of,
+    satisfiable,
     smallest,
     summarise,
 )
@@ -130,6 +132,14 @@ WAYS = {
 
 COLUMNS = {column.column: column for way in reversed(WAYS.values()) for column in way.inputs}
 """Every input by name; one that several ways have means the same in all of them."""
+
+
+
+def common_outputs(way: str, a: str | Revision, b: str | Revision) -> list[Output]:
+    """The outputs of a way that both revisions have."""
+    absent = {"until 7.3" if "v7_3" in lineage(get(revision)) else "from 7.3" for revision in (a, b)}
+    return [output for output in WAYS[way].outputs if output.revisions not in absent]
+
 
 CODES = ("error_code", "info", "put_off_code")
 """The inputs whose bits a small witness has few of."""
@@ -296,6 +306,20 @@ class Case:
                 kept.append((term >= low) & (term <= (len(ANSWERS) - 1 if name == "pf_ret" else high)))
         return kept
 
+    def differs(self, way: str, output: Output, a: str | Revision, b: str | Revision) -> Any:
+        """Whether an output of a way is not the same in two revisions: reached in one alone, or another value."""
+        (reached, value), (also, other) = (self._cell(way, output, get(r)) for r in (a, b))
+        return (reached != also) | (reached & (value != other))
+
+    def _cell(self, way: str, output: Output, revision: Revision) -> tuple[Any, Any]:
+        """Whether an output is reached, and its value; a handler's answer as its place in ANSWERS."""
+        result = self.take(way, revision)
+        value = attrgetter(output.path)(result)
+        if output.column == "mmio_ret":
+            for name, number in answers(revision).items():
+                value = choose(attrgetter(output.path)(result) == number, ANSWERS.index(name), value)
+        return attrgetter(output.reached)(result) != 0 if output.reached else True, value
+
     def knows_answer(self, revision: str | Revision) -> Any:
         """Whether the handler's answer is one that `revision` has."""
         if len(answers(get(revision))) == len(ANSWERS):
@@ -305,6 +329,10 @@ class Case:
     def reachable(self, revision: str | Revision) -> Any:
         """Whether a fault of this kind can meet such a state in `revision`."""
         return all_of(truth for _, truth in reachable(self, get(revision)))
+
+    def possible(self, condition: Any) -> bool:
+        """Whether there is a state in which `condition` holds.  Raises Unknown if the solver gives up."""
+        return satisfiable(new_solver(*(bool_term(truth) for truth in [condition, *self.bounds])))
 
     def smallest(self, condition: Any, columns: Sequence[str] | None = None) -> dict[str, int] | None:
         """The smallest state in which `condition` holds, as numbers by name; None if there is none."""

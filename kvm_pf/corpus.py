@@ -202,6 +202,8 @@ class Corpus:
         types = {**_types(kind, revision), "case_id": "Int64"}
         try:
             frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+            numbers = [str(column) for column in frame if types.get(str(column), "str") != "str"]
+            frame[numbers] = frame[numbers].replace("", pd.NA)  # nothing but blanks was written as text
             frame = frame.astype({str(column): types.get(str(column), "str") for column in frame})
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path}: not a table of kernel vectors ({brief(str(error))})") from None
@@ -301,9 +303,9 @@ def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
         frame = pd.DataFrame(
             [_inputs(kind, run_on, given) for given in group["input"]], group.index, dtype=object
         )
-        result = EVALUATE[kind](frame, run_on)
+        result = EVALUATE[kind](frame, run_on, engine="plain")
         for label, values in zip(group.index, result.astype(object).to_dict("records"), strict=True):
-            got[label] = {k: None if v is pd.NA else v for k, v in values.items()}
+            got[label] = {str(k): None if v is pd.NA else v for k, v in values.items()}
     return cases.assign(got=pd.Series(got, dtype=object).reindex(cases.index))
 
 
@@ -383,26 +385,31 @@ def call(function: str, given: Mapping[str, Any], revision: Any) -> dict[str, An
 
 # Export
 
-_HEX = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
-
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of one exported record."""
-    value = {"type": ["integer", "string", "null"]}
-    values = {"type": "object", "additionalProperties": value}
 
-    def described(kind: str) -> dict[str, Any]:
-        spec: list[Input | Output] = [*TABLES[kind].inputs]
-        properties = {}
-        for column in spec:
-            low, high, _ = limits(column)  # type: ignore[arg-type]
-            about: dict[str, Any] = {"description": column.means, "default": column.default}  # type: ignore[union-attr]
+    def values(*types: str) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": {"type": [*types]}}
+
+    def inputs(kind: str) -> dict[str, Any]:
+        properties: dict[str, Any] = {label: {"type": "string"} for label in TABLES[kind].labels}
+        for column in TABLES[kind].inputs:
+            low, high, _ = limits(column)
+            about: dict[str, Any] = {"description": column.means, "default": column.default}
             if column.kind == "label":
                 about["enum"] = list(column.labels)
             else:
                 about |= {"type": ["integer", "string"], "minimum": low, "maximum": high}
             properties[column.column] = about
-        return {"type": "object", "properties": properties}
+        return {"properties": properties, "additionalProperties": False}
+
+    def of_kind(kind: str, inputs: Any, outputs: Any) -> dict[str, Any]:
+        then = {
+            "required": ["revision", "input", "expect"],
+            "properties": {"input": inputs, "expect": outputs},
+        }
+        return {"if": {"properties": {"kind": {"const": kind}}}, "then": then}
 
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -418,22 +425,25 @@ def json_schema() -> dict[str, Any]:
             "topic": {"type": "string"},
             "function": {"type": "string"},
             "flags": {"type": "array", "items": {"type": "string"}},
-            "input": values,
-            "expect": values,
-            "fault": values,
+            "input": values("integer", "string"),
+            "expect": values("integer", "string", "null"),
+            "fault": values("integer", "string", "boolean", "null"),
         },
+        "additionalProperties": False,
         "allOf": [
-            {
-                "if": {"properties": {"kind": {"const": kind}}},
-                "then": {"properties": {"input": described(kind)}},
-            }
-            for kind in TABLES
+            *(
+                of_kind(kind, inputs(kind), {"propertyNames": {"enum": [o.column for o in table.outputs]}})
+                for kind, table in TABLES.items()
+            ),
+            of_kind("call", True, True),
         ],
     }
 
 
-def export(folder: str | Path, progress: Callable[[str], None] | None = None) -> dict[Path, int]:
-    """Write the whole corpus as JSON lines (gzipped), one file a table, and schema.json beside them.
+def export(
+    folder: str | Path, progress: Callable[[str], None] | None = None, corpus: Corpus | None = None
+) -> dict[Path, int]:
+    """Write a corpus (without one: ours) as JSON lines, one gzipped file a table, and schema.json beside them.
 
     Returns the number of records in each file.  64-bit values are JSON integers: read them with a parser that
     keeps all their digits.
@@ -445,7 +455,7 @@ def export(folder: str | Path, progress: Callable[[str], None] | None = None) ->
     written: dict[Path, int] = {schema: 1}
     name, file = "", None
     try:
-        for table, record in load_corpus().records():
+        for table, record in (corpus or load_corpus()).records():
             if table != name:
                 if file is not None:
                     file.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kvm_pf import faultin, mmio, sources
+from kvm_pf import faultin, sources
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.machine import Machine, Taken
 from kvm_pf.memory import BASE_SLOT_SIZE, Handler
@@ -127,7 +127,7 @@ def _from_path(taken: Taken, checked: int) -> dict[str, object]:
 
 def _from_handler(h: Handler, machine: Machine) -> dict[str, object]:
     """What the page-fault handler traced, called and left."""
-    fault, step = h.fault, machine.revision.step
+    fault, step = h.fault, machine.constant
     direct, access = machine.mmu.direct, step("ACC_ALL")
     want: dict[str, object] = {"fast_ret": h.fast, "handler_ret": h.ret if h.decided else ENTRY}
     if h.fast_traced:
@@ -155,8 +155,7 @@ def _from_handler(h: Handler, machine: Machine) -> dict[str, object]:
     want |= {f"out_{name}": value for name, value in left.items() if f"out_{name}" in COMPARED}
     if h.mmio_spte is None:
         return want | {f"changed_{name}": ENTRY for name in ("gfn", "level", "old", "new")}
-    generation = machine.linked(mmio.get_mmio_spte_generation)(h.mmio_spte)
-    want |= {"mark_gfn": fault.gfn, "mark_gen": generation}
+    want |= {"mark_gfn": fault.gfn, "mark_gen": machine.mmio_spte_generation(h.mmio_spte)}
     want["mark_access"] = h.mmio_spte & access if direct else GUEST_TABLES
     if direct and machine.options.tdp_mmu and h.mmio_spte != h.spte_before:
         change = {"gfn": fault.gfn, "level": PG_LEVEL_4K, "old": h.spte_before, "new": h.mmio_spte}

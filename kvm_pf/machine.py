@@ -148,8 +148,7 @@ class Machine(GuestMemory):
 
         names = {"page_fault": page_fault, "after_fault": after_fault}
         self._mmu_page_fault = self.linked(path.kvm_mmu_page_fault, **names)
-        self._pre_fault = self.linked(sources.kvm_arch_vcpu_pre_fault_memory, page_fault=page_fault)
-        self._async_ready = self.linked(sources.kvm_arch_async_page_ready, page_fault=page_fault)
+        self._page_fault = page_fault
         self._source = self.linked(sources.source)
 
     def reset(self, vm_type: str) -> None:
@@ -184,13 +183,15 @@ class Machine(GuestMemory):
         self._begin(given)
         gfn = gpa >> PAGE_SHIFT
         level = self.mapping_level(gfn, None if self.private(gfn) else self.slots.find(gfn), 2)
-        done = self._pre_fault(self.vcpu(gpa, 0), sources.PreFault(gpa, size, level=level))
+        pre_fault = self.linked(sources.kvm_arch_vcpu_pre_fault_memory, page_fault=self._page_fault)
+        done = pre_fault(self.vcpu(gpa, 0), sources.PreFault(gpa, size, level=level))
         return self._taken(None, None, done.addr, done.error_code, None, done.handled, done.ret)
 
     def page_ready(self, addr: int, error_code: int, given: Given | None = None) -> Taken:
         """Map a page that was not there when the guest touched it (async page fault)."""
         self._begin(given)
-        done = self._async_ready(self.vcpu(addr, 0), sources.AsyncPf(addr, error_code, self.mmu.direct))
+        page_ready = self.linked(sources.kvm_arch_async_page_ready, page_fault=self._page_fault)
+        done = page_ready(self.vcpu(addr, 0), sources.AsyncPf(addr, error_code, self.mmu.direct))
         return self._taken(None, None, addr, error_code, None, done.handled, 0)
 
     def _begin(self, given: Given | None) -> None:

@@ -212,12 +212,14 @@ class GuestMemory:
             names["KVM_HVA_ERR_RO_BAD"] = options.page_offset + PAGE_OFFSET_MASK + 1
             if self.revision.step("INITIAL_HVA"):
                 names["INITIAL_HVA"] = options.page_offset
-        self._names = names
+        self._names, self._constants = names, dict[str, int]()
         self._faultin = self.linked(faultin.kvm_faultin_pfn)
         self._abnormal = self.linked(handle_abnormal_pfn)
         self._present_leaf = self.linked(present_leaf)
         self._fault_gfn = self.linked(path.fault_gfn)
-        self._make_mmio_spte = self.linked(mmio.make_mmio_spte)
+        self._gen_bits = self.linked(mmio.mmio_spte_gen_mask)().bit_length()
+        self.make_mmio_spte = self.linked(mmio.make_mmio_spte)
+        self.mmio_spte_generation = self.linked(mmio.get_mmio_spte_generation)
         self._is_mmio_spte = self.linked(mmio.is_mmio_spte)
         ept = hardware == "ept"
         made = self.linked(mmio_format)(MMIO_EPT if ept else MMIO_NPT)
@@ -239,6 +241,12 @@ class GuestMemory:
         assert isinstance(function, FunctionType)
         return link(function, {**self._names, **names}, self._bind)
 
+    def constant(self, name: str) -> int:
+        """Return one of the revision's numbers."""
+        if name not in self._constants:
+            self._constants[name] = self.revision.step(name)
+        return self._constants[name]
+
     def _bind(self, function: FunctionType) -> Any:
         around = function.__name__ == "after_fault" and function.__closure__
         return function if around else self.watcher(function)
@@ -248,8 +256,7 @@ class GuestMemory:
         self.vm_type = VM_TYPES.index(vm_type)
         self.has_private_mem = self.options.private_mem and vm_type in ("sw-protected", "snp", "tdx")
         spaces = 1 if self.has_private_mem else self.options.address_spaces
-        gen_bits = self.linked(mmio.mmio_spte_gen_mask)().bit_length()
-        self.slots = Memslots(spaces, True, self.options.maxphyaddr, mmio_gen_bits=gen_bits)
+        self.slots = Memslots(spaces, True, self.options.maxphyaddr, mmio_gen_bits=self._gen_bits)
         self.attributes, self.host, self.cache = AttributeStore(), HostMemory(), MmioCache(0, 0, 0, 0)
         self.entries: dict[tuple[int, int], int] = {}
         self.nx_splits: set[int] = set()
@@ -432,13 +439,13 @@ class GuestMemory:
         h.spte_before, level = self.entry(gfn)
         if self.mmu.direct:
             h.fast = h.ret = self._fast_page_fault(h, memslot, level)
-            if h.ret != self.revision.step("RET_PF_INVALID"):
+            if h.ret != self.constant("RET_PF_INVALID"):
                 h.stats["pf_fast"] += 1
                 return h.ret
         h.noslot = memslot is None and fault.is_private == self.private(gfn)
         memory, writable = self._look(fault, memslot)
         h.gup_failed, h.gmem_ret = memory.gup_result != faultin.GUP_OK, memory.gmem_ret
-        access = self.revision.step("ACC_ALL")
+        access = self.constant("ACC_ALL")
         now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
         found = self._faultin(now, fault, access, memory)
         if not (fault.is_private or writable):
@@ -455,8 +462,9 @@ class GuestMemory:
         Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast(), fast_page_fault() (v6.12).
         """
         fault, spte = h.fault, h.spte_before
-        step = self.revision.step
-        invalid, fixed, spurious = (int(step(f"RET_PF_{name}")) for name in ("INVALID", "FIXED", "SPURIOUS"))
+        invalid, fixed, spurious = (
+            self.constant(f"RET_PF_{name}") for name in ("INVALID", "FIXED", "SPURIOUS")
+        )
         if fault.rsvd or (self.has_private_mem and fault.is_private != self.private(fault.gfn)):
             return invalid
         if not fault.write if fault.present else self.options.accessed_dirty:
@@ -487,10 +495,10 @@ class GuestMemory:
         assert h.finished is not None
         found, fault, h.mapped = h.finished.found, h.fault, True
         if memslot is None:
-            h.mmio_spte = self._make_mmio_spte(self.format, self.slots.generation, fault.gfn, access)
+            h.mmio_spte = self.make_mmio_spte(self.format, self.slots.generation, fault.gfn, access)
             h.stats["pf_mmio_spte_created"] += 1
             self.put(fault.gfn, h.mmio_spte)
-            return int(self.revision.step("RET_PF_EMULATE"))
+            return self.constant("RET_PF_EMULATE")
         requested = self.mapping_level(fault.gfn, memslot, found.max_level)
         goal, split = requested, fault.gfn // PAGES[PG_LEVEL_2M]
         if fault.nx_huge_page_workaround_enabled and requested > PG_LEVEL_4K:
@@ -499,7 +507,7 @@ class GuestMemory:
             goal = PG_LEVEL_4K if split in self.nx_splits else requested
         h.fault = fault = fault._replace(req_level=requested, goal_level=goal)
         old, level = self.entry(fault.gfn)
-        ret = int(self.revision.step("RET_PF_FIXED"))
+        ret = self.constant("RET_PF_FIXED")
         leaf_there = level == goal and old & SPTE_MMU_PRESENT_MASK != 0
         if leaf_there and (fault.prefetch or self.allows(old, _kind(fault))):
             leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)

@@ -147,6 +147,9 @@ class Int:
     def __rsub__(self, other: Any) -> Int:
         return Int(int_term(other) - self.term)
 
+    def __mul__(self, other: Any) -> Int:
+        return Int(self.term * int_term(other))
+
     def __lshift__(self, other: Any) -> Int:
         return Int(self.term << int_term(other))
 
@@ -186,7 +189,7 @@ class Int:
     def __bool__(self) -> bool:
         return bool(self != 0)
 
-    __rand__, __ror__, __rxor__, __radd__ = __and__, __or__, __xor__, __add__
+    __rand__, __ror__, __rxor__, __radd__, __rmul__ = __and__, __or__, __xor__, __add__, __mul__
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
@@ -365,10 +368,11 @@ def complete(paths: list[Path], assume: tuple[Any, ...] = ()) -> Iterator[str]:
     solver = new_solver(*(bool_term(a) for a in assume))
     if satisfiable(solver, *(z3.Not(p.condition) for p in paths)):
         yield "some state is on no path"
-    for i, one in enumerate(paths):
-        for j, two in enumerate(paths[:i]):
-            if satisfiable(solver, one.condition, two.condition):
-                yield f"paths {j} and {i} overlap"
+    for i, one in enumerate(paths[1:], 1):
+        if satisfiable(solver, one.condition, z3.Or(*(two.condition for two in paths[:i]))):
+            model = solver.model()
+            j = next(j for j, two in enumerate(paths) if z3.is_true(model.eval(two.condition, True)))
+            yield f"paths {j} and {i} overlap"
 
 
 # Small witnesses

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvm_pf import mmio, sources
+from kvm_pf import sources
 from kvm_pf.bits import EPT_VIOLATION_PROT_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
 from kvm_pf.errors import InputError
 from kvm_pf.expect import (
@@ -32,7 +32,7 @@ from kvm_pf.expect import (
     expected,
 )
 from kvm_pf.machine import Machine, Taken
-from kvm_pf.memory import SPTE_WRITE, Given
+from kvm_pf.memory import SPTE_WRITE, Given, Options
 from kvm_pf.revisions import Revision, get
 from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
 from kvm_pf.trace import FaultRow, Recording, Scenario, Step, VmState, read_recording, walk
@@ -148,8 +148,8 @@ _ADDRESS = 0x7FFFFFFFFF000
 """Bits 50:12: in an MMIO entry the address, and the bits that L1TF keeps set, which the first one made shows."""
 
 
-def _machine(recording: Recording, scenario: Scenario, rows: list[FaultRow], revision: Revision) -> Machine:
-    """Set a machine up as the recorded boot was."""
+def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], revision: Revision) -> Options:
+    """Tell how the recorded boot was set up."""
     caps = {name: _number(value, f"{scenario.name}: {name}") for name, value in scenario.caps.items()}
     known = revision.name != "v6_1"
     grown = [
@@ -159,10 +159,7 @@ def _machine(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
     ept = recording.mode == "ept"
     made = next((row for row in rows if row.mark_gfn is not None and row.changed_gfn == row.mark_gfn), None)
     kept = (made.changed_new or 0) & _ADDRESS & ~((made.mark_gfn or 0) << PAGE_SHIFT) if made else 0
-    return Machine(
-        "default",
-        recording.mode or "npt",
-        revision,
+    return Options(
         sw_protected=known and caps.get("vm_types", 2) & 2 != 0,
         private_mem=known and caps.get("memory_attributes", 8) & 8 != 0,
         address_spaces=min(max(spaces, 1), 2),
@@ -202,7 +199,8 @@ class Replay:
         self.live = {name for name in COMPARED if any(getattr(row, name) is not None for row in rows)}
         if any(name.startswith(TRACEPOINTS) for name in self.live):
             self.live |= {name for name in COMPARED if name.startswith(TRACEPOINTS)}
-        self.warned: set[str] = set()
+        self.machine = Machine("default", recording.mode or "npt", revision)
+        self.warned = self.machine.warned
         self.printed: list[tuple[str, int, str]] = []
         self.put_off: dict[int, int] = {}
         self.armed: list[tuple[str, int, int, int]] = []
@@ -224,8 +222,12 @@ class Replay:
     def scenario(self, scenario: Scenario) -> None:
         """Replay one scenario, step by step."""
         mine = [(row, state) for row, state in self.rows if row.scenario == scenario.name]
-        self.machine = _machine(self.recording, scenario, [row for row, _ in self.rows], self.revision)
-        self.machine.warned, self.armed = self.warned, []
+        options = _options(self.recording, scenario, [row for row, _ in self.rows], self.revision)
+        if self.machine.options != options:
+            self.machine = Machine("default", self.machine.hardware, self.revision, **options._asdict())
+            self.machine.warned = self.warned
+        self.machine.reset("default")
+        self.armed = []
         self.whole = not (scenario.trace.lost or scenario.trace.missing)
         by_step: defaultdict[int | None, list[tuple[FaultRow, VmState]]] = defaultdict(list)
         for row, state in mine:
@@ -233,7 +235,7 @@ class Replay:
         for row, _ in by_step[None]:
             self.note(row.source, Why("no step says what user space did"))
         for step in scenario.steps:
-            verb, where = step.op.split()[0], f"{scenario.name}, step {step.number} ({step.op})"
+            verb, where = step.op.partition(" ")[0], f"{scenario.name}, step {step.number} ({step.op})"
             if verb in _RUNS:
                 self.runs(step, by_step[step.number], where)
             elif verb == "prefault":
@@ -260,7 +262,7 @@ class Replay:
 
     def call(self, step: Step, where: str) -> None:
         """Carry out an operation of user space, and compare its result if it is a system call of KVM's."""
-        verb, told = step.op.split()[0], step.result or {}
+        verb, told = step.op.partition(" ")[0], step.result or {}
         try:
             ret = self.machine.run(step.op)
         except InputError:
@@ -371,7 +373,9 @@ class Replay:
             vectoring=(vectoring or 0) & _VALID != 0,
             next_rip_known=row.fast_mmio_gpa is not None,  # SVM only
         )
-        return sources.Event(kind, (code | set_) & ~clear, addr, bool(row.pf_insn), row.pf_insn_len or 0, guest=guest)
+        return sources.Event(
+            kind, (code | set_) & ~clear, addr, bool(row.pf_insn), row.pf_insn_len or 0, guest=guest
+        )
 
     def given(self, row: FaultRow) -> Given:
         """What the recording answers for the world outside the path."""
@@ -427,9 +431,8 @@ class Replay:
             if getattr(row, name) not in (None, 0) and not (name.startswith("exit") and not row.last_of_run):
                 self.note(name, why)
         if not (machine.mmu.direct and machine.options.tdp_mmu) and row.mark_gfn is not None:
-            made = machine.linked(mmio.make_mmio_spte)
-            access = (row.mark_access or 0) & machine.format.access_mask
-            machine.put(row.mark_gfn, made(machine.format, row.mark_gen or 0, row.mark_gfn, access))
+            access, gen = row.mark_access or 0, row.mark_gen or 0
+            machine.put(row.mark_gfn, machine.make_mmio_spte(machine.format, gen, row.mark_gfn, access))
 
     def cell(self, row: FaultRow, name: str, want: object, where: str) -> None:
         """Compare one cell; None: not reached."""

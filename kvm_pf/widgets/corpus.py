@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -207,16 +207,39 @@ def _got(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _verdict(case: Case) -> Iterator[Html]:
-    """Yield expectation and model side by side, revisions with the same of both in one column, and the verdict."""
+    """Yield expectation beside model, revisions for which both are the same in one column, and what to make of it."""
+    columns: dict[tuple[tuple[str, str], ...], list[str]] = {}
     complaint = ""
-    columns: dict[str, list[str]] = {}
-    wrong = 0
     for row in case:
         try:
             got = _got(row)
         except InputError as error:
-            got, complaint = row["expect"], f"the model was not run: {error}"
-        cells = {name: _cell(value, got.get(name, "no such output")) for name, value in row["expect"].items()}
-        wrong += sum("✗" in each for each in cells.values())
-        columns.setdefault(repr(cells), []).append(row["revision"])
-        ...
+            got, complaint = {}, f"the model was not run: {error}"
+        cells = [
+            (name, _compared(value, got.get(name, NOTHING), got)) for name, value in row["expect"].items()
+        ]
+        columns.setdefault(tuple(cells), []).append(row["revision"])
+    values = [text for cells, names in columns.items() for _, text in cells for _ in names]
+    wrong = sum("✗" in text for text in values)
+    verdict = complaint or f"{len(values)} values expected; the model differs in {wrong or 'none'}"
+    heads = ("output", *(join(names, Html("<br>")) for names in columns.values()))
+    told = [dict(cells) for cells in columns]
+    rows = [
+        [code(name), *(bold(text) if "✗" in text else text for text in (each.get(name, "") for each in told))]
+        for name in dict.fromkeys(name for cells in columns for name, _ in cells)
+    ]
+    yield table(verdict, heads, rows)
+
+
+NOTHING = "no such output"
+
+
+def _compared(expected: object, got: object, ran: Collection[str]) -> str:
+    """Write an expected value, and the model's if it is another one."""
+    if not ran:
+        return _value(expected)
+    return f"{_value(expected)} ✓" if got == expected else f"{_value(expected)} ✗ model: {_value(got)}"
+
+
+def _value(value: object) -> str:
+    return "none" if value == "" else "not reached" if value is None else show(value)

@@ -223,7 +223,12 @@ def _path(explanation: Explanation) -> Facts:
             again += 1
             key = f"{record.step} ({again})"
         codes = [f"{each:#x}" for each in dict.fromkeys((record.before, record.after)) if each is not None]
-        found[key] = ("\u00a0\u00a0\u00a0" * record.depth + key, " → ".join(codes), record.why, ids(record.lines))
+        found[key] = (
+            "\u00a0\u00a0\u00a0" * record.depth + key,
+            " → ".join(codes),
+            record.why,
+            ids(record.lines),
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from kvm_pf.errors import InputError
 from kvm_pf.machine import Taken
 from kvm_pf.markup import Html, beside, bold, code, element, join, table
 from kvm_pf.paths import data_dir
-from kvm_pf.replay import Report, Why, _Replay, revision_for
+from kvm_pf.replay import Replay, Report, Why, revision_for
 from kvm_pf.revisions import Revision, get
 from kvm_pf.state import PAGE_SHIFT, PAGE_SIZE
 from kvm_pf.trace import FaultRow, Recording, Scenario, Step, VmState, columns, read_recording
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     cells: list[tuple[str, object, object]]
 
 
-class _Watched(_Replay):
+class _Watched(Replay):
     """A replay that keeps what it compares."""
 
     def __init__(self, recording: Recording, revision: Revision) -> None:

@@ -1,0 +1,942 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Claims about the patch: each a sentence, a check, and the revisions for which it should hold or fail.
+
+A check is a function of a case and a revision that says whether the claim is true there.  `prove` gives it solver
+terms, so that it speaks of every state at once: all 64-bit codes and addresses, all attributes, generations and
+page-table entries, all answers.  A claim that is refuted comes with the smallest state in which it is false, run
+again through the plain functions.
+
+    prove("reserved-never-private", "before") -> Answer
+    prove_all() -> list of Answer
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import zip_longest
+from types import FunctionType
+from typing import Any, NamedTuple, get_type_hints
+
+from kvm_pf.bits import (
+    EPT,
+    PFERR,
+    PFERR_GUEST_ENC_MASK,
+    PFERR_GUEST_RMP_MASK,
+    PFERR_GUEST_SIZEM_MASK,
+    PFERR_GUEST_VMPL_MASK,
+    PFERR_IMPLICIT_ACCESS,
+    PFERR_PRIVATE_ACCESS,
+    PFERR_RSVD_MASK,
+    PFERR_SYNTHETIC_MASK,
+    describe,
+    encode,
+)
+from kvm_pf.case import ANSWERS, COLUMNS, WAYS, Case, common_outputs, default, is_one_of
+from kvm_pf.entry import TO_MMIO
+from kvm_pf.errors import InputError
+from kvm_pf.faultin import KVM_MEMSLOT_INVALID, KVM_PFN_NOSLOT, KVM_USER_MEM_SLOTS, Memory
+from kvm_pf.link import global_names
+from kvm_pf.prove import Unknown, all_of, any_value, bool_term, complete, explore, implies, no, one_of, summarise
+from kvm_pf.revisions import REVISIONS, Revision, get, logic_names
+from kvm_pf.sources import KIND_EPT, KIND_NPF, SEV_SNP
+from kvm_pf.state import (
+    EFAULT,
+    KVM_EXIT_MEMORY_FAULT,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    KVM_X86_DEFAULT_VM,
+    KVM_X86_SEV_ES_VM,
+    KVM_X86_SEV_VM,
+    KVM_X86_SNP_VM,
+    KVM_X86_SW_PROTECTED_VM,
+    KVM_X86_TDX_VM,
+    RET_PF_CONTINUE,
+    RET_PF_RETRY,
+)
+from kvm_pf.tables import VM_TYPES
+from kvm_pf.watch import Record, flat
+
+Check = Callable[[Case, Revision], Any]
+
+PROVED, EXHAUSTED, TESTED, STATED = "proved", "exhausted", "tested", "stated"
+"""The rungs: for all states by a solver; all of so many run; so many run; only read in a source."""
+
+
+class Claim(NamedTuple):
+    """Something that is said about the path.
+
+    `lines` are the ids of the patch's lines that it covers, `holds` and `fails` the revisions that are expected
+    to keep and to break it; nothing is expected of others.  `check` says whether it is true: of a case (rung
+    `proved`); of a revision, with how many were run (`exhausted`, `tested`); a `stated` claim has none.
+    """
+
+    name: str
+    statement: str
+    lines: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()
+    check: Check | Callable[[Revision], tuple[bool, int]] | None = None
+    rung: str = PROVED
+    source: str = ""
+
+    def expected(self, revision: str) -> bool | None:
+        """Whether the claim should hold for a revision; None if nobody said."""
+        return True if revision in self.holds else False if revision in self.fails else None
+
+
+CLAIMS: dict[str, Claim] = {}
+"""All claims by name."""
+
+
+def claim(
+    name: str, statement: str, lines: str = "", holds: str = "", fails: str = "", rung: str = PROVED, source: str = ""
+) -> Callable[[Any], Any]:
+    """Enter a function into CLAIMS as the check of a claim; lists are words parted by blanks."""
+
+    def enter(check: Any) -> Any:
+        words = (tuple(text.split()) for text in (lines, holds, fails))
+        CLAIMS[name] = Claim(name, statement, *words, check, rung, source)
+        return check
+
+    return enter
+
+
+# --- revisions by what they do ---
+
+STRIPS = "posted posted_u32 posted_on_6_12"  # kvm_mmu_page_fault() drops both bits
+CALLERS_STRIP = "posted_series merged_patch v6_10 v6_12 v7_3"  # the exits' handlers do
+BORROWS = "guest_enc_gated guest_enc_ungated"
+ALL = f"before {STRIPS} {CALLERS_STRIP} {BORROWS} v6_1"
+
+RSVD_PRIVATE_REFUSED = "v6_10 v6_12 v7_3"
+COMPARED_FIRST = "posted_series v6_10 v6_12 v7_3"  # kvm_faultin_pfn() begins with private against shared
+
+
+def _has(code: Any, mask: int) -> Any:
+    return code & mask != 0
+
+
+def _private_page(c: Case) -> Any:
+    return c.cfg_private_mem & _has(c.attrs, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+
+def _is_private(c: Case, r: str | Revision) -> Any:
+    """Whether the fault reaches the handler, and as a private one."""
+    handled = c.fault(r).handled
+    return handled.called & handled.fault.is_private
+
+
+# --- the bits from outside ---
+
+
+@claim(
+    "outside-bits-never-survive",
+    "Bits 48 and 49 that a caller hands in never survive the sanitiser.",
+    "h1+11 h2+04 h2+05 h2-06 h2-07",
+    STRIPS,
+    f"before {CALLERS_STRIP} {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    return no(_has(c.step("sanitize", r)(c.error_code)[0], PFERR_SYNTHETIC_MASK))
+
+
+@claim(
+    "sanitiser-is-a-mask",
+    "What leaves the sanitiser is the code without bits 48 and 49, whether it warned or not.",
+    "h1+11 h2+01 h2+02 h2+03 h2+04 h2+05",
+    STRIPS,
+    f"before {CALLERS_STRIP} {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.step("sanitize", r)(c.error_code)[0] == c.error_code & ~PFERR_SYNTHETIC_MASK
+
+
+@claim(
+    "sanitiser-warns-of-what-it-drops",
+    "The sanitiser warns if and only if it changes the code; given its own result, it does neither.",
+    "h2+01 h2+02 h2+03 h2+04 h2+05 h2-06 h2-07",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    sanitize = c.step("sanitize", r)
+    code, warns = sanitize(c.error_code)
+    again, warns_again = sanitize(code)
+    return ((code != c.error_code) == (warns != 0)) & (again == code) & (warns_again == 0)
+
+
+@claim(
+    "other-bits-pass",
+    "Every other bit of the error code reaches the handler as the caller gave it.",
+    "h2+05",
+    f"before posted posted_on_6_12 {CALLERS_STRIP}",
+    f"posted_u32 {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled, kept = c.fault(r).handled, ~PFERR_SYNTHETIC_MASK
+    return implies(handled.called, handled.fault.error_code & kept == c.error_code & kept)
+
+
+@claim(
+    "cpu-cannot-forge",
+    "A bit 48 or 49 that a CPU reports gets past the exit's handler and the sanitiser only if KVM put it there.",
+    "h2+04 h2+05",
+    f"{STRIPS} {CALLERS_STRIP}",
+    f"before {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    mmu = c.exit(r).mmu
+    code = c.step("sanitize", r)(mmu.error_code)[0]
+    snp = (c.kind == KIND_NPF) & (c.snp_guest | (c.sev_kind == SEV_SNP)) & _has(c.info, PFERR_GUEST_ENC_MASK)
+    tdx = c.step("vt_is_tdx_private_gpa", r)(c.direct_bits, c.addr) & (c.kind != KIND_NPF)
+    forged = _has(code, PFERR_IMPLICIT_ACCESS) | (_has(code, PFERR_PRIVATE_ACCESS) & no(snp | tdx))
+    return no(mmu.called & forged)
+
+
+@claim(
+    "ept-codes-are-clean",
+    "The error code of an EPT violation has none of bits 3, 31, 34 to 36, 48 and 49.",
+    holds=f"before {STRIPS} posted_series merged_patch v6_10 v6_12",
+    fails="v7_3",
+)
+def _(c: Case, r: Revision) -> Any:
+    never = PFERR_RSVD_MASK | PFERR_GUEST_RMP_MASK | PFERR_GUEST_ENC_MASK | PFERR_GUEST_SIZEM_MASK
+    never |= PFERR_GUEST_VMPL_MASK | PFERR_SYNTHETIC_MASK
+    mmu = c.exit(r).mmu
+    return implies((c.kind == KIND_EPT) & mmu.called, no(_has(mmu.error_code, never)))
+
+
+@claim(
+    "no-root-no-look-up",
+    "An invalid root ends the fault before any look-up: it is sent back, and nothing is counted or called.",
+    "h2+14",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    o = c.fault(r)
+    untouched = (o.lookups.count == 0) & no(o.mmio.called) & no(o.handled.called) & no(o.emulation.called)
+    return implies(no(c.root_valid), untouched & (o.ret == RET_PF_RETRY) & (o.stats.taken == 0))
+
+
+# --- whose memory it is ---
+
+
+@claim(
+    "private-means-sw-protected",
+    "A private fault is a software-protected VM's.",
+    "h1+10 h2+14 h2+16 h2+18 h3-01 h3+01",
+    f"{STRIPS} v6_1",
+    f"before {CALLERS_STRIP} {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    return implies(_is_private(c, r), c.vm_type == KVM_X86_SW_PROTECTED_VM)
+
+
+@claim(
+    "private-means-declared",
+    "A private fault is on a page that user space declared private.",
+    "h2+17 h2+18 h3-01 h3+01",
+    f"before {STRIPS} v6_1",
+    f"{CALLERS_STRIP} {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    return implies(_is_private(c, r), _private_page(c))
+
+
+@claim(
+    "reserved-never-private",
+    "A reserved fault that reaches the handler is never private.",
+    "h2+07 h2+15 h3-01 h3+01",
+    f"{STRIPS} {RSVD_PRIVATE_REFUSED} v6_1",
+    f"before posted_series merged_patch {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    return no(_is_private(c, r) & _has(c.error_code, PFERR_RSVD_MASK))
+
+
+def _declared(c: Case) -> Any:
+    """The posted patch's four tests, said once more: option, not reserved, type, attribute."""
+    ordinary = no(_has(c.error_code, PFERR_RSVD_MASK))
+    return c.cfg_sw_protected & ordinary & (c.vm_type == KVM_X86_SW_PROTECTED_VM) & _private_page(c)
+
+
+@claim(
+    "private-exactly-then",
+    "A fault is private exactly if the option is on, it is not reserved, the VM is software-protected, and the "
+    "page is declared private.",
+    "h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
+    "posted posted_on_6_12",
+    f"before posted_u32 {CALLERS_STRIP} {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    return implies(c.fault(r).handled.called, c.fault(r).handled.fault.is_private == _declared(c))
+
+
+@claim(
+    "code-says-private",
+    "A fault is private exactly if its error code has bit 49: one source of truth for every reader.",
+    "h1+10 h2+18 h3-01 h3+01",
+    f"{STRIPS} {CALLERS_STRIP} v6_1",
+    f"before {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    fault = c.fault(r).handled.fault
+    return fault.is_private == _has(fault.error_code, PFERR_PRIVATE_ACCESS)
+
+
+@claim(
+    "nothing-is-private",
+    "No fault is ever private: so it is with the error code cut to 32 bits on its way.",
+    "h1+10 h3+01",
+    "posted_u32 v6_1",
+    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    return no(_is_private(c, r))
+
+
+@claim(
+    "look-ups-where-needed",
+    "The attribute is looked up at most once in a fault, and only for a fault of a software-protected VM that is "
+    "not reserved.",
+    "h2+14 h2+15 h2+16 h2+17 h3-01",
+    f"{STRIPS} {CALLERS_STRIP} v6_1",
+    f"before {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    count = c.fault(r).lookups.count
+    wanted = (c.vm_type == KVM_X86_SW_PROTECTED_VM) & no(_has(c.error_code, PFERR_RSVD_MASK))
+    return (count == 0) | ((count == 1) & wanted)
+
+
+@claim(
+    "private-is-not-emulated",
+    "If the handler asks for the emulation of a private fault, user space gets -EFAULT and an exit that says "
+    "private; nothing is emulated, and nothing counted as emulated.",
+    "h3+01",
+    f"before {STRIPS} {CALLERS_STRIP} {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    o = c.fault(r)
+    told = (o.handled.exit.exit_reason == KVM_EXIT_MEMORY_FAULT) & (
+        o.handled.exit.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE
+    )
+    refused = (o.ret == -EFAULT) & told & no(o.emulation.called) & (o.stats.emulate == 0)
+    return implies(_is_private(c, r) & (c.pf_ret == ANSWERS.index("EMULATE")), refused)
+
+
+# --- what the later patches close ---
+
+
+@claim(
+    "private-and-reserved-is-not-mmio",
+    "A fault that is private and reserved at once is not taken for MMIO.",
+    "h2+07 h2+15",
+    f"{STRIPS} posted_series {RSVD_PRIVATE_REFUSED}",
+    "merged_patch",
+)
+def _(c: Case, r: Revision) -> Any:
+    way = c.step("route", r)(c.vcpu(r).mmu, c.vcpu(r).vm, c.cr2_or_gpa, c.error_code)
+    both = _has(way.error_code, PFERR_PRIVATE_ACCESS) & _has(way.error_code, PFERR_RSVD_MASK)
+    return no(both & (way.to == TO_MMIO))
+
+
+@claim(
+    "private-and-reserved-is-refused",
+    "A fault that is private and reserved at once ends in -EFAULT, and no exit reason invites user space to mend it.",
+    "h2+07 h2+15",
+    f"{STRIPS} {RSVD_PRIVATE_REFUSED}",
+    "posted_series merged_patch",
+)
+def _(c: Case, r: Revision) -> Any:
+    o = c.fault(r)
+    code = c.step("sanitize", r)(c.error_code)[0]
+    both = _has(code, PFERR_PRIVATE_ACCESS) & _has(code, PFERR_RSVD_MASK) & c.root_valid
+    return implies(both, (o.ret == -EFAULT) & (o.handled.exit.exit_reason == 0))
+
+
+@claim(
+    "mapped-means-agreed",
+    "No frame is mapped unless the fault's idea of the page, private or shared, is user space's.",
+    "h3+01",
+    f"{COMPARED_FIRST} posted_on_6_12",
+    "before posted merged_patch",
+)
+def _(c: Case, r: Revision) -> Any:
+    return implies(c.fault_in(r).ret == RET_PF_CONTINUE, c.is_private == _private_page(c))
+
+
+@claim(
+    "private-is-never-mmio",
+    "A private fault never becomes MMIO: nothing is cached as such, and no missing slot is mapped.",
+    "h3+01",
+    f"{COMPARED_FIRST} posted_on_6_12",
+    "before posted merged_patch",
+)
+def _(c: Case, r: Revision) -> Any:
+    f = c.fault_in(r)
+    cached = (f.cache.gfn != 0) | (f.cache.gen != 0)
+    unmapped = (f.ret == RET_PF_CONTINUE) & (f.found.pfn == KVM_PFN_NOSLOT)
+    return implies(c.is_private, no(cached | unmapped))
+
+
+@claim(
+    "page-ready-asks-again",
+    "When a page becomes ready, the fault that maps it is private exactly if the page is declared private.",
+    "h3-01 h3+01",
+    "before",
+    f"{STRIPS} {CALLERS_STRIP}",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.page_ready(r).handled
+    return implies(handled.called, handled.fault.is_private == _private_page(c))
+
+
+@claim(
+    "private-page-ready-is-stopped",
+    "A private fault that was put off is not gone on with when its page is ready.",
+    "h3+01",
+    f"{RSVD_PRIVATE_REFUSED} posted_on_6_12",
+    "posted posted_u32 posted_series merged_patch",
+)
+def _(c: Case, r: Revision) -> Any:
+    return implies(_has(c.put_off_code, PFERR_PRIVATE_ACCESS), no(c.page_ready(r).handled.called))
+
+
+# --- what the patch changes ---
+
+
+def same(c: Case, way: str, a: str | Revision, b: str | Revision, but: str = "") -> Any:
+    """Whether all outputs of a way are the same in two revisions, but for those named."""
+    outputs = (o for o in common_outputs(way, a, b) if o.column not in but.split())
+    return no(one_of(c.differs(way, o, a, b) for o in outputs))
+
+
+def _clean(c: Case) -> Any:
+    return no(_has(c.error_code, PFERR_SYNTHETIC_MASK))
+
+
+@claim(
+    "other-vms-see-nothing",
+    "For a VM that is not software-protected, and without a caller's bit 48 or 49, nothing differs from before but "
+    "the number of attribute look-ups.",
+    "h2+16 h3-01 h3+01",
+    "posted merged_patch guest_enc_gated",
+    "posted_u32 posted_series v6_10 guest_enc_ungated",
+)
+def _(c: Case, r: Revision) -> Any:
+    others = c.reachable("before") & _clean(c) & (c.vm_type != KVM_X86_SW_PROTECTED_VM)
+    return implies(others, same(c, "kvm_mmu_page_fault", "before", r, "attr_lookups attr_gfn"))
+
+
+class Difference(NamedTuple):
+    """A difference between `before` and `posted`: where, in what states, and what differs in all of them."""
+
+    name: str
+    sentence: str
+    where: dict[str, Callable[[Case], Any]]  # by way
+    columns: tuple[str, ...]
+
+
+def _reaches_handler(c: Case) -> Any:
+    return c.fault("before").handled.called
+
+
+def _reserved(c: Case) -> Any:
+    return _has(c.error_code, PFERR_RSVD_MASK)
+
+
+FIVE = (
+    Difference(
+        "callers-bits",
+        "a caller's bit 48 or 49: both go, with another warning; before, 49 went through",
+        {"kvm_mmu_page_fault": lambda c: no(_clean(c))},
+        ("warns",),
+    ),
+    Difference(
+        "marked-code",
+        "a private fault's error code carries bit 49",
+        {"kvm_mmu_page_fault": lambda c: c.root_valid & _clean(c) & _declared(c)},
+        ("f_error_code",),
+    ),
+    Difference(
+        "reserved-on-private",
+        "a reserved fault on a private page that reaches the handler is shared; before, private",
+        {
+            "kvm_mmu_page_fault": lambda c: (
+                _reaches_handler(c)
+                & _reserved(c)
+                & (c.vm_type == KVM_X86_SW_PROTECTED_VM)
+                & _private_page(c)
+            )
+        },
+        ("f_is_private",),
+    ),
+    Difference(
+        "page-ready",
+        "a page that became ready and private is asked for as shared; before, as private",
+        {"kvm_arch_async_page_ready": lambda c: c.page_ready("before").handled.called & _private_page(c)},
+        ("f_is_private",),
+    ),
+    Difference(
+        "look-ups",
+        "no look-up for other VMs, for reserved faults, for pages that became ready; before, one for each fault "
+        "that reached the handler",
+        {
+            "kvm_mmu_page_fault": lambda c: (
+                c.cfg_private_mem
+                & _reaches_handler(c)
+                & (_reserved(c) | (c.vm_type != KVM_X86_SW_PROTECTED_VM))
+            ),
+            "kvm_arch_async_page_ready": lambda c: (
+                c.cfg_private_mem & c.page_ready("before").handled.called
+            ),
+        },
+        ("attr_lookups",),
+    ),
+)
+"""The five differences between before and posted, over states that can exist.
+
+Source: mails <20240228024147.41573-6-seanjc@google.com>, <20240228024147.41573-5-seanjc@google.com>; the kernel
+vectors of both revisions, row by row.
+"""
+
+
+@claim(
+    "five-differences",
+    "Over states that can exist the revision differs from before in exactly five ways: something differs in each "
+    "of the five, and nothing outside of them.",
+    "h1+10 h1+11 h2+04 h2+05 h2-06 h2-07 h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
+    "posted",
+    f"posted_u32 posted_series merged_patch v6_10 {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    parts = []
+    for way in WAYS:
+        outputs = {o.column: c.differs(way, o, "before", r) for o in common_outputs(way, "before", r)}
+        here = [(d, d.where[way](c)) for d in FIVE if way in d.where]
+        inside = [implies(where, one_of(outputs[column] for column in d.columns)) for d, where in here]
+        outside = implies(one_of(outputs.values()), one_of(where for _, where in here))
+        parts += [*inside, outside]
+    return implies(c.reachable("before") & c.reachable("posted"), all_of(parts))
+
+
+# --- the other way: borrowing bit 34 ---
+
+
+def _borrowed(c: Case, gated: bool) -> Any:
+    """Where the borrowed bit's is_private is not posted's, in a kernel with software-protected VMs."""
+    sw = c.vm_type == KVM_X86_SW_PROTECTED_VM
+    has_private = sw | is_one_of(c.vm_type, (KVM_X86_SNP_VM, KVM_X86_TDX_VM))
+    encrypted = _has(c.error_code, PFERR_GUEST_ENC_MASK)
+    reserved_on_private = sw & _private_page(c) & _reserved(c)
+    stray = sw & no(_private_page(c)) & encrypted
+    others = no(sw) & encrypted & (has_private if gated else True)
+    return reserved_on_private | stray | others
+
+
+def _borrowed_differs(c: Case, r: Revision, gated: bool) -> Any:
+    built = c.cfg_sw_protected & c.cfg_private_mem & _clean(c)
+    of = {o.column: c.differs("kvm_mmu_page_fault", o, "posted", r) for o in WAYS["kvm_mmu_page_fault"].outputs[:-4]}
+    reached = c.fault("posted").handled.called
+    exact = of["f_is_private"] == (reached & _borrowed(c, gated))
+    rest = (o for name, o in of.items() if name not in ("f_error_code", "attr_lookups", "attr_gfn"))
+    return implies(built, exact & implies(one_of(rest), of["f_is_private"]))
+
+
+@claim(
+    "gated-parts-here",
+    "Borrowing bit 34 behind the gate parts from posted exactly here: a reserved fault on a private page, a stray "
+    "bit 34 on a shared page of a software-protected VM, and bit 34 of an SNP or TDX VM.",
+    holds="guest_enc_gated",
+    fails="before guest_enc_ungated",
+    source="mail <20240227232100.478238-16-pbonzini@redhat.com>, 2024-02-27",
+)
+def _(c: Case, r: Revision) -> Any:
+    return _borrowed_differs(c, r, gated=True)
+
+
+@claim(
+    "ungated-parts-here",
+    "Borrowing bit 34 without a gate parts from posted there, and at bit 34 of every other VM.",
+    holds="guest_enc_ungated",
+    fails="before guest_enc_gated",
+    source="mail, TDX v19 013/130",
+)
+def _(c: Case, r: Revision) -> Any:
+    return _borrowed_differs(c, r, gated=False)
+
+
+def _encrypted(c: Case) -> Any:
+    """An encrypted access of a VM without private memory: SEV or SEV-ES, which older kernels number 0."""
+    sev = is_one_of(c.vm_type, (KVM_X86_DEFAULT_VM, KVM_X86_SEV_VM, KVM_X86_SEV_ES_VM))
+    return sev & (c.attrs == 0) & _clean(c) & _has(c.error_code, PFERR_GUEST_ENC_MASK)
+
+
+@claim(
+    "encrypted-is-not-private",
+    "An encrypted access of an SEV or SEV-ES VM is a shared fault.",
+    "h1+10 h3+01",
+    f"before {STRIPS} {CALLERS_STRIP} guest_enc_gated v6_1",
+    "guest_enc_ungated",
+    source="mail <ZeiBLjzDsEN0UsaW@google.com>, 2024-03-06",
+)
+def _(c: Case, r: Revision) -> Any:
+    return implies(_encrypted(c), no(_is_private(c, r)))
+
+
+@claim(
+    "encrypted-access-is-refused",
+    "Every encrypted access of an SEV or SEV-ES VM to an ordinary slot ends in -EFAULT and a memory-fault exit: "
+    "the VM cannot run.",
+    holds="guest_enc_ungated",
+    fails="before posted v6_10 guest_enc_gated",
+    source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    memory = c.any(Memory, "memory")
+    slot = (memory.slot.id < KVM_USER_MEM_SLOTS) & no(_has(memory.slot.flags, KVM_MEMSLOT_INVALID))
+    quiet = no(memory.invalidation.covers_gfn)
+    f = c.step("kvm_faultin_pfn", r)(c.vcpu(r), handled.fault, r.step("ACC_ALL"), memory)
+    refused = (f.ret == -EFAULT) & (f.exit.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE)
+    return implies(_encrypted(c) & handled.called & handled.fault.slot & slot & quiet, refused)
+
+
+# --- beside the patch ---
+
+
+class Access(NamedTuple):
+    """An access that the emulator makes for the guest."""
+
+    word: int
+    cpl: int
+    other_cpl: int
+    rflags_ac: bool
+    cr4_smap: bool
+    page_user: bool
+
+
+@claim(
+    "implicit-access-has-no-leave",
+    "With bit 48 neither the guest's leave (AC) nor its privilege level changes what SMAP forbids.",
+    "h1+02 h1+03 h1+04 h2-01 h2-02",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    a, smap = c.any(Access, "access"), c.step("smap_applies", r)
+    word = a.word | PFERR_IMPLICIT_ACCESS
+    asked = smap(word, a.cpl, a.rflags_ac, a.cr4_smap, a.page_user)
+    return asked == smap(word, a.other_cpl, no(a.rflags_ac), a.cr4_smap, a.page_user)
+
+
+@claim(
+    "mmio-spte-keeps-its-page",
+    "An MMIO SPTE gives back the gfn and the generation that it was made of, as far as they fit.",
+    "",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    form = c.step("mmio_format", r)(c.mmio_cfg)
+    fits = (c.mmio_gfn << 12) & ~(form.lower_gfn_mask | form.nonpresent_or_rsvd_mask) == 0
+    spte = c.step("make_mmio_spte", r)(form, c.gen, c.mmio_gfn, c.mmio_access)
+    gfn = c.step("get_mmio_spte_gfn", r)(form, spte)
+    gen = c.step("get_mmio_spte_generation", r)(spte)
+    kept = (gfn == c.mmio_gfn) & (gen == c.gen & c.step("mmio_spte_gen_mask", r)())
+    return implies(fits & (c.mmio_gfn & ~((1 << 52) - 1) == 0), kept)
+
+
+# --- beside the solver ---
+
+DOORS = (
+    "kvm_mmu_page_fault", "source", "kvm_arch_async_page_ready", "kvm_arch_vcpu_pre_fault_memory", "kvm_faultin_pfn",
+    "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes", "case_vcpu", "source_event", "faultin_row",
+)  # fmt: skip
+"""Functions from which every function of the path is reached."""
+
+
+def steps(revision: Revision) -> list[FunctionType]:
+    """Every function of the path as `revision` has it; those that it calls answer with all their paths at once."""
+    found: dict[str, FunctionType] = {}
+
+    def bind(function: FunctionType) -> Any:
+        found[digest(function, {})] = function
+        return summarise(function)
+
+    for door in DOORS:
+        revision.link(door, bind)
+    return list(found.values())
+
+
+_sound: dict[str, list[str]] = {}
+
+
+def flaws(function: FunctionType) -> list[str]:
+    """Say what is wrong with the paths that the explorer finds through one function, given any arguments."""
+    key = digest(function, {})
+    if key not in _sound:
+        hints = get_type_hints(function)
+        names = function.__code__.co_varnames[: function.__code__.co_argcount]
+        paths = explore(function, *(any_value(hints.get(name, int), name) for name in names), prune=False)
+        _sound[key] = [f"{function.__name__}: {flaw}" for flaw in complete(paths)]
+    return _sound[key]
+
+
+@claim(
+    "paths-are-complete",
+    "The paths that the explorer finds through each function cover every state, and no two of them overlap.",
+    holds=ALL,
+    rung=EXHAUSTED,
+)
+def _(r: Revision) -> tuple[bool, int]:
+    functions = steps(r)
+    return not any(flaws(function) for function in functions), len(functions)
+
+
+@claim(
+    "names-tell-the-code",
+    "Every combination of named bits is told by its names, and read back from them.",
+    "h1+10",
+    "posted",
+    rung=EXHAUSTED,
+)
+def _(r: Revision) -> tuple[bool, int]:
+    masks = [bit.mask for bit in PFERR]
+    count = 1 << len(masks)
+    codes = (sum(mask for n, mask in enumerate(masks) if code >> n & 1) for code in range(count))
+    return all(encode(describe(code)) == code for code in codes), count
+
+
+@claim(
+    "engines-agree",
+    "The plain functions, the tables' evaluation and the compiled code give the same outcomes.",
+    holds="posted",
+    rung=TESTED,
+)
+def _(r: Revision) -> tuple[bool, int]:
+    from kvm_pf.batch import evaluate, outputs
+    from kvm_pf.corpus import load_corpus
+
+    rows = load_corpus().vectors("cases", r.name).sample(2000, random_state=1)
+    inputs = rows[[c.column for c in WAYS["kvm_mmu_page_fault"].inputs if c.column in rows]]
+    tables = [evaluate(inputs, r, engine=engine) for engine in ("plain", "compiled")]
+    agree = tables[0].equals(tables[1])
+    back = {number: ANSWERS.index(name) for name, number in answers(r).items()}
+    for label, values in inputs.to_dict("index").items():
+        case = Case({**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"])})
+        for output in outputs("cases", r):
+            reached, value = case.cell("kvm_mmu_page_fault", output, r)
+            if output.kind != "warns" and reached:
+                agree = agree and tables[0].at[label, output.column] == value
+    return agree, len(inputs)
+
+
+CLAIMS["never-released"] = Claim(
+    "never-released",
+    "The sanitiser in the form of the patch, in kvm_mmu_page_fault() and for both bits, was in no release.",
+    ("h2+04", "h2+05"),
+    ("posted",),
+    rung=STATED,
+    source='Linux `arch/x86/kvm/svm/svm.c`, commit `dee281e4b435` (v6.10), merged before commit `b3d5dc629c32` '
+    '("KVM: x86/mmu: Use synthetic page fault error code to indicate private faults") (v6.10)',
+)
+CLAIMS["hardware-sets-bit-34"] = Claim(
+    "hardware-sets-bit-34",
+    "A CPU that knows SNP sets bit 34 for every access with an effective C-bit of 1, of SEV and SEV-ES VMs too.",
+    (),
+    ("guest_enc_gated", "guest_enc_ungated"),
+    rung=STATED,
+    source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22, after tests on two systems",
+)
+
+
+# --- asking ---
+
+
+@dataclass
+class Witness:
+    """A state in which a claim is false for a revision: the inputs that are unlike their defaults."""
+
+    claim: Claim
+    revision: Revision
+    values: dict[str, int]
+    real: bool = False  # the claim is false of it in the plain functions, too
+
+    @property
+    def unusual(self) -> dict[str, int]:
+        """The inputs that are not what nobody would remark on."""
+        return {n: v for n, v in self.values.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={spell(name, value)}" for name, value in self.unusual.items()) or "any state"
+
+    def steps(self, revision: str | Revision | None = None) -> list[Record]:
+        """The steps that the claim's check runs in this state, in this revision or another."""
+        assert self.claim.check is not None
+        case = Case(self.values, watch=True)
+        self.claim.check(case, get(revision or self.revision))  # type: ignore[arg-type,call-arg]
+        return flat(case.records)
+
+    def beside(self, other: str | Revision) -> str:
+        """The steps of this revision and of another one, side by side."""
+        other = get(other)
+        left, right = (_lines(self.steps(r)) for r in (self.revision, other))
+        width = max(map(len, [*left, self.revision.name]))
+        rows = zip_longest([self.revision.name, *left], [other.name, *right], fillvalue="")
+        return "\n".join([f"{self}", *(f"{a:<{width}} │ {b}".rstrip() for a, b in rows)])
+
+
+def _lines(records: list[Record]) -> list[str]:
+    """One line for each step: its name, the code after it, and why."""
+    lines = []
+    for record in records:
+        after = f" → {record.after:#x}" if record.after not in (None, record.before) else ""
+        lines.append(f"{'  ' * record.depth}{record.step}{after}: {record.why}")
+    return lines
+
+
+def spell(name: str, value: int) -> str:
+    """Write an input's value for people: codes as names of bits, words for numbers that have one."""
+    column = COLUMNS.get(name)
+    if name == "info" or column is None:
+        return hex(value)
+    if name in ("error_code", "put_off_code"):
+        return describe(value)
+    if name == "pf_ret":
+        return ANSWERS[value] if value >= 0 else str(value)
+    if name == "vm_type":
+        return VM_TYPES[value]
+    return column.labels[value] if column.labels else hex(value) if column.kind == "u64" else str(value)
+
+
+@dataclass
+class Answer:
+    """What became of one claim for one revision."""
+
+    claim: Claim
+    revision: Revision
+    holds: bool | None  # None: unknown
+    rung: str
+    count: int | None = None  # rungs exhausted and tested: how many were run
+    witness: Witness | None = None
+    seconds: float = 0.0
+
+    @property
+    def expected(self) -> bool | None:
+        """Whether it should hold; None if nobody said."""
+        return self.claim.expected(self.revision.name)
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the answer is the expected one; unknown never is."""
+        return self.holds is not None and self.expected in (None, self.holds)
+
+    @property
+    def how(self) -> str:
+        """The rung in words."""
+        if self.holds is None:
+            return "unknown"
+        over = {EXHAUSTED: f" over {self.count:,}", TESTED: f" on {self.count:,}"} if self.count else {}
+        return "refuted" if self.witness else self.rung + over.get(self.rung, "")
+
+    def __str__(self) -> str:
+        said = "unknown" if self.holds is None else "holds" if self.holds else "fails"
+        return f"{self.claim.name}, {self.revision.name}: {said} ({self.how})" + (
+            f": {self.witness}" if self.witness else ""
+        )
+
+    __repr__ = __str__
+
+
+def find(name: str | Claim) -> Claim:
+    """Return the claim called `name`, or the claim itself.  Raises InputError naming the claims there are."""
+    if isinstance(name, Claim):
+        return name
+    if name not in CLAIMS:
+        raise InputError(f"there is no claim {name!r}; there are {', '.join(CLAIMS)}")
+    return CLAIMS[name]
+
+
+def prove(name: str | Claim, revision: str | Revision = "posted") -> Answer:
+    """Ask whether a claim holds for a revision; a solver that gives up makes the answer unknown.
+
+    Raises InputError if there is no such claim or revision.
+    """
+    claim, revision = find(name), get(revision)
+    start = time.process_time()
+    answer = Answer(claim, revision, None, claim.rung)
+    check: Any = claim.check
+    try:
+        if claim.rung == STATED:
+            answer.holds = True
+        elif claim.rung == PROVED:
+            answer.witness = _refute(claim, revision)
+            answer.holds = answer.witness is None
+        else:
+            answer.holds, answer.count = check(revision)
+    except Unknown:
+        answer.holds = None
+    answer.seconds = time.process_time() - start
+    return answer
+
+
+def _refute(claim: Claim, revision: Revision) -> Witness | None:
+    """Look for a state in which the claim is false; return the smallest."""
+    check: Any = claim.check
+    case = Case()
+    wrong = no(check(case, revision)) & case.knows_answer(revision)
+    if not case.possible(wrong):
+        return None
+    values = case.smallest(wrong)
+    assert values is not None
+    return Witness(claim, revision, values, not check(Case(values), revision))
+
+
+def asked(names: Sequence[str] = (), revisions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """List what to ask: each claim with each revision for which something is expected of it, or with those given.
+
+    Raises InputError if there is no such claim or revision.
+    """
+    for revision in revisions:
+        get(revision)
+    claims = [find(name) for name in names or CLAIMS]
+    return [
+        (claim.name, revision)
+        for claim in claims
+        for revision in (revisions or [r for r in REVISIONS if claim.expected(r) is not None])
+    ]
+
+
+_Told = tuple[str, str, bool | None, int | None, tuple[dict[str, int], bool] | None, float]
+
+
+def _ask(revision: str, names: list[str], timeout_ms: int) -> list[_Told]:
+    """Ask one revision's claims, in a process of its own; answer in plain values."""
+    solver.TIMEOUT_MS = timeout_ms
+    told = []
+    for name in names:
+        a = prove(name, revision)
+        witness = (a.witness.values, a.witness.real) if a.witness else None
+        told.append((name, revision, a.holds, a.count, witness, a.seconds))
+    return told
+
+
+def prove_all(names: Sequence[str] = (), revisions: Sequence[str] = (), jobs: int | None = None) -> list[Answer]:
+    """Ask all claims, or those named, of all revisions of which something is expected, or of those named.
+
+    The work is spread over `jobs` processes, as many as there are cores.  Raises InputError if there is no such
+    claim or revision.
+    """
+    wanted = asked(names, revisions)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, revision in wanted:  # what is slow goes alone, and first
+        slow = name if CLAIMS[name].rung in (EXHAUSTED, TESTED) else ""
+        groups.setdefault((slow, "" if slow == "paths-are-complete" else revision), []).append(name)
+    tasks = sorted(groups.items(), key=lambda task: task[0][0] == "")
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(tasks))
+    told: dict[tuple[str, str], _Told] = {}
+    return []
