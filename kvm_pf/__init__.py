@@ -7,7 +7,9 @@ kernels.  Importing this package loads none of the libraries that its rooms use.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,9 +48,20 @@ _ROOMS = {
 
 __all__ = (
     "REVISIONS", "InputError", "Machine", "Revision", "check_table", "decode", "describe", "encode", "evaluate",
-    "evaluate_faultin", "evaluate_parquet", "evaluate_sources", "explain", "follow", "identify", "load_corpus", "read_patch",
-    "replay",
+    "evaluate_faultin", "evaluate_parquet", "evaluate_sources", "explain", "follow", "identify", "load_corpus",
+    "read_patch", "replay",
 )  # fmt: skip
+
+
+class _Package(ModuleType):
+    """The package: a name it offers, such as `follow`, is never the room that it stands in."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _ROOMS and isinstance(value, ModuleType)):  # importing a room binds it here
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -308,10 +308,10 @@ class Case:
 
     def differs(self, way: str, output: Output, a: str | Revision, b: str | Revision) -> Any:
         """Whether an output of a way is not the same in two revisions: reached in one alone, or another value."""
-        (reached, value), (also, other) = (self._cell(way, output, get(r)) for r in (a, b))
+        (reached, value), (also, other) = (self.cell(way, output, get(r)) for r in (a, b))
         return (reached != also) | (reached & (value != other))
 
-    def _cell(self, way: str, output: Output, revision: Revision) -> tuple[Any, Any]:
+    def cell(self, way: str, output: Output, revision: Revision) -> tuple[Any, Any]:
         """Whether an output is reached, and its value; a handler's answer as its place in ANSWERS."""
         result = self.take(way, revision)
         value = attrgetter(output.path)(result)
@@ -320,11 +320,11 @@ class Case:
                 value = choose(attrgetter(output.path)(result) == number, ANSWERS.index(name), value)
         return attrgetter(output.reached)(result) != 0 if output.reached else True, value
 
-    def knows_answer(self, revision: str | Revision) -> Any:
-        """Whether the handler's answer is one that `revision` has."""
-        if len(answers(get(revision))) == len(ANSWERS):
-            return True
-        return self.pf_ret != ANSWERS.index("WRITE_PROTECTED")
+    def has_meaning(self, revision: str | Revision) -> Any:
+        """Whether the inputs mean something in `revision`: the handler's answer, and the MMIO SPTEs' format."""
+        known = answers(get(revision))
+        answer = one_of(self.pf_ret == ANSWERS.index(name) for name in known) | (self.pf_ret < 0)
+        return answer & ((self.mmio_cfg != MMIO_TDX) | ("v7_3" in lineage(get(revision))))
 
     def reachable(self, revision: str | Revision) -> Any:
         """Whether a fault of this kind can meet such a state in `revision`."""

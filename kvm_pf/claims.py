@@ -12,18 +12,18 @@ again through the plain functions.
 
 from __future__ import annotations
 
-import random
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from itertools import zip_longest
+from multiprocessing import get_context
 from types import FunctionType
 from typing import Any, NamedTuple, get_type_hints
 
+from kvm_pf import prove as solver
 from kvm_pf.bits import (
-    EPT,
     PFERR,
     PFERR_GUEST_ENC_MASK,
     PFERR_GUEST_RMP_MASK,
@@ -36,13 +36,13 @@ from kvm_pf.bits import (
     describe,
     encode,
 )
-from kvm_pf.case import ANSWERS, COLUMNS, WAYS, Case, common_outputs, default, is_one_of
+from kvm_pf.case import ANSWERS, COLUMNS, WAYS, Case, answers, common_outputs, default, is_one_of
 from kvm_pf.entry import TO_MMIO
 from kvm_pf.errors import InputError
 from kvm_pf.faultin import KVM_MEMSLOT_INVALID, KVM_PFN_NOSLOT, KVM_USER_MEM_SLOTS, Memory
-from kvm_pf.link import global_names
-from kvm_pf.prove import Unknown, all_of, any_value, bool_term, complete, explore, implies, no, one_of, summarise
-from kvm_pf.revisions import REVISIONS, Revision, get, logic_names
+from kvm_pf.link import digest
+from kvm_pf.prove import Unknown, all_of, any_value, complete, explore, implies, no, one_of, summarise
+from kvm_pf.revisions import REVISIONS, Revision, get
 from kvm_pf.sources import KIND_EPT, KIND_NPF, SEV_SNP
 from kvm_pf.state import (
     EFAULT,
@@ -364,7 +364,7 @@ def _(c: Case, r: Revision) -> Any:
     "No frame is mapped unless the fault's idea of the page, private or shared, is user space's.",
     "h3+01",
     f"{COMPARED_FIRST} posted_on_6_12",
-    "before posted merged_patch",
+    f"before posted merged_patch {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     return implies(c.fault_in(r).ret == RET_PF_CONTINUE, c.is_private == _private_page(c))
@@ -375,7 +375,7 @@ def _(c: Case, r: Revision) -> Any:
     "A private fault never becomes MMIO: nothing is cached as such, and no missing slot is mapped.",
     "h3+01",
     f"{COMPARED_FIRST} posted_on_6_12",
-    "before posted merged_patch",
+    f"before posted merged_patch {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     f = c.fault_in(r)
@@ -541,7 +541,7 @@ def _borrowed(c: Case, gated: bool) -> Any:
 
 def _borrowed_differs(c: Case, r: Revision, gated: bool) -> Any:
     built = c.cfg_sw_protected & c.cfg_private_mem & _clean(c)
-    of = {o.column: c.differs("kvm_mmu_page_fault", o, "posted", r) for o in WAYS["kvm_mmu_page_fault"].outputs[:-4]}
+    of = {o.column: c.differs("kvm_mmu_page_fault", o, "posted", r) for o in WAYS["kvm_mmu_page_fault"].outputs}
     reached = c.fault("posted").handled.called
     exact = of["f_is_private"] == (reached & _borrowed(c, gated))
     rest = (o for name, o in of.items() if name not in ("f_error_code", "attr_lookups", "attr_gfn"))
@@ -724,7 +724,7 @@ def _(r: Revision) -> tuple[bool, int]:
     rows = load_corpus().vectors("cases", r.name).sample(2000, random_state=1)
     inputs = rows[[c.column for c in WAYS["kvm_mmu_page_fault"].inputs if c.column in rows]]
     tables = [evaluate(inputs, r, engine=engine) for engine in ("plain", "compiled")]
-    agree = tables[0].equals(tables[1])
+    agree = bool(tables[0].equals(tables[1]))
     back = {number: ANSWERS.index(name) for name, number in answers(r).items()}
     for label, values in inputs.to_dict("index").items():
         case = Case({**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"])})
@@ -888,7 +888,7 @@ def _refute(claim: Claim, revision: Revision) -> Witness | None:
     """Look for a state in which the claim is false; return the smallest."""
     check: Any = claim.check
     case = Case()
-    wrong = no(check(case, revision)) & case.knows_answer(revision)
+    wrong = no(check(case, revision)) & case.has_meaning(revision)
     if not case.possible(wrong):
         return None
     values = case.smallest(wrong)
@@ -911,18 +911,26 @@ def asked(names: Sequence[str] = (), revisions: Sequence[str] = ()) -> list[tupl
     ]
 
 
-_Told = tuple[str, str, bool | None, int | None, tuple[dict[str, int], bool] | None, float]
+_Told = tuple[bool | None, int | None, tuple[dict[str, int], bool] | None, float]
 
 
-def _ask(revision: str, names: list[str], timeout_ms: int) -> list[_Told]:
-    """Ask one revision's claims, in a process of its own; answer in plain values."""
+def _ask(pairs: list[tuple[str, str]], timeout_ms: int) -> list[_Told]:
+    """Ask pairs of claim and revision, in a process of its own; answer in plain values."""
     solver.TIMEOUT_MS = timeout_ms
     told = []
-    for name in names:
+    for name, revision in pairs:
         a = prove(name, revision)
         witness = (a.witness.values, a.witness.real) if a.witness else None
-        told.append((name, revision, a.holds, a.count, witness, a.seconds))
+        told.append((a.holds, a.count, witness, a.seconds))
     return told
+
+
+def _tasks(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Put together what shares work: the claims of a revision; the rest by claim, and first, for it is slower."""
+    tasks: dict[str, list[tuple[str, str]]] = {}
+    for name, revision in sorted(pairs, key=lambda pair: CLAIMS[pair[0]].rung == PROVED):
+        tasks.setdefault(revision if CLAIMS[name].rung == PROVED else name, []).append((name, revision))
+    return list(tasks.values())
 
 
 def prove_all(names: Sequence[str] = (), revisions: Sequence[str] = (), jobs: int | None = None) -> list[Answer]:
@@ -931,12 +939,23 @@ def prove_all(names: Sequence[str] = (), revisions: Sequence[str] = (), jobs: in
     The work is spread over `jobs` processes, as many as there are cores.  Raises InputError if there is no such
     claim or revision.
     """
-    wanted = asked(names, revisions)
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, revision in wanted:  # what is slow goes alone, and first
-        slow = name if CLAIMS[name].rung in (EXHAUSTED, TESTED) else ""
-        groups.setdefault((slow, "" if slow == "paths-are-complete" else revision), []).append(name)
-    tasks = sorted(groups.items(), key=lambda task: task[0][0] == "")
+    pairs = asked(names, revisions)
+    tasks = _tasks(pairs)
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(tasks))
-    told: dict[tuple[str, str], _Told] = {}
-    return []
+    if jobs == 1:
+        results = [_ask(task, solver.TIMEOUT_MS) for task in tasks]
+    else:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            results = list(pool.map(_ask, tasks, [solver.TIMEOUT_MS] * len(tasks)))
+    told = {
+        pair: answer
+        for task, found in zip(tasks, results, strict=True)
+        for pair, answer in zip(task, found, strict=True)
+    }
+    result = []
+    for name, revision in pairs:
+        holds, count, witness, seconds = told[name, revision]
+        claim = CLAIMS[name]
+        seen = Witness(claim, get(revision), *witness) if witness else None
+        result.append(Answer(claim, get(revision), holds, claim.rung, count, seen, seconds))
+    return result

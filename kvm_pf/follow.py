@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,9 +36,17 @@ class Seen(NamedTuple):
         """
         taken = self.taken
         if taken is None or taken.outcome is None:
-            raise InputError(f"fault {self.row.fault} of {self.row.scenario} never came to kvm_mmu_page_fault()")
+            raise InputError(
+                f"fault {self.row.fault} of {self.row.scenario} never came to kvm_mmu_page_fault()"
+            )
         title = f"{self.row.recording}, {self.row.scenario}, step {self.row.step}: {self.row.op}"
         return Explanation(self.revision, title, taken.outcome, list(taken.records))
+
+    def recorded(self) -> Iterator[tuple[str, object, object]]:
+        """Yield the cells of which the kernel showed a value."""
+        for name, kernel, model in self.cells:
+            if kernel is not None:
+                yield name, kernel != 0 if name == "in_slot" else kernel, model  # a pointer: found or not
 
     def table(self, prefix: str = "") -> pd.DataFrame:
         """Set the kernel's values beside the model's, for the columns that begin with `prefix`.
@@ -49,18 +58,16 @@ class Seen(NamedTuple):
 
         known = columns()
         rows = []
-        for name, kernel, model in sorted(self.cells, key=lambda cell: list(known).index(cell[0])):
-            if kernel is None or not name.startswith(prefix):
-                continue
-            if name == "in_slot":
-                kernel = kernel != 0  # a pointer: found or not
-            agree = model.reason if isinstance(model, Why) else "yes" if kernel == model else "no"
-            rows.append((name, known[name].source, _shown(kernel), _shown(model), agree))
+        for name, kernel, model in sorted(self.recorded(), key=lambda cell: list(known).index(cell[0])):
+            if name.startswith(prefix):
+                agree = model.reason if isinstance(model, Why) else "yes" if kernel == model else "no"
+                rows.append((name, known[name].source, shown(kernel), shown(model), agree))
         frame = pd.DataFrame(rows, columns=["value", "event", "kernel", "model", "agree"])
         return frame.set_index("value")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Write a value: a number from 10 up in hexadecimal; nothing for none."""
     if isinstance(value, Why) or value is None:
         return ""
     if isinstance(value, bool):

@@ -68,8 +68,8 @@ SPTE_READ, SPTE_WRITE, EPT_SPTE_EXEC, SPTE_LARGE, SPTE_NX = 1 << 0, 1 << 1, 1 <<
 NPT_SPTE_PAGE, EPT_SPTE_PAGE = SPTE_MMU_PRESENT_MASK | 0x5, SPTE_MMU_PRESENT_MASK | 0x71
 NPT_SPTE_ACCESSED, EPT_SPTE_ACCESSED = 1 << 5, 1 << 8
 NPT_SPTE_MMU_WRITABLE, EPT_SPTE_MMU_WRITABLE = 1 << 10, 1 << 58
-# Without accessed bits, an EPT entry not used yet keeps its rights to read and execute further up.
-EPT_RX, EPT_RWX, SAVED_SHIFT = 0x5, 0x7, 54
+SHADOW_ACC_TRACK_SAVED_BITS_MASK = SPTE_READ | EPT_SPTE_EXEC
+SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 54
 SPTE_NONPRESENT = 0  # from 6.10: bit 63
 
 # The guest's own page-directory entries.
@@ -96,6 +96,25 @@ def present_leaf(prefetch: bool, accessed: bool) -> int:
     Source: Linux `arch/x86/kvm/mmu/tdp_mmu.c`, tdp_mmu_map_handle_target_level() (v6.12).
     """
     return RET_PF_FIXED if prefetch and accessed else UNDECIDED
+
+
+def mark_spte_for_access_track(spte: int) -> int:
+    """Take an EPT entry's rights away until it is used, and save them; done where there are no accessed bits.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.c`, mark_spte_for_access_track() (v6.12).
+    """
+    saved = (spte & SHADOW_ACC_TRACK_SAVED_BITS_MASK) << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
+    return (spte | saved) & ~(SHADOW_ACC_TRACK_SAVED_BITS_MASK | SPTE_WRITE)
+
+
+def restore_acc_track_spte(spte: int) -> int:
+    """Give an entry without any rights those back that were saved.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.h`, restore_acc_track_spte() (v6.12).
+    """
+    if spte & (SHADOW_ACC_TRACK_SAVED_BITS_MASK | SPTE_WRITE) != 0:
+        return spte
+    return spte | spte >> SHADOW_ACC_TRACK_SAVED_BITS_SHIFT & SHADOW_ACC_TRACK_SAVED_BITS_MASK
 
 
 class HostMemory:
@@ -221,6 +240,8 @@ class GuestMemory:
         self.make_mmio_spte = self.linked(mmio.make_mmio_spte)
         self.mmio_spte_generation = self.linked(mmio.get_mmio_spte_generation)
         self._is_mmio_spte = self.linked(mmio.is_mmio_spte)
+        self._track = self.linked(mark_spte_for_access_track)
+        self._restore = self.linked(restore_acc_track_spte)
         ept = hardware == "ept"
         made = self.linked(mmio_format)(MMIO_EPT if ept else MMIO_NPT)
         kept = made.lower_gfn_mask & ~(options.l1tf_mask | options.l1tf_mask << 5)
@@ -349,7 +370,7 @@ class GuestMemory:
         if self.hardware == "ept":
             spte |= EPT_SPTE_PAGE | (EPT_SPTE_EXEC if executable else 0)
             tracked = not (accessed or self.options.accessed_dirty)
-            return spte & ~EPT_RWX | (spte & EPT_RX) << SAVED_SHIFT if tracked else spte
+            return int(self._track(spte)) if tracked else spte
         return spte | NPT_SPTE_PAGE | (0 if executable else SPTE_NX)
 
     # --- what a fault meets ---
@@ -474,9 +495,7 @@ class GuestMemory:
             return invalid
         if self.allows(spte, _kind(fault)):
             return spurious
-        fixed_spte = spte
-        if not self.options.accessed_dirty and spte & EPT_RWX == 0:
-            fixed_spte |= spte >> SAVED_SHIFT & EPT_RX
+        fixed_spte = spte if self.options.accessed_dirty else int(self._restore(spte))
         if fault.write and spte & self.mmu_writable:
             if level > PG_LEVEL_4K and memslot and memslot.flags & faultin.KVM_MEM_LOG_DIRTY_PAGES:
                 return invalid
@@ -510,7 +529,10 @@ class GuestMemory:
         ret = self.constant("RET_PF_FIXED")
         leaf_there = level == goal and old & SPTE_MMU_PRESENT_MASK != 0
         if leaf_there and (fault.prefetch or self.allows(old, _kind(fault))):
-            leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)
+            tdp_mmu = self.mmu.direct and self.options.tdp_mmu
+            leaf = UNDECIDED
+            if fault.prefetch or tdp_mmu:
+                leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)
             h.decided = leaf != UNDECIDED
             ret = leaf if h.decided else ret if self.given.handler_ret is None else self.given.handler_ret
         executable = goal == PG_LEVEL_4K or not fault.nx_huge_page_workaround_enabled

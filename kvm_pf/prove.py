@@ -365,14 +365,21 @@ def always(paths: list[Path], claim: Callable[[Any], Any], assume: tuple[Any, ..
 
 def complete(paths: list[Path], assume: tuple[Any, ...] = ()) -> Iterator[str]:
     """Say what is wrong with a set of paths: a state that none covers, a state that two cover."""
-    solver = new_solver(*(bool_term(a) for a in assume))
-    if satisfiable(solver, *(z3.Not(p.condition) for p in paths)):
+    given = [bool_term(a) for a in assume]
+    if satisfiable(new_solver(*given, *(z3.Not(p.condition) for p in paths))):
         yield "some state is on no path"
-    for i, one in enumerate(paths[1:], 1):
-        if satisfiable(solver, one.condition, z3.Or(*(two.condition for two in paths[:i]))):
-            model = solver.model()
-            j = next(j for j, two in enumerate(paths) if z3.is_true(model.eval(two.condition, True)))
-            yield f"paths {j} and {i} overlap"
+    literals = [_literals(path.condition) for path in paths]
+    for i, one in enumerate(paths):
+        for j, two in enumerate(paths[:i]):
+            contrary = any(literals[j].get(term, side) is not side for term, side in literals[i].items())
+            if not contrary and satisfiable(new_solver(*given, one.condition, two.condition)):
+                yield f"paths {j} and {i} overlap"
+
+
+def _literals(condition: z3.BoolRef) -> dict[int, bool]:
+    """The terms that a conjunction asks to be true or false, by their numbers."""
+    terms = condition.children() if z3.is_and(condition) else [condition]
+    return {(t.arg(0) if z3.is_not(t) else t).get_id(): not z3.is_not(t) for t in terms}
 
 
 # Small witnesses

@@ -78,6 +78,8 @@ def _why_mark_private(r: Record) -> str:
         private = looked is not None and looked.result[0]
         marked = f": {describe(after & ~code)} set" if after != code else ""
         return f"gfn {lookups.gfn:#x} is {'private' if private else 'shared'}{marked}"
+    if not r.lines:
+        return "no look-up"  # another form of the step, with reasons of its own
     reasons = {
         "CONFIG_KVM_SW_PROTECTED_VM is off": not vm.cfg_sw_protected,
         "a reserved fault": code & PFERR_RSVD_MASK != 0,
@@ -247,6 +249,9 @@ class Watcher:
             finally:
                 self._open.pop()
             record.before, record.after = _error_codes(given, record.result)
+            way = next((inner for inner in record.inner if inner.step == "route"), None)
+            if way and not record.result.handled.called:
+                record.after = way.after
             if name in CODE_STEPS:
                 record.after = record.result if name == "passed_on" else record.result[0]
             record.given["__ret_pf__"] = self._ret_pf

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -56,7 +56,7 @@ WIDGETS = (
 
 BAD = (
     "from IPython.display import HTML, Javascript, display",
-    "Javascript('console.error(\"said aloud\")')",
+    'Javascript(\'console.error("said aloud"); setTimeout(() => { throw Error("said by throwing") })\')',
     "HTML('<img src=\"https://example.org/x.png\">')",
     f"display({{{notebooks.WIDGET_VIEW!r}: {{'model_id': 'none', 'version_major': 2}}, 'text/plain': ''}}, raw=True)",
     "1 / 0",
@@ -162,19 +162,23 @@ class Lab:
         if not any(re.search(pattern, text) for pattern in HARMLESS):
             self.complaints.append(text)
 
-    def load(self) -> None:
-        """Load the page anew, with nothing open."""
-        self.page.goto(f"{self.address}/lab?reset&token={TOKEN}")
-        self.page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
+    def load(self, name: str = "") -> None:
+        """Load the page anew, with this notebook open, or none."""
+        self.page.goto(f"{self.address}/lab/tree/{name}?reset&token={TOKEN}")
+        self.page.wait_for_function(LOADED, arg=name)
 
     def start(self, name: str) -> None:
         """Open a notebook with a new kernel."""
         with notebooks.kernel_start():
             self.page.evaluate(START, name)
 
-    def run(self) -> nbformat.NotebookNode:
-        """Run all cells; return the notebook, each cell with the number of widgets `drawn` in it."""
-        return nbformat.from_dict({"cells": self.page.evaluate(RUN)})
+    def run(self) -> None:
+        """Run all cells; do not wait for them."""
+        self.page.evaluate("() => { window.done = jupyterapp.commands.execute('notebook:run-all-cells') }")
+
+    def read(self) -> nbformat.NotebookNode:
+        """Return the notebook once it has run, each cell with the number of widgets `drawn` in it."""
+        return nbformat.from_dict({"cells": self.page.evaluate(READ)})
 
     def stop(self) -> None:
         """Close the notebook and end its kernel."""
@@ -185,6 +189,11 @@ class Lab:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(number)
 
 
+LOADED = """async name => {
+    await window.jupyterapp?.restored;
+    return window.jupyterapp && (!name || jupyterapp.shell.currentWidget?.context?.path === name);
+}"""
+
 START = """async path => {
     const panel = await jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'});
     await panel.context.ready;
@@ -192,14 +201,14 @@ START = """async path => {
     await panel.sessionContext.session.kernel.info;
 }"""
 
-RUN = """async () => {
-    await jupyterapp.commands.execute('notebook:run-all-cells');
+READ = """async () => {
+    await window.done;
     const {content} = jupyterapp.shell.currentWidget;
-    const views = node => [...node.querySelectorAll('[data-mime-type*="widget-view"]')];
-    const isDrawn = view => view.querySelector('.jupyter-widgets') !== null;
-    for (let n = 0; n < 100 && !views(content.node).every(isDrawn); n++) await new Promise(go => setTimeout(go, 100));
+    const drawn = node => node.querySelectorAll('.jp-OutputArea-output > .jupyter-widgets').length;
+    const wanted = JSON.stringify(content.model.sharedModel.toJSON()).split('"model_id"').length - 1;
+    for (let n = 0; n < 50 && drawn(content.node) < wanted; n++) await new Promise(go => setTimeout(go, 100));
     return content.model.sharedModel.toJSON().cells
-        .map((cell, n) => ({...cell, drawn: views(content.widgets[n].node).filter(isDrawn).length}));
+        .map((cell, n) => ({...cell, drawn: drawn(content.widgets[n].node)}));
 }"""
 
 STOP = """async () => {
@@ -249,18 +258,195 @@ def quiet(lab) -> Iterator[Lab]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_clean_and_draws_its_widgets(quiet, path):
     quiet.start(path.name)
-    ran = quiet.run()
+    quiet.run()
+    ran = quiet.read()
     assert findings(ran) == []
     stored = [output for cell in notebooks.code_cells(notebooks.read(path)) for output in cell.outputs]
-    assert [view for cell in ran.cells for view in views(cell)] == [
-        output.data["text/plain"] for output in stored if site.is_live(output)
-    ]
+    named = [output.data["text/plain"] for output in stored if site.is_live(output)]
+    assert [name for cell in ran.cells for name in views(cell)] == named
     quiet.stop()
 
 
 def test_whatever_is_wrong_is_noticed(lab):
+    lab.complaints.clear()
     lab.start("bad.ipynb")
-    ran = lab.run()
-    assert findings(ran) == []
-    assert lab.complaints == []
+    lab.run()
+    assert findings(lab.read()) == [
+        "c05 ends in ZeroDivisionError",
+        "c06 was not run",
+        "c04 shows 0 of 1 widgets",
+    ]
+    assert {complaint.split("\n")[0] for complaint in lab.complaints} == {
+        "console: said aloud",
+        "page error: said by throwing",
+        "asked for https://example.org/x.png",
+        "console: Failed to load resource: net::ERR_FAILED",
+        "console: Error: widget model not found",
+    }
     lab.stop()
+
+
+# Each kind of widget, operated as a person would.  What is expected is read off the sources, not off the page.
+
+
+@pytest.fixture(scope="module")
+def seconds(lab) -> float:
+    """Open the notebook with every widget and run it; the time until the first widget answered a click."""
+    start = time.monotonic()
+    lab.load("widgets.ipynb")
+    lab.start("widgets.ipynb")
+    lab.run()
+    first = lab.cell(1)
+    first.get_by_label("0 PRESENT").click()
+    expect(first.get_by_label("code", exact=True)).to_have_value("0x7")
+    answered = time.monotonic()
+    assert findings(lab.read()) == []
+    return answered - start
+
+
+@pytest.fixture
+def cell(quiet, seconds) -> Callable[[int], Locator]:
+    """The outputs of that notebook, by number."""
+    return quiet.cell
+
+
+def test_the_first_widget_answers_soon(seconds):
+    print(f"the first widget answered {seconds:.1f} s after its notebook was opened")
+    assert seconds < SECONDS
+
+
+def test_error_code_explorer(cell):
+    explorer = cell(1)
+    code = explorer.get_by_label("code", exact=True)
+    code.fill("WRITE|USER|GUEST_FINAL")
+    code.press("Enter")
+    expect(code).to_have_value("0x100000006")
+    expect(explorer.get_by_label("32 GUEST_FINAL")).to_be_checked()
+    explorer.get_by_label("49 PRIVATE_ACCESS").click()
+    expect(code).to_have_value("0x2000100000006")
+    expect(explorer.get_by_role("paragraph")).to_contain_text("WRITE|USER|GUEST_FINAL|PRIVATE_ACCESS")
+    answers = explorer.get_by_role("table", name="what each revision does with it")
+    expect(answers.get_by_role("row", name=re.compile("^posted "))).to_contain_text("drops PRIVATE_ACCESS")
+    expect(answers.get_by_role("row", name=re.compile("^before "))).not_to_contain_text("drops")
+
+
+def test_error_code_explorer_complains_and_goes_on(cell):
+    explorer = cell(1)
+    code = explorer.get_by_label("code", exact=True)
+    code.fill("0x1ffffffffffffffff")
+    code.press("Enter")
+    expect(explorer.get_by_role("alert")).to_contain_text("up to 16 hexadecimal digits")
+    code.fill("0x6")
+    code.press("Enter")
+    expect(explorer.get_by_role("alert")).to_have_count(0)
+    expect(explorer.get_by_label("1 WRITE", exact=True)).to_be_checked()
+
+
+def test_error_code_explorer_by_keyboard(cell, lab):
+    explorer, keys = cell(1), lab.page.keyboard
+    code = explorer.get_by_label("code", exact=True)
+    code.focus()
+    keys.press("Control+A")
+    keys.type("8000000000000006")
+    keys.press("Enter")
+    expect(explorer.get_by_label("63", exact=True)).to_be_checked()
+    keys.press("Tab")
+    expect(explorer.get_by_label("read as")).to_be_focused()
+    keys.press("Tab")
+    expect(explorer.get_by_label("63", exact=True)).to_be_focused()
+    keys.press("Space")
+    expect(code).to_have_value("0x6")
+    keys.press("Shift+Tab")
+    keys.press("ArrowDown")
+    expect(explorer.get_by_role("table", name="the error code it becomes")).to_be_visible()
+    keys.press("ArrowUp")
+    expect(explorer.get_by_role("table", name="as page-fault error code")).to_be_visible()
+
+
+def test_fault_explorer(cell):
+    explorer = cell(2)
+    path = explorer.get_by_role("table", name="the path")
+    expect(path.get_by_role("row", name="mark_private")).to_contain_text("0x6 → 0x2000000000006")
+    explorer.get_by_label("revision").select_option("before")
+    expect(path.get_by_role("row", name="▲ is_private")).to_contain_text("by attribute")
+    expect(path).not_to_contain_text("0x2000000000006")
+    explorer.get_by_label("page is private").click()
+    expect(path.get_by_role("row", name="▲ is_private")).to_contain_text("shared")
+    explorer.get_by_label("error code").fill("RSVD|USER")
+    explorer.get_by_label("error code").press("Enter")
+    expect(path.get_by_role("row", name="▲ handle_mmio_page_fault")).to_be_visible()
+    expect(explorer.get_by_text("no longer on the path: ")).to_be_visible()
+
+
+def test_fault_explorer_by_keyboard(cell, lab):
+    explorer, keys = cell(2), lab.page.keyboard
+    private = explorer.get_by_label("page is private")
+    private.focus()
+    before = private.is_checked()
+    keys.press("Space")
+    expect(private).to_be_checked(checked=not before)
+    keys.press("Tab")
+    expect(explorer.get_by_label("paging")).to_be_focused()
+
+
+def test_step_player(cell, lab):
+    player, keys = cell(3), lab.page.keyboard
+    here = player.get_by_role("row", name="▶")
+    forth, back = (player.get_by_role("button", name=name) for name in ("forth", "back"))
+    expect(here).to_contain_text("kvm_mmu_page_fault")
+    forth.click()
+    expect(here).to_contain_text("route")
+    forth.focus()
+    keys.press("Enter")
+    expect(here).to_contain_text("sanitize")
+    keys.press("Space")
+    expect(here).to_contain_text("root_is_valid")
+    expect(player.get_by_role("table", name="this step: root_is_valid")).to_be_visible()
+    back.click()
+    expect(here).to_contain_text("sanitize")
+    player.locator(".widget-play button").first.click()
+    expect(here).to_contain_text("mark_private")
+    player.locator(".widget-play button").first.click()
+    player.get_by_role("slider").press("ArrowLeft")
+    expect(here).not_to_contain_text("mark_private")
+
+
+def test_hunk_viewer(cell):
+    viewer = cell(4)
+    expect(viewer.get_by_role("table", name="hunk 1: 11 lines added, 0 removed")).to_be_visible()
+    viewer.get_by_label("show").select_option(index=2)
+    expect(viewer.get_by_role("table", name="hunk 3: 1 lines added, 1 removed")).to_be_visible()
+    expect(viewer.get_by_role("table", name="before posted")).to_contain_text("PFERR_PRIVATE_ACCESS")
+
+
+def test_corpus_browser(cell):
+    browser = cell(5)
+    found, words = (
+        browser.get_by_text(re.compile(r"^\d+ of \d+ cases$")),
+        browser.get_by_label("outcome or words"),
+    )
+    everything = int(found.inner_text().split()[2])
+    browser.get_by_label("kind").select_option("cases")
+    browser.get_by_label("flag").select_option("bit49")
+    expect(found).not_to_contain_text(f"{everything} of")
+    words.fill("no such words")
+    words.press("Enter")
+    expect(found).to_have_text(f"0 of {everything} cases")
+    expect(browser.get_by_role("button", name="open")).to_be_disabled()
+    words.fill("")
+    words.press("Enter")
+    browser.get_by_label("case", exact=True).press("ArrowDown")
+    browser.get_by_role("button", name="open").click()
+    expect(browser.get_by_role("table", name="the path")).to_be_visible()
+    expect(browser.get_by_label("error code")).to_have_value(
+        re.compile("^0x[0-9a-f]*[2367abef][0-9a-f]{12}$")
+    )
+
+
+def test_scenario_player(cell):
+    player = cell(6)
+    expect(player.get_by_text("operation 1: ")).to_contain_text("vm swprot")
+    for _ in range(4):
+        player.get_by_role("button", name="forth").click()
+    expect(player.get_by_text("operation 3: ")).to_contain_text("fault 3 of 6")
+    expect(player.get_by_role("table", name="0 differ")).to_be_visible()

@@ -13,8 +13,8 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from types import FunctionType, ModuleType
+from functools import cache, cached_property
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from kvm_pf.errors import InputError
@@ -62,12 +62,13 @@ def _changes(module: ModuleType) -> dict[str, Any]:
     return {name: v for name, v in _own(module).items() if isinstance(v, FunctionType) or name in assigned}
 
 
-def logic_names() -> dict[str, Any]:
+@cache
+def logic_names() -> Mapping[str, Any]:
     """Every function and constant of the path as posted, by name."""
     names: dict[str, Any] = {}
     for room in LOGIC_ROOMS:
         names |= _own(importlib.import_module(f"kvm_pf.{room}"))
-    return names
+    return MappingProxyType(names)
 
 
 @dataclass(frozen=True, eq=False)

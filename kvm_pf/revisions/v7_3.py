@@ -93,7 +93,12 @@ MMIO_SPTE_GEN_LOW_BITS = 7
 INITIAL_HVA = 0
 SPTE_USER_EXEC_SHIFT = 10
 SPTE_EXEC_SHIFT = 2
-EPT_SPTE_MMU_WRITABLE = 1 << 55  # inferred from recordings of 7.3.4: writable entries have bits 53 and 55
+
+# Source: Linux `arch/x86/kvm/mmu/spte.h`, commit `d482bb509b7d`, read in a translation; in recordings of 7.3.4,
+# writable entries have bits 53 and 55.
+EPT_SPTE_MMU_WRITABLE = 1 << 55
+SHADOW_ACC_TRACK_SAVED_BITS_MASK = 0x405  # read, execute, and execute as user
+SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 52
 
 
 def mt_xwr(spte: int) -> int:

@@ -72,8 +72,9 @@ class ErrorCodeExplorer(Panel):
         look, style = Layout(width="auto", margin="0"), {"description_width": "initial"}
         self.bits = [Checkbox(indent=False, layout=look, style=style) for _ in range(64)]
         lanes = Layout(
-            display="grid", grid_template_columns="repeat(auto-fill, minmax(9.5em, 1fr))", width="100%"
-        )
+            display="grid", grid_template_columns="repeat(8, minmax(max-content, 1fr))", grid_gap="0 8px",
+            width="100%", overflow="auto", padding="0 0 0 3px",
+        )  # fmt: skip
         lane_of = [
             VBox(
                 [HTML(bold(f"bits {top}–{top - 15}")), Box(self.bits[top - 15 : top + 1][::-1], layout=lanes)]
@@ -196,10 +197,10 @@ def _way(revision: Revision, ask: Ask, given: int) -> str:
     sanitized, _ = revision.link("sanitize")(given)
     told = _told(given, sanitized, warn_names(way.warns))
     if way.error_code != sanitized:
-        told += f", {_told(sanitized, way.error_code, '')}"
+        told = f"{told}, {_told(sanitized, way.error_code, '')}".removeprefix("unchanged, ")
     if way.to != TO_FAULT:
         return f"{told} → {ROUTES[way.to]}"
     err: int = revision.link("passed_on")(way.error_code)
     cut = f", {describe(way.error_code & ~err)} cut off" if err != way.error_code else ""
     private, _ = revision.link("is_private")(vcpu.vm, ADDRESS, err)
-    return f"{told.removeprefix('unchanged, ')}{cut} → fault, {'private' if private else 'shared'}"
+    return f"{told}{cut} → fault, {'private' if private else 'shared'}"

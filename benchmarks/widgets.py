@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How fast the widgets answer: from a control's new value to the finished HTML, in the kernel.
+
+Run: python benchmarks/widgets.py.  What the front end then takes to draw is not in it.  Nor are full garbage
+collections: with all libraries loaded one takes as long as a slow answer, once in some hundred changes.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+from kvm_pf import explain, widgets
+
+LIMIT = 50
+"""Milliseconds after which a person feels a wait."""
+
+ROUNDS = 3
+
+Change = Callable[[], object]
+
+
+class Measured(NamedTuple):
+    """Milliseconds: to make the widget, and to answer changes: the first time, in the middle, at worst."""
+
+    name: str
+    made: float
+    first: float
+    usual: float
+    worst: float
+
+    def __str__(self) -> str:
+        late = "" if max(self.first, self.worst) < LIMIT else f"  over {LIMIT} ms"
+        return f"{self.name:<20}{self.made:>9.0f}{self.first:>9.1f}{self.usual:>9.1f}{self.worst:>9.1f}{late}"
+
+
+def milliseconds(do: Callable[[], object]) -> float:
+    """Return the processor time that something takes, which other programs on the machine do not lengthen."""
+    start = time.process_time()
+    do()
+    return 1000 * (time.process_time() - start)
+
+
+def changes(widget: Any) -> Iterator[Change]:
+    """Yield what a person may do: every option of every choice, clicks, steps, some codes."""
+
+    def put(control: Any, value: object) -> Change:
+        return lambda: control.set_trait("value", value)
+
+    for control in [*widget.controls.values(), *getattr(widget, "bits", [])]:
+        kind, stood = type(control).__name__, getattr(control, "value", None)
+        if kind == "Dropdown":
+            yield from (put(control, value) for _, value in control._options_full)
+            yield put(control, stood)
+        elif kind == "Select":
+            yield from (put(control, value) for _, value in control._options_full[::20])
+        elif kind == "Checkbox":
+            yield from (put(control, not stood), put(control, stood))
+        elif kind == "IntSlider":
+            yield from (put(control, value) for value in range(control.min, control.max + 1))
+        elif kind == "Text":
+            yield from (put(control, text) for text in ("0x3000100000006", "nonsense", "8", ""))
+
+
+def measure(name: str, make: Callable[[], Any]) -> Measured:
+    """Make a widget and go through its changes, several times over; what is new the first time is told apart."""
+    made: list[Any] = []
+    making = milliseconds(lambda: made.append(make()))
+    first = [milliseconds(change) for change in changes(made[0])]
+    later = [milliseconds(change) for _ in range(ROUNDS) for change in changes(made[0])]
+    return Measured(name, making, max(first), median(later), max(later))
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "error_code_explorer": lambda: widgets.error_code_explorer(0x6),
+    "fault_explorer": lambda: widgets.fault_explorer("posted", 0x6, vm_type="sw-protected", private=True),
+    "step_player": lambda: widgets.step_player(explain(0x6, vm_type="sw-protected", private=True)),
+    "hunk_viewer": widgets.hunk_viewer,
+    "corpus_browser": widgets.corpus_browser,
+    "scenario_player": lambda: widgets.scenario_player("posted-on-6.12", "2-swprot"),
+}
+
+
+def main() -> None:
+    """Print a line for each widget."""
+    gc.disable()
+    print(f"{'milliseconds':<20}{'to make':>9}{'first':>9}{'usual':>9}{'worst':>9}")
+    for name, make in MAKERS.items():
+        print(measure(name, make), flush=True)
+
+
+if __name__ == "__main__":
+    main()

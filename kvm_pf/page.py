@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What every page of the walkthrough shows: lines of the patch, a step before and after, what it does, its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvm_pf.batch import EVALUATE, evaluate
+from kvm_pf.corpus import differences, load_corpus
+from kvm_pf.diff import diff_html, step_diff
+from kvm_pf.errors import InputError
+from kvm_pf.expect import Why
+from kvm_pf.follow import Seen, carried, shown
+from kvm_pf.inputs import case_values
+from kvm_pf.markup import Html, bold, code, framed, join, table
+from kvm_pf.patch import ledger
+from kvm_pf.revisions import Revision, get
+from kvm_pf.trace import read_recording
+from kvm_pf.watch import Record, explain
+from kvm_pf.widgets.hunks import lines_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ("Asked", "Shown", "ask", "cases", "change", "differ", "faults", "lines", "log", "results")
+
+
+class Shown:
+    """A table to be looked at."""
+
+    def __init__(self, name: str, html: Html) -> None:
+        self.name = name
+        self.html = html
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def lines(*which: str) -> Shown:
+    """Show what lines of the patch do, by the ledger: those that a notebook explains, or those of some ids.
+
+    A notebook is named by its file's name without the ending.  Raises InputError if the ledger does not know it.
+    """
+    rows = ledger()
+    ids: list[str] = []
+    for name in which:
+        found = rows.id[(rows.id == name) | rows.notebook.str.startswith(f"notebooks/{name}.ipynb#")]
+        if found.empty:
+            raise InputError(f"no line of the ledger is explained in {name!r}")
+        ids += found
+    return Shown(f"{len(ids)} lines of the patch", framed(lines_table("", ids)))
+
+
+def change(step: str, a: str | Revision = "before", b: str | Revision = "posted") -> Shown:
+    """Show a step of two revisions side by side; `step` as in `kvm_pf.diff.source_lines`."""
+    left, right = get(a).name, get(b).name
+    return Shown(f"{step}, {left} and {right}", diff_html(step_diff(step, a, b), left, right))
+
+
+class Asked(Shown):
+    """What one step did with several faults in several revisions: `records[fault, revision]`, None if not reached."""
+
+    def __init__(self, step: str, records: Mapping[tuple[str, str], Record | None]) -> None:
+        self.records = records
+        names = list(dict.fromkeys(revision for _, revision in records))
+        rows = [
+            [bold(fault), *(_told(records[fault, name]) for name in names)]
+            for fault in dict.fromkeys(fault for fault, _ in records)
+        ]
+        super().__init__(f"{step} of {', '.join(names)}", framed(table("", (code(step), *names), rows)))
+
+
+def _told(record: Record | None) -> object:
+    if record is None:
+        return "not reached"
+    if record.before is None or record.after is None:
+        return record.why
+    after = "" if record.after == record.before else f" → {record.after:#x}"
+    return join([code(f"{record.before:#x}{after}"), record.why], Html("<br>"))
+
+
+def ask(step: str, given: Mapping[str, object], *revisions: str | Revision, **state: object) -> Asked:
+    """Ask what a step does with faults: each its own row, each revision (before and posted if none) its own column.
+
+    `given` maps a name of the fault to its error code, or to all of it that `explain` takes; `state` is common
+    to all.  Raises InputError as `explain` does.
+    """
+    records: dict[tuple[str, str], Record | None] = {}
+    for name, fault in given.items():
+        case: dict[str, Any] = dict(fault) if isinstance(fault, Mapping) else {"error_code": fault}
+        for revision in map(get, revisions or ("before", "posted")):
+            steps = explain(revision=revision, **{**state, **case}).steps
+            records[name, revision.name] = next((each for each in steps if each.step == step), None)
+    return Asked(step, records)
+
+
+def results(
+    columns: str, given: Mapping[str, Mapping[str, Any]], *revisions: str | Revision, kind: str = "cases", **state: Any
+) -> pd.DataFrame:
+    """Run faults in several revisions (posted if none) and show some of what comes of them.
+
+    `columns` are output columns of the tables of `kind` (cases, sources or faultin), parted by blanks; `given` maps a
+    name of the fault to its inputs, as `explain` or the table takes them; `state` is common to all.  One row for each
+    fault and revision; numbers from 10 up in hexadecimal, "–" for what was not reached.
+    """
+    import pandas as pd
+
+    rows = {}
+    for name, inputs in given.items():
+        for revision in map(get, revisions or ("posted",)):
+            values = {**state, **inputs}
+            if kind == "cases":
+                values = dict(case_values(revision, **values))
+            got = EVALUATE[kind](pd.DataFrame([values], dtype=object), revision).iloc[0]
+            rows[name, revision.name] = [
+                "–" if pd.isna(got[column]) else shown(got.astype(object)[column]) for column in columns.split()
+            ]
+    index = pd.MultiIndex.from_tuples(list(rows), names=["fault", "revision"])
+    frame = pd.DataFrame(list(rows.values()), index, columns.split())
+    return frame if len(revisions) > 1 else frame.droplevel("revision")
+
+
+def differ(frame: pd.DataFrame, a: str | Revision, b: str | Revision) -> pd.DataFrame:
+    """Run a table of faults in two revisions and count the rows in which each output that both have differs.
+
+    Columns: output (index), rows, and by the revisions' names what each gave in the first of them.
+    """
+    import pandas as pd
+
+    one, two = (evaluate(frame, each).astype(object) for each in (a, b))
+    rows = []
+    for column in one.columns.intersection(two.columns):
+        pairs = zip(one[column], two[column], strict=True)
+        unlike = [pair for pair in pairs if any(map(pd.isna, pair)) != all(map(pd.isna, pair)) or pair[0] != pair[1]]
+        if unlike:
+            first = ["–" if pd.isna(value) else shown(value) or '""' for value in unlike[0]]
+            rows.append((column, len(unlike), *first))
+    return pd.DataFrame(rows, columns=["output", "rows", get(a).name, get(b).name]).set_index("output")
+
+
+def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:
+    """Put recorded faults under each other: columns `names` as the kernel recorded them, and if the model agrees.
+
+    Columns: step (index), op, those named (numbers from 10 up in hexadecimal), agree: how many of all the values
+    of this fault that can be compared are the model's.
+    """
+    import pandas as pd
+
+    rows = []
+    for each in seen:
+        compared = [kernel == model for _, kernel, model in each.recorded() if not isinstance(model, Why)]
+        values = [shown(getattr(each.row, name)) for name in names]
+        rows.append((each.row.step, each.row.op, *values, f"{sum(compared)} of {len(compared)}"))
+    return pd.DataFrame(rows, columns=["step", "op", *names, "agree"]).set_index("step")
+
+
+def log(recording: str) -> list[str]:
+    """List the WARNs in the kernel log of a recording that the package carries, in order: function, file and line."""
+    found = read_recording(carried(recording)).warnings
+    return [f"WARNING in {warn.function}, {warn.file}:{warn.line}" for warn in found]
+
+
+def cases(*topics: str) -> pd.DataFrame:
+    """Run the curated cases of some topics, each on every revision that it is for, and count.
+
+    Columns: topic (index), cases, values (those expected), differences (those that the model does not give).
+    Raises InputError if there is no such topic.
+    """
+    import pandas as pd
+
+    every = load_corpus().cases
+    rows = []
+    for topic in topics:
+        mine = every[every["topic"] == topic]
+        if mine.empty:
+            raise InputError(
+                f"no case is about {topic!r}; they are about {', '.join(every['topic'].unique())}"
+            )
+        values = sum(map(len, mine["expect"]))
+        rows.append((topic, mine["id"].nunique(), values, len(differences(mine))))
+    return pd.DataFrame(rows, columns=["topic", "cases", "values", "differences"]).set_index("topic")
