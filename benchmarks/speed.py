@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """How fast: every figure a ratio against something run in the same session.
 
-Run: python benchmarks/speed.py.  Needs gcc.  `--rows` sets the length of the tables (the default fits into 4 GiB of memory).
+Run: python benchmarks/speed.py.  Needs gcc.  `--rows` sets the length of the tables; the default fits into
+4 GiB of memory.
 """
 
 from __future__ import annotations

@@ -145,6 +145,7 @@ CODES = ("error_code", "info", "put_off_code")
 """The inputs whose bits a small witness has few of."""
 
 
+@cache
 def answers(revision: Revision) -> dict[str, int]:
     """The handler's answers that `revision` knows, by name, with its numbers."""
     known = {**logic_names(), **revision.names}
@@ -216,7 +217,7 @@ class Case:
         return revision.link(name) if self.values is not None else _summaries(revision, name)
 
     def _once(self, take: str, root: str, revision: Revision, run: Callable[[], Any]) -> Any:
-        key = take, _digest(revision, root) + repr(answers(revision))
+        key = take, _key(revision, root)
         if key not in self._taken or self.watch:
             self._taken[key] = run()
         return self._taken[key]
@@ -358,6 +359,11 @@ def _signed(name: str, value: int) -> int:
 @cache
 def _digest(revision: Revision, name: str) -> str:
     return revision.digest(name)
+
+
+@cache
+def _key(revision: Revision, root: str) -> str:
+    return _digest(revision, root) + repr(answers(revision))
 
 
 _made: dict[tuple[str, str], Any] = {}

@@ -13,7 +13,7 @@ from kvm_pf.machine import Taken
 from kvm_pf.paths import data_dir
 from kvm_pf.replay import Replay, Report, revision_for
 from kvm_pf.revisions import Revision, get
-from kvm_pf.trace import FaultRow, Recording, columns, read_recording
+from kvm_pf.trace import FaultRow, Recording, Scenario, columns, read_recording
 from kvm_pf.watch import Explanation
 
 if TYPE_CHECKING:
@@ -101,6 +101,15 @@ def carried(name: str | Path) -> Path:
     return folder if folder.is_dir() else Path(name)
 
 
+def scenario_of(recording: Recording, name: str) -> Scenario:
+    """Return the scenario called `name`.  Raises InputError naming those there are."""
+    for scenario in recording.scenarios:
+        if scenario.name == name:
+            return scenario
+    names = ", ".join(each.name for each in recording.scenarios)
+    raise InputError(f"{recording.name} has no scenario {name!r}; it has {names}")
+
+
 def follow(
     recording: str | Path, scenario: str, step: int | None = None, revision: str | Revision | None = None
 ) -> list[Seen]:
@@ -110,10 +119,7 @@ def follow(
     kernel says.  Raises InputError if there is no such recording, scenario or step.
     """
     read = read_recording(carried(recording))
-    found = next((each for each in read.scenarios if each.name == scenario), None)
-    if found is None:
-        names = ", ".join(each.name for each in read.scenarios)
-        raise InputError(f"{read.name} has no scenario {scenario!r}; it has {names}")
+    found = scenario_of(read, scenario)
     if step is not None and step not in {each.number for each in found.steps}:
         raise InputError(f"{read.name}, {scenario}: no step {step}; it has 1 to {found.steps[-1].number}")
     play = Follow(read, revision_for(read.kernel)[0] if revision is None else get(revision))
@@ -125,4 +131,4 @@ def follow(
     ]
 
 
-__all__ = ("Follow", "Seen", "carried", "follow")
+__all__ = ("Follow", "Seen", "carried", "follow", "scenario_of")

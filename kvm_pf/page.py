@@ -77,10 +77,11 @@ class Asked(Shown):
 def _told(record: Record | None) -> object:
     if record is None:
         return "not reached"
+    why = join(record.why.split("|"), Html("|<wbr>"))
     if record.before is None or record.after is None:
-        return record.why
+        return why
     after = "" if record.after == record.before else f" → {record.after:#x}"
-    return join([code(f"{record.before:#x}{after}"), record.why], Html("<br>"))
+    return join([code(f"{record.before:#x}{after}"), why], Html("<br>"))
 
 
 def ask(step: str, given: Mapping[str, object], *revisions: str | Revision, **state: object) -> Asked:
@@ -99,13 +100,17 @@ def ask(step: str, given: Mapping[str, object], *revisions: str | Revision, **st
 
 
 def results(
-    columns: str, given: Mapping[str, Mapping[str, Any]], *revisions: str | Revision, kind: str = "cases", **state: Any
+    columns: str,
+    given: Mapping[str, Mapping[str, Any]],
+    *revisions: str | Revision,
+    kind: str = "cases",
+    **state: Any,
 ) -> pd.DataFrame:
     """Run faults in several revisions (posted if none) and show some of what comes of them.
 
     `columns` are output columns of the tables of `kind` (cases, sources or faultin), parted by blanks; `given` maps a
     name of the fault to its inputs, as `explain` or the table takes them; `state` is common to all.  One row for each
-    fault and revision; numbers from 10 up in hexadecimal, "–" for what was not reached.
+    fault and revision; 64-bit values in hexadecimal from 10 up, "–" for what was not reached.
     """
     import pandas as pd
 
@@ -115,10 +120,8 @@ def results(
             values = {**state, **inputs}
             if kind == "cases":
                 values = dict(case_values(revision, **values))
-            got = EVALUATE[kind](pd.DataFrame([values], dtype=object), revision).iloc[0]
-            rows[name, revision.name] = [
-                "–" if pd.isna(got[column]) else shown(got.astype(object)[column]) for column in columns.split()
-            ]
+            got = EVALUATE[kind](pd.DataFrame([values], dtype=object), revision)
+            rows[name, revision.name] = [_said(got[column].iloc[0]) for column in columns.split()]
     index = pd.MultiIndex.from_tuples(list(rows), names=["fault", "revision"])
     frame = pd.DataFrame(list(rows.values()), index, columns.split())
     return frame if len(revisions) > 1 else frame.droplevel("revision")
@@ -131,15 +134,24 @@ def differ(frame: pd.DataFrame, a: str | Revision, b: str | Revision) -> pd.Data
     """
     import pandas as pd
 
-    one, two = (evaluate(frame, each).astype(object) for each in (a, b))
+    one, two = evaluate(frame, a), evaluate(frame, b)
     rows = []
     for column in one.columns.intersection(two.columns):
-        pairs = zip(one[column], two[column], strict=True)
-        unlike = [pair for pair in pairs if any(map(pd.isna, pair)) != all(map(pd.isna, pair)) or pair[0] != pair[1]]
-        if unlike:
-            first = ["–" if pd.isna(value) else shown(value) or '""' for value in unlike[0]]
-            rows.append((column, len(unlike), *first))
+        known = one[column].notna(), two[column].notna()
+        unlike = (known[0] != known[1]) | (known[0] & known[1] & (one[column] != two[column]).fillna(False))
+        if unlike.any():
+            first = [_said(each[column][unlike].iloc[0]) or "none" for each in (one, two)]
+            rows.append((column, int(unlike.sum()), *first))
     return pd.DataFrame(rows, columns=["output", "rows", get(a).name, get(b).name]).set_index("output")
+
+
+def _said(value: Any) -> str:
+    """Write a value of a table: "–" for what was not reached, 64-bit values in hexadecimal."""
+    import pandas as pd
+
+    if pd.isna(value):
+        return "–"
+    return shown(int(value)) if getattr(value, "dtype", "") == "uint64" else str(value)
 
 
 def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:

@@ -327,15 +327,18 @@ def _identity(value: Any) -> Any:
     return type(value), value
 
 
-def summarise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function answer with all of its paths' results in one.  It is right if its paths are `complete`."""
+def summarise(function: Callable[..., Any], prune: bool = False) -> Callable[..., Any]:
+    """Make a function answer with all of its paths' results in one.  It is right if its paths are `complete`.
+
+    Impossible paths do no harm; looking for them (`prune`) pays only where there are very many.
+    """
     made: dict[Any, Any] = {}
 
     @wraps(function)
     def summary(*args: Any, **kwargs: Any) -> Any:
         key = _identity((*args, *kwargs.items()))
         if key not in made:
-            paths = explore(lambda: function(*args, **kwargs), prune=False)
+            paths = explore(lambda: function(*args, **kwargs), prune=prune)
             made[key] = args, kwargs, merge(paths)  # the terms stay alive, and with them their numbers
         return made[key][2]
 

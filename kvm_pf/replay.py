@@ -156,7 +156,7 @@ def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
         (row.mark_gen or row.check_kvm_gen, row.state_updates) for row in rows if row.state_vm == "default"
     ]
     spaces = next((gen // updates for gen, updates in grown if gen and updates), 1)
-    ept = recording.mode == "ept"
+    ept = any(row.source in ("ept", "miscfg") for row in rows)
     made = next((row for row in rows if row.mark_gfn is not None and row.changed_gfn == row.mark_gfn), None)
     kept = (made.changed_new or 0) & _ADDRESS & ~((made.mark_gfn or 0) << PAGE_SHIFT) if made else 0
     return Options(
@@ -189,6 +189,19 @@ _VALID = 1 << 31
 """The bit of (VM exit or vectoring) interruption information that says that there is some."""
 
 
+def _reported(row: FaultRow) -> tuple[int | None, int | None, tuple[str, ...]]:
+    """The code and the address that the CPU reported, and the columns other than the exit's read for them."""
+    if row.source == "miscfg":
+        column = "pf_gpa" if row.fast_mmio_gpa is None else "fast_mmio_gpa"
+        return 0, getattr(row, column), (column,)
+    names = ("khpf_err", "khpf_addr") if row.source == "pf" else ("trace_error_code", "trace_address")
+    exit_ = (row.cpu_code, row.cpu_address)
+    code, addr = (
+        getattr(row, name) if value is None else value for name, value in zip(names, exit_, strict=True)
+    )
+    return code, addr, tuple(name for name, value in zip(names, exit_, strict=True) if value is None)
+
+
 class Replay:
     """One recording on its way through the model; `fields` and `cell` can be overridden to look on."""
 
@@ -199,7 +212,9 @@ class Replay:
         self.live = {name for name in COMPARED if any(getattr(row, name) is not None for row in rows)}
         if any(name.startswith(TRACEPOINTS) for name in self.live):
             self.live |= {name for name in COMPARED if name.startswith(TRACEPOINTS)}
-        self.machine = Machine("default", recording.mode or "npt", revision)
+        found = {row.source for row in rows}
+        told = "ept" if found & {"ept", "miscfg"} else "shadow" if "pf" in found else "npt"
+        self.machine = Machine("default", recording.mode or told, revision)
         self.warned = self.machine.warned
         self.printed: list[tuple[str, int, str]] = []
         self.put_off: dict[int, int] = {}
@@ -355,15 +370,7 @@ class Replay:
     def event(self, row: FaultRow) -> sources.Event | None:
         """The exit as the CPU reported it, with the change that was made on purpose."""
         kind = _KINDS.get(row.source)
-        code, addr = row.cpu_code, row.cpu_address
-        if row.source == "miscfg":
-            code, addr = 0, row.pf_gpa if row.fast_mmio_gpa is None else row.fast_mmio_gpa
-        elif row.source == "ept":
-            addr = row.trace_address
-        elif row.source == "npf" and code is None:
-            code, addr = row.trace_error_code, row.trace_address
-        elif row.source == "pf" and code is None:
-            code, addr = row.khpf_err, row.khpf_addr
+        code, addr, _ = _reported(row)
         if kind is None or code is None or addr is None:
             return None
         set_, clear = self.injected(row, ("npf", "ept"), addr)
@@ -415,11 +422,7 @@ class Replay:
         want = expected(taken, machine, before, self.recording.vendor == "amd")
         if taken.handler and not taken.handler.decided:
             self.report.given["handler's result"] += 1
-        if row.source in ("ept", "miscfg"):  # their exits do not show the address, this column was the input
-            handed_on = "pf_gpa" if row.fast_mmio_gpa is None else "fast_mmio_gpa"
-            want["trace_address" if row.source == "ept" else handed_on] = Why(
-                "the address is told nowhere else"
-            )
+        want |= dict.fromkeys(_reported(row)[2], Why("the exit does not show it: it was the input"))
         changed = set((row.inject_at or "").split("+"))
         if taken.event and changed & {"npf", "ept"}:
             want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}
@@ -470,9 +473,6 @@ class Replay:
             self.compare(where, "warning", kernel, kernel if same else f"{known[0]} ({name}), task {pid}")
         if others := len(self.recording.warnings) - len(recorded):
             self.note("warning", Why("outside the path"), others)
-
-
-_Replay = Replay
 
 
 def replay(directory: str | Path, revision: str | Revision | None = None) -> Report:

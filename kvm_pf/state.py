@@ -154,7 +154,7 @@ class Vcpu(NamedTuple):
 class Lookups(NamedTuple):
     """Memory-attribute look-ups made: how many, and the gfn of the first."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count(), which nobody needs here
     gfn: int
 
 

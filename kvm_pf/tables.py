@@ -191,7 +191,7 @@ CASE_INPUTS = (
     Input("spte3", "u64", 0, "SPTE of level 3"),
     Input("spte2", "u64", 0, "SPTE of level 2"),
     Input("spte1", "u64", 0, "SPTE of level 1"),
-    Input("pf_ret", "int", "FIXED", "the handler's answer: that revision's RET_PF_*, or a negative errno", span=(-4095, 6)),
+    Input("pf_ret", "int", "FIXED", "the handler's answer: a RET_PF_* or a negative errno", span=(-4095, 6)),
     Input("pf_wpf", "bool", 0, "the handler found a write to a page table that it shadows"),
     Input("insn_len", "int", 0, "length of the instruction's bytes, if the CPU gave them", span=(0, 15)),
     Input("emu_ret", "int", 1, "the emulator's answer"),

@@ -17,7 +17,7 @@ from functools import wraps
 from types import FunctionType
 from typing import Any
 
-from kvm_pf.bits import PFERR_RSVD_MASK, describe
+from kvm_pf.bits import PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK, describe
 from kvm_pf.entry import ROUTES
 from kvm_pf.inputs import case_state, case_values, ret_pf_names
 from kvm_pf.paths import data_dir
@@ -67,7 +67,9 @@ def _why_sanitize(r: Record) -> str:
     code, warns = r.result
     if warns:
         return f"WARN: {describe(r.given['error_code'] & ~code)} came from outside; dropped"
-    return "nothing to drop" if r.given["error_code"] == code else f"now {describe(code)}"
+    if r.given["error_code"] != code:
+        return f"now {describe(code)}"
+    return "passed as it is" if code & PFERR_SYNTHETIC_MASK else "nothing to drop"
 
 
 def _why_mark_private(r: Record) -> str:

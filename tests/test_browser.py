@@ -195,24 +195,26 @@ LOADED = """async name => {
 }"""
 
 START = """async path => {
-    const panel = await jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'});
+    window.panel = await jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'});
     await panel.context.ready;
     await panel.sessionContext.ready;
     await panel.sessionContext.session.kernel.info;
+    while (jupyterapp.shell.currentWidget !== panel) {
+        jupyterapp.shell.activateById(panel.id);
+        await new Promise(go => setTimeout(go, 50));
+    }
 }"""
 
 READ = """async () => {
     await window.done;
-    const {content} = jupyterapp.shell.currentWidget;
     const drawn = node => node.querySelectorAll('.jp-OutputArea-output > .jupyter-widgets').length;
-    const wanted = JSON.stringify(content.model.sharedModel.toJSON()).split('"model_id"').length - 1;
-    for (let n = 0; n < 50 && drawn(content.node) < wanted; n++) await new Promise(go => setTimeout(go, 100));
-    return content.model.sharedModel.toJSON().cells
-        .map((cell, n) => ({...cell, drawn: drawn(content.widgets[n].node)}));
+    const cells = () => panel.content.model.sharedModel.toJSON().cells;
+    const wanted = JSON.stringify(cells()).split('"model_id"').length - 1;
+    for (let n = 0; n < 50 && drawn(panel.node) < wanted; n++) await new Promise(go => setTimeout(go, 100));
+    return cells().map((cell, n) => ({...cell, drawn: drawn(panel.content.widgets[n].node)}));
 }"""
 
 STOP = """async () => {
-    const panel = jupyterapp.shell.currentWidget;
     await panel.sessionContext.shutdown();
     panel.dispose();
 }"""

@@ -429,7 +429,7 @@ class TestExplain:
         record = explanation.steps[2]
         assert (record.step, record.why, record.lines, record.source) == (
             "sanitize",
-            "nothing to drop",
+            "passed as it is",
             (),
             "",
         )

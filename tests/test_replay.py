@@ -281,6 +281,32 @@ def test_what_was_lost_is_not_held_against_the_kernel(tmp_path):
         assert any("events were lost" in reasons for reasons in report.not_compared.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("6.12-trace-cmd", "trace_error_code"), ("6.12-intel", "trace_error_code"), (SMALL, "khpf_err")],
+)
+def test_without_exits_what_the_handler_was_given_is_the_input(tmp_path, name, column):
+    directory = _copy(name, tmp_path)
+    for path in directory.glob("*.trace"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(x for x in lines if "kvm_exit:" not in x and "entries-in-buffer" not in x))
+    (directory / "console.log").write_text("LAB boot 1 6.12.95\n" + (directory / "console.log").read_text())
+    report = replay(directory)
+    assert report.differences == []
+    assert not report.compared[column]
+    assert report.compared["pf_ret"] > 40
+
+
+def test_without_marks_nothing_is_known_of_the_guest(tmp_path):
+    directory = _one("2-swprot", tmp_path)
+    path = directory / "2-swprot.trace"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "tracing_mark_write" not in line))
+    report = replay(directory, "v6_12")
+    assert report.compared.total() == 0
+    assert sum(n for reasons in report.not_compared.values() for n in reasons.values()) == report.faults
+
+
 # --- which revision ---
 
 

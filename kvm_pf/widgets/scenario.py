@@ -9,41 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvm_pf.bits import describe
-from kvm_pf.errors import InputError
+from kvm_pf.follow import Follow, Seen, carried, scenario_of
 from kvm_pf.machine import Taken
 from kvm_pf.markup import Html, beside, bold, code, element, join, table
-from kvm_pf.paths import data_dir
-from kvm_pf.replay import Replay, Report, Why, revision_for
+from kvm_pf.replay import Why, revision_for
 from kvm_pf.revisions import Revision, get
 from kvm_pf.state import PAGE_SHIFT, PAGE_SIZE
 from kvm_pf.trace import FaultRow, Recording, Scenario, Step, VmState, columns, read_recording
 from kvm_pf.widgets.panel import Panel, line, place, show
-
-
-class Seen(NamedTuple):
-    """One recorded fault: its row, and by column what the kernel and the model say."""
-
-    row: FaultRow
-    taken: Taken | None  # None: the trace does not show what the CPU reported
-    cells: list[tuple[str, object, object]]
-
-
-class _Watched(Replay):
-    """A replay that keeps what it compares."""
-
-    def __init__(self, recording: Recording, revision: Revision) -> None:
-        super().__init__(recording, revision, Report(recording.name, recording.kernel, revision.name))
-        self.seen = {(row.scenario, row.fault): Seen(row, None, []) for row, _ in self.rows}
-
-    def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:
-        """Keep the fault, then compare it."""
-        self.seen[row.scenario, row.fault] = Seen(row, taken, [])
-        super().fields(row, taken, before, where)
-
-    def cell(self, row: FaultRow, name: str, want: object, where: str) -> None:
-        """Keep both values, then compare them."""
-        self.seen[row.scenario, row.fault].cells.append((name, getattr(row, name), want))
-        super().cell(row, name, want, where)
 
 
 def scenario_player(
@@ -56,14 +29,9 @@ def scenario_player(
     scenario, or if its kernel stands for no revision.
     """
     if not isinstance(recording, Recording):
-        carried = data_dir() / "recordings" / recording
-        recording = read_recording(carried if carried.is_dir() else recording)
-    found = next((each for each in recording.scenarios if each.name == scenario), None)
-    if found is None:
-        names = ", ".join(each.name for each in recording.scenarios)
-        raise InputError(f"{recording.name} has no scenario {scenario!r}; it has {names}")
+        recording = read_recording(carried(recording))
     chosen = revision_for(recording.kernel)[0] if revision is None else get(revision)
-    return ScenarioPlayer(recording, found, chosen)
+    return ScenarioPlayer(recording, scenario_of(recording, scenario), chosen)
 
 
 class Place(NamedTuple):
@@ -119,7 +87,7 @@ class ScenarioPlayer(Panel):
 
 def _places(recording: Recording, scenario: Scenario, revision: Revision) -> Iterator[Place]:
     """Run the scenario in the model and yield its places."""
-    replay = _Watched(recording, revision)
+    replay = Follow(recording, revision)
     replay.scenario(scenario)
     state = VmState()
     for step in scenario.steps:
@@ -170,10 +138,7 @@ def _fault(seen: Seen, revision: Revision) -> Iterator[Html]:
     agree: list[list[object]] = []
     differ: list[list[object]] = []
     rest: dict[str, list[str]] = {}
-    for name, recorded, want in sorted(seen.cells, key=lambda cell: order.index(cell[0])):
-        told = recorded != 0 if name == "in_slot" and recorded is not None else recorded
-        if told is None:
-            continue
+    for name, told, want in sorted(seen.recorded(), key=lambda cell: order.index(cell[0])):
         if isinstance(want, Why):
             rest.setdefault(want.reason, []).append(f"{name} {show(told)}")
         elif told == want:
