@@ -43,7 +43,7 @@ from kvm_pf.errors import InputError
 from kvm_pf.faultin import KVM_MEMSLOT_INVALID, KVM_PFN_NOSLOT, KVM_USER_MEM_SLOTS, Memory
 from kvm_pf.inputs import limits
 from kvm_pf.link import digest
-from kvm_pf.prove import Unknown, all_of, any_value, complete, explore, implies, no, one_of, summarise
+from kvm_pf.prove import Unknown, all_of, all_paths, any_value, complete, implies, no, one_of, summarise
 from kvm_pf.revisions import REVISIONS, Revision, get
 from kvm_pf.sources import KIND_EPT, KIND_NPF, SEV_SNP
 from kvm_pf.state import (
@@ -667,7 +667,7 @@ def steps(revision: Revision) -> list[FunctionType]:
 
     def bind(function: FunctionType) -> Any:
         found[digest(function, {})] = function
-        return summarise(function, prune=True)
+        return summarise(function)
 
     for door in DOORS:
         revision.link(door, bind)
@@ -683,7 +683,7 @@ def flaws(function: FunctionType) -> list[str]:
     if key not in _sound:
         hints = get_type_hints(function)
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
-        paths = explore(function, *(any_value(hints.get(name, int), name) for name in names))
+        paths = all_paths(function, *(any_value(hints.get(name, int), name) for name in names))
         _sound[key] = [f"{function.__name__}: {flaw}" for flaw in complete(paths)]
     return _sound[key]
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -131,4 +131,18 @@ def follow(
     ]
 
 
-__all__ = ("Follow", "Seen", "carried", "follow", "scenario_of")
+def mmio_moments(seen: Iterable[Seen], gfn: int) -> list[tuple[int, int, int, bool | None]]:
+    """List when the MMIO SPTE of a gfn was looked at or made, as `kvm_pf.plot.mmio_generation` draws it.
+
+    Each moment: step, memslots' generation, generation in the SPTE, whether they agree (None: it is being made).
+    """
+    moments: list[tuple[int, int, int, bool | None]] = []
+    for row in (each.row for each in seen):
+        if row.check_kvm_gen is not None and row.check_spte_gen is not None and row.state_gfn == gfn:
+            moments.append((row.step, row.check_kvm_gen, row.check_spte_gen, row.check_valid))
+        if row.mark_gen is not None and row.mark_gfn == gfn:
+            moments.append((row.step, row.mark_gen, row.mark_gen, None))
+    return moments
+
+
+__all__ = ("Follow", "Seen", "carried", "follow", "mmio_moments", "scenario_of")

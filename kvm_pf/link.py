@@ -12,6 +12,7 @@ from __future__ import annotations
 import dis
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -22,12 +23,13 @@ def _run(function: FunctionType) -> FunctionType:
     return function
 
 
-def global_names(code: CodeType) -> list[str]:
+@cache
+def global_names(code: CodeType) -> tuple[str, ...]:
     """The global names that a function's code loads, in order of appearance, inner functions' last."""
     loads = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     for inner in _inner(code):
         loads += global_names(inner)
-    return list(dict.fromkeys(loads))
+    return tuple(dict.fromkeys(loads))
 
 
 def _inner(code: CodeType) -> list[CodeType]:

@@ -11,7 +11,7 @@ from kvm_pf.corpus import differences, load_corpus
 from kvm_pf.diff import diff_html, step_diff
 from kvm_pf.errors import InputError
 from kvm_pf.expect import Why
-from kvm_pf.follow import Seen, carried, shown
+from kvm_pf.follow import Seen, carried, scenario_of, shown
 from kvm_pf.inputs import case_values
 from kvm_pf.markup import Html, bold, code, framed, join, table
 from kvm_pf.patch import ledger
@@ -23,7 +23,7 @@ from kvm_pf.widgets.hunks import lines_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ("Asked", "Shown", "ask", "cases", "change", "differ", "faults", "lines", "log", "results")
+__all__ = ("Asked", "Shown", "ask", "cases", "change", "differ", "faults", "lines", "log", "results", "story")
 
 
 class Shown:
@@ -51,7 +51,7 @@ def lines(*which: str) -> Shown:
         found = rows.id[(rows.id == name) | rows.notebook.str.startswith(f"notebooks/{name}.ipynb#")]
         if found.empty:
             raise InputError(f"no line of the ledger is explained in {name!r}")
-        ids += found
+        ids.extend(found)
     return Shown(f"{len(ids)} lines of the patch", framed(lines_table("", ids)))
 
 
@@ -168,6 +168,25 @@ def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:
         values = [shown(getattr(each.row, name)) for name in names]
         rows.append((each.row.step, each.row.op, *values, f"{sum(compared)} of {len(compared)}"))
     return pd.DataFrame(rows, columns=["step", "op", *names, "agree"]).set_index("step")
+
+
+def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
+    """Tell what user space did in some steps of a recorded scenario, and what came back to it.
+
+    Columns: step (index), op; rc and errno of the system call; exit and rax, with what and where the guest came to
+    rest, if it ran.  Raises InputError if there is no such scenario.
+    """
+    import pandas as pd
+
+    rows = []
+    for step in scenario_of(read_recording(carried(recording)), scenario).steps:
+        if step.number in steps:
+            told = step.result or {}
+            runs = [each for name, each in told.items() if name.startswith("run")]
+            last = runs[-1] if runs else told
+            values = [last.get(name, "") for name in ("rc", "errno", "name", "rax")]
+            rows.append((step.number, step.op, *values))
+    return pd.DataFrame(rows, columns=["step", "op", "rc", "errno", "exit", "rax"]).set_index("step")
 
 
 def log(recording: str) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce, wraps
+from itertools import islice
 from operator import and_, or_
 from typing import Any, NamedTuple, get_type_hints
 
@@ -271,27 +272,24 @@ class Path(NamedTuple):
     result: Any
 
 
-def explore(
-    function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = (), prune: bool = True
-) -> list[Path]:
-    """Return every path of `function` that is possible under `assume` (Bools); without `prune`, also others.
+def explore(function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = ()) -> list[Path]:
+    """Return every path of `function` that is possible under `assume` (Bools).  Raises Unknown."""
+    return list(_explore(lambda: function(*args), [bool_term(a) for a in assume]))
 
-    Raises Unknown if the solver gives up.
-    """
+
+def _explore(function: Callable[[], Any], assume: list[z3.BoolRef] | None) -> Iterator[Path]:
+    """Find the paths one by one; without `assume` the solver is not asked whether they are possible."""
     global _current
     outer = _current
-    given = [bool_term(a) for a in assume] if prune else None
     todo: list[list[bool]] = [[]]
-    paths = []
     while todo:
-        _current = run = _Run(todo.pop(), given)
+        _current = run = _Run(todo.pop(), assume)
         try:
-            result = function(*args)
+            result = function()
         finally:
             _current = outer
         todo += run.open
-        paths.append(Path(conjunction(run.condition), result))
-    return paths
+        yield Path(conjunction(run.condition), result)
 
 
 def conjunction(terms: Sequence[z3.BoolRef]) -> z3.BoolRef:
@@ -327,18 +325,25 @@ def _identity(value: Any) -> Any:
     return type(value), value
 
 
-def summarise(function: Callable[..., Any], prune: bool = False) -> Callable[..., Any]:
-    """Make a function answer with all of its paths' results in one.  It is right if its paths are `complete`.
+MANY = 60
+"""So many paths of one function are worth asking the solver which of them are possible."""
 
-    Impossible paths do no harm; looking for them (`prune`) pays only where there are very many.
-    """
+
+def all_paths(function: Callable[..., Any], *args: Any) -> list[Path]:
+    """Return every path of `function`, and perhaps some that are impossible, which do no harm."""
+    paths = list(islice(_explore(lambda: function(*args), None), MANY))
+    return paths if len(paths) < MANY else explore(function, *args)
+
+
+def summarise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function answer with all of its paths' results in one.  It is right if its paths are `complete`."""
     made: dict[Any, Any] = {}
 
     @wraps(function)
     def summary(*args: Any, **kwargs: Any) -> Any:
         key = _identity((*args, *kwargs.items()))
         if key not in made:
-            paths = explore(lambda: function(*args, **kwargs), prune=prune)
+            paths = all_paths(lambda: function(*args, **kwargs))
             made[key] = args, kwargs, merge(paths)  # the terms stay alive, and with them their numbers
         return made[key][2]
 

@@ -109,8 +109,8 @@ class TestLink:
         assert link(paired, {})(1) == (1, 1)
 
     def test_global_names_come_in_order_and_once(self):
-        assert global_names(root.__code__) == ["middle", "leaf"]
-        assert global_names(inner.__code__) == ["sum", "range", "leaf", "MASK"]
+        assert global_names(root.__code__) == ("middle", "leaf")
+        assert global_names(inner.__code__) == ("sum", "range", "leaf", "MASK")
 
 
 class TestDigest:
