@@ -7,6 +7,10 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 VECTORS := $(wildcard data/vectors/*.parquet $(SHARED)/vectors/*.csv.gz)
 RECORDINGS := $(patsubst %/,%,$(wildcard data/recordings/*/ $(SHARED)/recordings/*/))
 
+# What is tested by these, and by these alone, must be covered wholly.
+LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits corpus faultin link machine memslots mmio path \
+    permission prove revisions sources v6_1))
+
 # Compiled modules are kept: every notebook and command starts a Python of its own.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -14,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env lint types unit nbval conformance bench html notebooks lock clean
+.PHONY: help walkthrough test env lint types unit browser coverage nbval conformance bench html notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,9 +61,17 @@ types: env ## mypy --strict on the package
 	@echo "== types"
 	@$(BIN)/mypy
 
-unit: env ## unit and property tests, with complete coverage of the logic
+unit: env ## unit and property tests
 	@echo "== unit and property tests"
-	@$(BIN)/pytest -q -n 2 --cov
+	@$(BIN)/pytest -q -n 2 -m "not browser"
+
+browser: env ## the notebooks and widgets in JupyterLab and a real Chromium
+	@echo "== browser"
+	@$(BIN)/pytest -q -m browser
+
+coverage: env ## line and branch coverage of the logic, which must be complete
+	@echo "== coverage of the logic"
+	@$(BIN)/pytest -q -n 2 --cov $(LOGIC)
 
 nbval: env ## the notebooks print what they are committed with
 	@echo "== notebooks"

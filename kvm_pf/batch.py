@@ -222,6 +222,9 @@ def _place(frame: pd.DataFrame, row: int) -> str:
     )
 
 
+_NO_VALUE = "no value (leave the column out to get its default)"
+
+
 def _distinct(series: pd.Series) -> tuple[Any, list[Any]]:
     """Number the distinct values of a column: the number of each row's, and the values.
 
@@ -258,11 +261,10 @@ def _numbers(frame: pd.DataFrame, column: Input, known: Mapping[str, int]) -> An
             f"column {column.column!r}, {_place(frame, row)}: {what}; it takes {takes(column, known)}"
         )
 
-    missing = series.isna().to_numpy()
-    if missing.any():
-        row = int(missing.argmax())
-        raise complain(row, "no value (leave the column out to get its default)")
     dtype = series.dtype
+    if not pd.api.types.is_object_dtype(dtype) and series.hasnans:
+        row = int(series.isna().to_numpy().argmax())
+        raise complain(row, _NO_VALUE)
     if pd.api.types.is_float_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
         raise InputError(
             f"column {column.column!r}, {_place(frame, 0)}: it holds {dtype}, and 64-bit codes do not fit into "
@@ -290,7 +292,8 @@ def _numbers(frame: pd.DataFrame, column: Input, known: Mapping[str, int]) -> An
         if number is None or not low <= number <= high:
             row = int((codes == code).argmax())
             what = f"{brief(value)} is {'not readable' if number is None else 'out of range'}"
-            raise complain(row, what)
+            absent = value is None or value is pd.NA or (isinstance(value, float) and value != value)
+            raise complain(row, _NO_VALUE if absent else what)
         values.append(number)
     if column.kind == "u64":
         return np.array(values, dtype=np.uint64)[codes].view(np.int64)
@@ -515,7 +518,8 @@ def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFra
         return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
 
     def table(batch: Any) -> pd.DataFrame:
-        batch = batch.select([name for name in batch.schema.names if not name.startswith("__index_level_")])
+        names = batch.schema.names
+        batch = batch.select([n for n, name in enumerate(names) if not name.startswith("__index_level_")])
         frame: pd.DataFrame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
         return frame
 

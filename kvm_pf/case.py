@@ -13,9 +13,10 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple, get_type_hints
 
-from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
+from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, describe
 from kvm_pf.inputs import limits
 from kvm_pf.prove import (
+    Summary,
     Variable,
     all_of,
     any_bool,
@@ -29,15 +30,16 @@ from kvm_pf.prove import (
     one_of,
     satisfiable,
     smallest,
-    summarise,
 )
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.sources import SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
+from kvm_pf.sources import KIND_TDX, SEV_SNP, SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
 from kvm_pf.state import (
+    GFN_MASK,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_X86_SNP_VM,
     KVM_X86_SW_PROTECTED_VM,
     KVM_X86_TDX_VM,
+    PAGE_SHIFT,
 )
 from kvm_pf.tables import (
     CASE_INPUTS,
@@ -47,8 +49,11 @@ from kvm_pf.tables import (
     MMIO_TDX,
     MODE_COLUMNS,
     MODES,
+    SLOT_GMEM_ONLY,
+    SLOT_GMEM_ONLY_INVALID,
     SOURCE_INPUTS,
     SOURCE_OUTPUTS,
+    VM_TYPES,
     Input,
     Output,
 )
@@ -134,7 +139,6 @@ COLUMNS = {column.column: column for way in reversed(WAYS.values()) for column i
 """Every input by name; one that several ways have means the same in all of them."""
 
 
-
 def common_outputs(way: str, a: str | Revision, b: str | Revision) -> list[Output]:
     """The outputs of a way that both revisions have."""
     absent = {"until 7.3" if "v7_3" in lineage(get(revision)) else "from 7.3" for revision in (a, b)}
@@ -158,6 +162,26 @@ def default(column: Input) -> int:
         return column.default
     words = column.labels or (ANSWERS if column.column == "pf_ret" else ())
     return words.index(column.default) if words else logic_names()[column.default]
+
+
+def spell(name: str, value: int) -> str:
+    """Write an input's value for people: codes as names of bits, words for numbers that have one."""
+    column = COLUMNS.get(name)
+    if name == "info" or column is None:
+        return hex(value)
+    if name in ("error_code", "put_off_code"):
+        return describe(value)
+    if name == "pf_ret":
+        return ANSWERS[value] if value >= 0 else str(value)
+    if name == "vm_type":
+        return VM_TYPES[value]
+    return column.labels[value] if column.labels else hex(value) if column.kind == "u64" else str(value)
+
+
+def spelled(state: Mapping[str, int]) -> str:
+    """Write the inputs of a state that are unlike their defaults."""
+    unlike = {n: v for n, v in state.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
+    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or "any state"
 
 
 class Case:
@@ -193,7 +217,9 @@ class Case:
 
     def any(self, kind: type[Any], name: str) -> Any:
         """An input beside the columns: a record of which every field is an input `name.field`, 0 by default."""
-        return kind(**{field: self._free(hint, f"{name}.{field}") for field, hint in get_type_hints(kind).items()})
+        return kind(
+            **{field: self._free(hint, f"{name}.{field}") for field, hint in get_type_hints(kind).items()}
+        )
 
     def _free(self, kind: type[Any], name: str) -> Any:
         if hasattr(kind, "_fields"):
@@ -214,7 +240,7 @@ class Case:
             watcher = Watcher(revision)
             watcher.records = self.records
             return revision.link(name, watcher)
-        return revision.link(name) if self.values is not None else _summaries(revision, name)
+        return revision.link(name) if self.values is not None else _summary(revision, name)
 
     def _once(self, take: str, root: str, revision: Revision, run: Callable[[], Any]) -> Any:
         key = take, _key(revision, root)
@@ -274,9 +300,7 @@ class Case:
         revision = get(revision)
 
         def run() -> Any:
-            request = PreFault(
-                self.cr2_or_gpa, self.size, self.allowed, self.reload_ret, self.level, Retry()
-            )
+            request = PreFault(self.cr2_or_gpa, self.size, self.allowed, self.reload_ret, self.level, Retry())
             return self.step("kvm_arch_vcpu_pre_fault_memory", revision)(self.vcpu(revision), request)
 
         return self._once("pre_fault", "kvm_arch_vcpu_pre_fault_memory", revision, run)
@@ -327,9 +351,9 @@ class Case:
         answer = one_of(self.pf_ret == ANSWERS.index(name) for name in known) | (self.pf_ret < 0)
         return answer & ((self.mmio_cfg != MMIO_TDX) | ("v7_3" in lineage(get(revision))))
 
-    def reachable(self, revision: str | Revision) -> Any:
-        """Whether a fault of this kind can meet such a state in `revision`."""
-        return all_of(truth for _, truth in reachable(self, get(revision)))
+    def reachable(self, revision: str | Revision, way: str = "kvm_mmu_page_fault") -> Any:
+        """Whether a fault that comes by `way` can meet such a state in `revision`."""
+        return all_of(truth for _, truth in reachable(self, get(revision), way))
 
     def possible(self, condition: Any) -> bool:
         """Whether there is a state in which `condition` holds.  Raises Unknown if the solver gives up."""
@@ -357,24 +381,14 @@ def _signed(name: str, value: int) -> int:
 
 
 @cache
-def _digest(revision: Revision, name: str) -> str:
-    return revision.digest(name)
+def _key(revision: Revision, root: str) -> str:
+    return revision.digest(root) + repr(answers(revision))
 
 
 @cache
-def _key(revision: Revision, root: str) -> str:
-    return _digest(revision, root) + repr(answers(revision))
-
-
-_made: dict[tuple[str, str], Any] = {}
-
-
-def _summaries(revision: Revision, name: str) -> Any:
-    """The function that answers with all paths at once; revisions that agree about it share one."""
-    key = name, _digest(revision, name)
-    if key not in _made:
-        _made[key] = revision.link(name, summarise)
-    return _made[key]
+def _summary(revision: Revision, name: str) -> Any:
+    """The function that answers with all paths at once."""
+    return revision.link(name, Summary)
 
 
 # --- states that can exist ---
@@ -390,7 +404,7 @@ def is_one_of(value: Any, numbers: Sequence[int]) -> Any:
     return one_of(value == number for number in numbers)
 
 
-def reachable(case: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
+def reachable(case: Case, revision: Revision, way: str = "kvm_mmu_page_fault") -> Iterator[tuple[str, Any]]:
     """Yield what is true of every state that a fault can meet in `revision`: a sentence, and whether it holds.
 
     Nothing is said of page-table entries, generations, caches and answers: any of them can be there.
@@ -398,21 +412,34 @@ def reachable(case: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     Source: Linux `arch/x86/kvm/x86.c`, kvm_is_vm_type_supported(), `arch/x86/kvm/Kconfig`,
     `virt/kvm/kvm_main.c`, kvm_supported_mem_attributes(), of the revisions.
     """
-    names = lineage(revision)
-    v6_10, v6_12, v7_3 = (name in names for name in ("v6_10", "v6_12", "v7_3"))
-    types = range(KVM_X86_TDX_VM + 1 if v7_3 else KVM_X86_SNP_VM + 1 if v6_12 else 4 if v6_10 else 2)
-    private_types = [KVM_X86_SW_PROTECTED_VM]
-    private_types += [KVM_X86_SNP_VM] * v6_12 + [KVM_X86_TDX_VM] * v7_3
-    c, tdx = case, case.vm_type == KVM_X86_TDX_VM
+    if way == "source":
+        yield from _exits(case, revision)
+    elif way == "kvm_faultin_pfn":
+        yield from _attributes(case)
+        yield from _fault_ins(case, revision)
+    else:
+        yield from _vms(case, revision)
+        yield from _attributes(case)
+        if way == "kvm_mmu_page_fault":
+            yield from _callers(case, revision)
+
+
+def _vms(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
+    """The VMs that there are, and the kernels that run them."""
+    v6_12, v7_3 = _since(revision, "v6_12"), _since(revision, "v7_3")
+    last = KVM_X86_TDX_VM if v7_3 else KVM_X86_SNP_VM if v6_12 else 3 if _since(revision, "v6_10") else 1
+    private_types = [KVM_X86_SW_PROTECTED_VM, *[KVM_X86_SNP_VM] * v6_12, *[KVM_X86_TDX_VM] * v7_3]
+    has_private, tdx = is_one_of(c.vm_type, private_types), c.vm_type == KVM_X86_TDX_VM
+    yield f"the VM is of type 0 to {last}", is_one_of(c.vm_type, range(last + 1))
     sw_protected = c.vm_type == KVM_X86_SW_PROTECTED_VM
-    has_private = is_one_of(c.vm_type, private_types)
-    yield f"the VM is of type 0 to {types[-1]}", is_one_of(c.vm_type, types)
     yield "software-protected VMs need their option", implies(sw_protected, c.cfg_sw_protected)
     if v6_12:
-        yield "the options bring private memory", implies(c.cfg_sw_protected | has_private, c.cfg_private_mem)
+        yield (
+            "options and VMs bring private memory",
+            implies(c.cfg_sw_protected | has_private, c.cfg_private_mem),
+        )
     else:
         yield "that option alone brings private memory", c.cfg_sw_protected == c.cfg_private_mem
-    yield "private is the only attribute", is_one_of(c.attrs, (0, KVM_MEMORY_ATTRIBUTE_PRIVATE))
     yield "only VMs with private memory have attributes", implies(c.attrs != 0, has_private)
     modes = (
         all_of(getattr(c, name) == bool(value) for name, value in zip(MODE_COLUMNS, mode, strict=True))
@@ -420,27 +447,54 @@ def reachable(case: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     )
     yield "the paging mode is one of six", one_of(modes)
     yield "private memory needs the TDP MMU", implies(has_private, c.is_tdp | c.nested)
-    yield "the walk's lowest level is one below the root, or none", (c.walk_leaf != 0) & (c.walk_leaf <= c.walk_root)
+    yield "the walk ends at a level, or saw nothing", (c.walk_leaf != 0) & (c.walk_leaf <= c.walk_root)
     yield "the format of MMIO SPTEs is the VM's", (c.mmio_cfg == MMIO_TDX) == tdx
-    shared_bits = (0, 1 << 35, 1 << 39) if v7_3 else (0,)
-    yield "TDX alone has a shared bit", is_one_of(c.direct_bits, shared_bits)
-    yield "and no other VM has it", implies(c.direct_bits != 0, tdx)
-    yield from _callers(case, revision, v6_12, v7_3)
+    yield (
+        "TDX alone has a shared bit",
+        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
+    )
 
 
-def _callers(c: Case, revision: Revision, v6_12: bool, v7_3: bool) -> Iterator[tuple[str, Any]]:
+def _attributes(c: Case) -> Iterator[tuple[str, Any]]:
+    yield "private is the only attribute", is_one_of(c.attrs, (0, KVM_MEMORY_ATTRIBUTE_PRIVATE))
+    yield "attributes need private memory", implies(c.attrs != 0, c.cfg_private_mem)
+
+
+def _callers(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     """What callers hand in: anything, unless they look at it themselves."""
     if revision.step("npf_synthetic") is logic_names()["npf_synthetic"]:
         return
     yield "callers drop bit 48", c.error_code & PFERR_IMPLICIT_ACCESS == 0
     private = c.error_code & PFERR_PRIVATE_ACCESS != 0
     snp, tdx = c.vm_type == KVM_X86_SNP_VM, c.vm_type == KVM_X86_TDX_VM
-    if not v6_12:
-        yield "callers drop bit 49", no(private)
-    elif not v7_3:
-        yield "callers set bit 49 for SNP alone", implies(private, snp)
-    else:
-        yield "callers set bit 49 for SNP and TDX alone", implies(private, snp | tdx)
+    setters = (snp & _since(revision, "v6_12")) | (tdx & _since(revision, "v7_3"))
+    yield "callers set bit 49 for SNP and TDX alone, as far as there are such", implies(private, setters)
+    if _since(revision, "v7_3"):
         gpa = c.step("vt_is_tdx_private_gpa", revision)(c.direct_bits, c.cr2_or_gpa)
         yield "for TDX the address says private", implies(tdx, private == gpa)
         yield "a trust domain has no reserved faults", implies(tdx, c.error_code & PFERR_RSVD_MASK == 0)
+
+
+def _exits(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
+    tdx = c.kind == KIND_TDX
+    yield "TDX came with 7.3", no(tdx) | _since(revision, "v7_3")
+    yield "SNP came with 6.12", no(c.snp_guest | (c.sev_kind == SEV_SNP)) | _since(revision, "v6_12")
+    yield (
+        "TDX alone has a shared bit",
+        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
+    )
+
+
+def _fault_ins(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
+    v7_3 = _since(revision, "v7_3")
+    gmem_only = is_one_of(c.slot_kind, (SLOT_GMEM_ONLY, SLOT_GMEM_ONLY_INVALID))
+    yield "slots with guest_memfd alone came with 7.3", no(gmem_only) | v7_3
+    yield "a private fault needs private memory", implies(c.is_private, c.cfg_private_mem)
+    yield "private memory needs the TDP MMU", implies(c.is_private | (c.attrs != 0), c.is_tdp | c.nested)
+    yield "L2's own tables are L2's", implies(c.nested, c.guest_mode & no(c.is_tdp))
+    yield "the address is the gfn's", implies(c.is_tdp, c.gfn == c.addr >> PAGE_SHIFT & GFN_MASK)
+    yield "TDX alone has a shared bit", is_one_of(c.direct_bits, (0, *[1 << 35, 1 << 39] * v7_3))
+
+
+def _since(revision: Revision, name: str) -> bool:
+    return name in lineage(revision)

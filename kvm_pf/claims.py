@@ -37,13 +37,12 @@ from kvm_pf.bits import (
     describe,
     encode,
 )
-from kvm_pf.case import ANSWERS, COLUMNS, WAYS, Case, answers, common_outputs, default, is_one_of
+from kvm_pf.case import ANSWERS, WAYS, Case, answers, common_outputs, default, is_one_of, spelled
 from kvm_pf.entry import TO_MMIO
 from kvm_pf.errors import InputError
 from kvm_pf.faultin import KVM_MEMSLOT_INVALID, KVM_PFN_NOSLOT, KVM_USER_MEM_SLOTS, Memory
 from kvm_pf.inputs import limits
-from kvm_pf.link import digest
-from kvm_pf.prove import Unknown, all_of, all_paths, any_value, complete, implies, no, one_of, summarise
+from kvm_pf.prove import Summary, Unknown, all_of, all_paths, any_value, complete, implies, no, one_of
 from kvm_pf.revisions import REVISIONS, Revision, get
 from kvm_pf.sources import KIND_EPT, KIND_NPF, SEV_SNP
 from kvm_pf.state import (
@@ -60,7 +59,7 @@ from kvm_pf.state import (
     RET_PF_CONTINUE,
     RET_PF_RETRY,
 )
-from kvm_pf.tables import VM_TYPES, Input
+from kvm_pf.tables import Input
 from kvm_pf.watch import Record, flat
 
 Check = Callable[[Case, Revision], Any]
@@ -96,13 +95,19 @@ CLAIMS: dict[str, Claim] = {}
 
 
 def claim(
-    name: str, statement: str, lines: str = "", holds: str = "", fails: str = "", rung: str = PROVED, source: str = ""
+    name: str,
+    statement: str,
+    lines: str = "",
+    holds: str = "",
+    fails: str = "",
+    rung: str = PROVED,
+    source: str = "",
 ) -> Callable[[Any], Any]:
     """Enter a function into CLAIMS as the check of a claim; lists are words parted by blanks."""
 
     def enter(check: Any) -> Any:
-        words = (tuple(text.split()) for text in (lines, holds, fails))
-        CLAIMS[name] = Claim(name, statement, *words, check, rung, source)
+        words = [tuple(text.split()) for text in (lines, holds, fails)]
+        CLAIMS[name] = Claim(name, statement, words[0], words[1], words[2], check, rung, source)
         return check
 
     return enter
@@ -470,10 +475,7 @@ FIVE = (
         "a reserved fault on a private page that reaches the handler is shared; before, private",
         {
             "kvm_mmu_page_fault": lambda c: (
-                _reaches_handler(c)
-                & _reserved(c)
-                & (c.vm_type == KVM_X86_SW_PROTECTED_VM)
-                & _private_page(c)
+                _reaches_handler(c) & _reserved(c) & (c.vm_type == KVM_X86_SW_PROTECTED_VM) & _private_page(c)
             )
         },
         ("f_is_private",),
@@ -494,9 +496,7 @@ FIVE = (
                 & _reaches_handler(c)
                 & (_reserved(c) | (c.vm_type != KVM_X86_SW_PROTECTED_VM))
             ),
-            "kvm_arch_async_page_ready": lambda c: (
-                c.cfg_private_mem & c.page_ready("before").handled.called
-            ),
+            "kvm_arch_async_page_ready": lambda c: c.cfg_private_mem & c.page_ready("before").handled.called,
         },
         ("attr_lookups",),
     ),
@@ -543,7 +543,9 @@ def _borrowed(c: Case, gated: bool) -> Any:
 
 def _borrowed_differs(c: Case, r: Revision, gated: bool) -> Any:
     built = c.cfg_sw_protected & c.cfg_private_mem & _clean(c)
-    of = {o.column: c.differs("kvm_mmu_page_fault", o, "posted", r) for o in WAYS["kvm_mmu_page_fault"].outputs}
+    of = {
+        o.column: c.differs("kvm_mmu_page_fault", o, "posted", r) for o in WAYS["kvm_mmu_page_fault"].outputs
+    }
     reached = c.fault("posted").handled.called
     exact = of["f_is_private"] == (reached & _borrowed(c, gated))
     rest = (o for name, o in of.items() if name not in ("f_error_code", "attr_lookups", "attr_gfn"))
@@ -661,31 +663,30 @@ DOORS = (
 """Functions from which every function of the path is reached."""
 
 
-def steps(revision: Revision) -> list[FunctionType]:
-    """Every function of the path as `revision` has it; those that it calls answer with all their paths at once."""
-    found: dict[str, FunctionType] = {}
+def steps(revision: Revision) -> dict[str, Summary]:
+    """Every function of the path as `revision` has it, by fingerprint."""
+    found: dict[str, Summary] = {}
 
-    def bind(function: FunctionType) -> Any:
-        found[digest(function, {})] = function
-        return summarise(function)
+    def bind(function: FunctionType) -> Summary:
+        summary = Summary(function)
+        found[summary.key] = summary
+        return summary
 
     for door in DOORS:
         revision.link(door, bind)
-    return list(found.values())
+    return found
 
 
-_sound: dict[str, list[str]] = {}
+_flaws: dict[str, list[str]] = {}
 
 
-def flaws(function: FunctionType) -> list[str]:
+def flaws(step: Summary) -> list[str]:
     """Say what is wrong with the paths that the explorer finds through one function, given any arguments."""
-    key = digest(function, {})
-    if key not in _sound:
-        hints = get_type_hints(function)
-        names = function.__code__.co_varnames[: function.__code__.co_argcount]
-        paths = all_paths(function, *(any_value(hints.get(name, int), name) for name in names))
-        _sound[key] = [f"{function.__name__}: {flaw}" for flaw in complete(paths)]
-    return _sound[key]
+    if step.key not in _flaws:
+        code, hints = step.function.__code__, get_type_hints(step.function)
+        arguments = [any_value(hints.get(name, int), name) for name in code.co_varnames[: code.co_argcount]]
+        _flaws[step.key] = list(complete(all_paths(step.function, *arguments)))
+    return _flaws[step.key]
 
 
 @claim(
@@ -695,8 +696,8 @@ def flaws(function: FunctionType) -> list[str]:
     rung=EXHAUSTED,
 )
 def _(r: Revision) -> tuple[bool, int]:
-    functions = steps(r)
-    return not any(flaws(function) for function in functions), len(functions)
+    found = steps(r)
+    return not any(flaws(step) for step in found.values()), len(found)
 
 
 @claim(
@@ -730,12 +731,12 @@ def _(r: Revision) -> tuple[bool, int]:
     frame = pd.DataFrame([{**row, "pf_ret": known[ANSWERS[row["pf_ret"] % len(known)]]} for row in rows])
     plain, compiled = (evaluate(frame, r, engine=engine) for engine in ("plain", "compiled"))
     agree = bool(plain.equals(compiled))
-    columns = [o for o in outputs("cases", r) if o.kind != "warns"]
+    columns = [o for o in outputs("cases", r) if o.kind != "warns" and "(" not in o.path]
     for row, told in zip(rows, plain.to_dict("records"), strict=True):
         case = Case({**row, "pf_ret": row["pf_ret"] % len(known)})
         for output in columns:
             reached, value = case.cell(way.name, output, r)
-            agree = agree and (told[output.column] is pd.NA if not reached else told[output.column] == value)
+            agree = agree and (told[output.column] == value if reached else pd.isna(told[output.column]))
     return agree, len(rows)
 
 
@@ -754,7 +755,7 @@ CLAIMS["never-released"] = Claim(
     ("h2+04", "h2+05"),
     ("posted",),
     rung=STATED,
-    source='Linux `arch/x86/kvm/svm/svm.c`, commit `dee281e4b435` (v6.10), merged before commit `b3d5dc629c32` '
+    source="Linux `arch/x86/kvm/svm/svm.c`, commit `dee281e4b435` (v6.10), merged before commit `b3d5dc629c32` "
     '("KVM: x86/mmu: Use synthetic page fault error code to indicate private faults") (v6.10)',
 )
 CLAIMS["hardware-sets-bit-34"] = Claim(
@@ -776,21 +777,16 @@ class Witness:
 
     claim: Claim
     revision: Revision
-    values: dict[str, int]
+    state: dict[str, int]
     real: bool = False  # the claim is false of it in the plain functions, too
 
-    @property
-    def unusual(self) -> dict[str, int]:
-        """The inputs that are not what nobody would remark on."""
-        return {n: v for n, v in self.values.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
-
     def __str__(self) -> str:
-        return ", ".join(f"{name}={spell(name, value)}" for name, value in self.unusual.items()) or "any state"
+        return spelled(self.state)
 
     def steps(self, revision: str | Revision | None = None) -> list[Record]:
         """The steps that the claim's check runs in this state, in this revision or another."""
         assert self.claim.check is not None
-        case = Case(self.values, watch=True)
+        case = Case(self.state, watch=True)
         self.claim.check(case, get(revision or self.revision))  # type: ignore[arg-type,call-arg]
         return flat(case.records)
 
@@ -810,20 +806,6 @@ def _lines(records: list[Record]) -> list[str]:
         after = f" → {record.after:#x}" if record.after not in (None, record.before) else ""
         lines.append(f"{'  ' * record.depth}{record.step}{after}: {record.why}")
     return lines
-
-
-def spell(name: str, value: int) -> str:
-    """Write an input's value for people: codes as names of bits, words for numbers that have one."""
-    column = COLUMNS.get(name)
-    if name == "info" or column is None:
-        return hex(value)
-    if name in ("error_code", "put_off_code"):
-        return describe(value)
-    if name == "pf_ret":
-        return ANSWERS[value] if value >= 0 else str(value)
-    if name == "vm_type":
-        return VM_TYPES[value]
-    return column.labels[value] if column.labels else hex(value) if column.kind == "u64" else str(value)
 
 
 @dataclass
@@ -933,7 +915,7 @@ def _ask(pairs: list[tuple[str, str]], timeout_ms: int) -> list[_Told]:
     told = []
     for name, revision in pairs:
         a = prove(name, revision)
-        witness = (a.witness.values, a.witness.real) if a.witness else None
+        witness = (a.witness.state, a.witness.real) if a.witness else None
         told.append((a.holds, a.count, witness, a.seconds))
     return told
 
@@ -946,7 +928,9 @@ def _tasks(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
     return list(tasks.values())
 
 
-def prove_all(names: Sequence[str] = (), revisions: Sequence[str] = (), jobs: int | None = None) -> list[Answer]:
+def prove_all(
+    names: Sequence[str] = (), revisions: Sequence[str] = (), jobs: int | None = None
+) -> list[Answer]:
     """Ask all claims, or those named, of all revisions of which something is expected, or of those named.
 
     The work is spread over `jobs` processes, as many as there are cores.  Raises InputError if there is no such

@@ -120,7 +120,9 @@ def _patch(args: argparse.Namespace) -> int:
     from kvm_pf.patch import report
 
     text, status = report(args.file)
-    print(text, file=sys.stderr if status == UNREADABLE else sys.stdout)
+    if status == UNREADABLE:
+        raise InputError(text)
+    print(text)
     return status
 
 

@@ -131,12 +131,12 @@ def follow(
     ]
 
 
-def mmio_moments(seen: Iterable[Seen], gfn: int) -> list[tuple[int, int, int, bool | None]]:
+def mmio_moments(seen: Iterable[Seen], gfn: int) -> list[tuple[int | None, int, int, bool | None]]:
     """List when the MMIO SPTE of a gfn was looked at or made, as `kvm_pf.plot.mmio_generation` draws it.
 
     Each moment: step, memslots' generation, generation in the SPTE, whether they agree (None: it is being made).
     """
-    moments: list[tuple[int, int, int, bool | None]] = []
+    moments: list[tuple[int | None, int, int, bool | None]] = []
     for row in (each.row for each in seen):
         if row.check_kvm_gen is not None and row.check_spte_gen is not None and row.state_gfn == gfn:
             moments.append((row.step, row.check_kvm_gen, row.check_spte_gen, row.check_valid))

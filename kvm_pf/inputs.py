@@ -12,7 +12,7 @@ from typing import Any
 from kvm_pf.bits import encode
 from kvm_pf.errors import InputError
 from kvm_pf.revisions import Revision, get
-from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, Vcpu
+from kvm_pf.state import GFN_MASK, KVM_MEMORY_ATTRIBUTE_PRIVATE, Vcpu
 from kvm_pf.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES, Input
 
 U64_MAX = (1 << 64) - 1
@@ -38,11 +38,13 @@ def brief(value: object) -> str:
     """Show a value that is wrong, on one line and not too long."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
-    return _REPR.repr(value)
+    return " ".join(_REPR.repr(value).split())
 
 
 def limits(column: Input) -> tuple[int, int, str]:
     """Return the least and the greatest number that a column takes, and that in words."""
+    if column.column == "gfn":
+        return 0, GFN_MASK, "a frame number of 52 bits"
     if column.kind == "u64":
         return 0, U64_MAX, "an unsigned 64-bit number"
     if column.kind == "bool":

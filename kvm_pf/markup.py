@@ -16,24 +16,26 @@ __all__ = (
 )  # fmt: skip
 
 STYLE = """<style>
-.kvm-pf {overflow-x: auto; max-width: 100%}
-.kvm-pf p {margin: 4px 0; line-height: 1.4}
-.kvm-pf table {border-collapse: collapse; margin: 0 0 6px; font-size: 13px; line-height: 1.35}
-.kvm-pf table caption {caption-side: top; text-align: left; padding: 6px 0 2px; font-weight: bold; color: inherit;
+.kvm-pf.kvm-pf {overflow-x: auto; max-width: 100%}
+.kvm-pf.kvm-pf p {margin: 4px 0; line-height: 1.4}
+.kvm-pf.kvm-pf table {border-collapse: collapse; margin: 0 0 6px; font-size: 13px; line-height: 1.35}
+.kvm-pf.kvm-pf table caption {caption-side: top; text-align: left; padding: 6px 0 2px; font-weight: bold;
+  color: inherit;
   font-size: 13px; white-space: normal}
-.kvm-pf table th, .kvm-pf table td {border: 1px solid rgba(127, 127, 127, .35); padding: 2px 7px; text-align: left;
-  vertical-align: top; white-space: normal; max-width: 34em; overflow-wrap: break-word}
-.kvm-pf table th {font-weight: bold; background: rgba(127, 127, 127, .12)}
-.kvm-pf code {background: none; padding: 0; white-space: nowrap; color: inherit}
-.kvm-pf table.diff {width: 100%; table-layout: fixed}
-.kvm-pf table.diff td {border-width: 0 1px; max-width: none}
-.kvm-pf table.diff code, .kvm-pf code.line {white-space: normal}
-.kvm-pf td.gone {background: rgba(213, 94, 0, .16)}
-.kvm-pf td.new {background: rgba(0, 114, 178, .16)}
-.kvm-pf table.bits {width: 100%; min-width: 600px; table-layout: fixed; font-size: 11px}
-.kvm-pf table.bits td:first-child {width: 4em}
-.kvm-pf td.on {background: rgba(0, 114, 178, .2); outline: 2px solid currentColor; outline-offset: -2px}
+.kvm-pf.kvm-pf table th, .kvm-pf.kvm-pf table td {border: 1px solid rgba(127, 127, 127, .35); padding: 2px 7px;
+  text-align: left; vertical-align: top; white-space: normal; max-width: 34em; overflow-wrap: break-word}
+.kvm-pf.kvm-pf table th {font-weight: bold; background: rgba(127, 127, 127, .12)}
+.kvm-pf.kvm-pf code {background: none; padding: 0; white-space: nowrap; color: inherit}
+.kvm-pf.kvm-pf table.diff {width: 100%; table-layout: fixed}
+.kvm-pf.kvm-pf table.diff td {border-width: 0 1px; max-width: none}
+.kvm-pf.kvm-pf table.diff code, .kvm-pf.kvm-pf code.line {white-space: normal}
+.kvm-pf.kvm-pf td.gone {background: rgba(213, 94, 0, .16)}
+.kvm-pf.kvm-pf td.new {background: rgba(0, 114, 178, .16)}
+.kvm-pf.kvm-pf table.bits {width: 100%; min-width: 600px; table-layout: fixed; font-size: 11px}
+.kvm-pf.kvm-pf table.bits td:first-child {width: 4em}
+.kvm-pf.kvm-pf td.on {background: rgba(0, 114, 178, .2); outline: 2px solid currentColor; outline-offset: -2px}
 </style>"""
+"""The class stands twice in each rule: it must outweigh JupyterLab's rules for tables and code."""
 
 
 class Html(str):

@@ -153,7 +153,7 @@ def get_mmio_spte(mmio: MmioFormat, walk: Walk) -> tuple[int, bool]:
     if not is_shadow_present_pte(spte):
         lowest += 1
     reserved = (
-        (walk.root >= 5) & is_rsvd_spte(mmio, walk.spte5, EPT_RSVD_TABLE, EPT_RSVD_TABLE)
+        (walk.root >= 5) & (lowest <= 5) & is_rsvd_spte(mmio, walk.spte5, EPT_RSVD_TABLE, EPT_RSVD_TABLE)
         | (walk.root >= 4) & (lowest <= 4) & is_rsvd_spte(mmio, walk.spte4, EPT_RSVD_TABLE, EPT_RSVD_TABLE)
         | (walk.root >= 3) & (lowest <= 3) & is_rsvd_spte(mmio, walk.spte3, EPT_RSVD_SMALL, EPT_RSVD_1G)
         | (walk.root >= 2) & (lowest <= 2) & is_rsvd_spte(mmio, walk.spte2, EPT_RSVD_SMALL, EPT_RSVD_2M)

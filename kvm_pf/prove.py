@@ -3,20 +3,23 @@
 
 An `Int` is any 64-bit value, a `Bool` any truth value.  Arithmetic on them builds terms; asking one for its
 truth (`if`, `and`, `or`, `not`) splits the run in two.  `explore` runs a function until every side has been taken
-and returns its paths: what each assumes, and what it returns.  `summarise` makes one value of all paths, so that
-a function that calls others does not multiply their paths by its own; it is a `bind` for the linker.
+and returns its paths: what each assumes, and what it returns.  `Summary` makes one value of all paths, so that a
+function that calls others does not multiply their paths by its own; it is a `bind` for the linker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce, wraps
+from functools import reduce
 from itertools import islice
 from operator import and_, or_
-from typing import Any, NamedTuple, get_type_hints
+from types import FunctionType
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import z3
+
+from kvm_pf.link import digest
 
 WIDTH = 64
 
@@ -302,9 +305,7 @@ def merge(paths: list[Path]) -> Any:
     values = [path.result for path in paths]
     first = values[0]
     if isinstance(first, tuple):
-        fields = [
-            merge([Path(path.condition, path.result[n]) for path in paths]) for n in range(len(first))
-        ]
+        fields = [merge([Path(path.condition, path.result[n]) for path in paths]) for n in range(len(first))]
         return type(first)(*fields) if hasattr(first, "_fields") else tuple(fields)
     if all(not isinstance(v, (Int, Bool)) and type(v) is type(first) and v == first for v in values):
         return first
@@ -335,19 +336,31 @@ def all_paths(function: Callable[..., Any], *args: Any) -> list[Path]:
     return paths if len(paths) < MANY else explore(function, *args)
 
 
-def summarise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function answer with all of its paths' results in one.  It is right if its paths are `complete`."""
-    made: dict[Any, Any] = {}
+class Summary:
+    """A function that answers with all of its paths' results in one.  It is right if its paths are `complete`.
 
-    @wraps(function)
-    def summary(*args: Any, **kwargs: Any) -> Any:
-        key = _identity((*args, *kwargs.items()))
-        if key not in made:
-            paths = all_paths(lambda: function(*args, **kwargs))
-            made[key] = args, kwargs, merge(paths)  # the terms stay alive, and with them their numbers
-        return made[key][2]
+    What was worked out once is kept, for every function that does the same (`key`).
+    """
 
-    return summary
+    _made: ClassVar[dict[str, dict[Any, tuple[Any, Any]]]] = {}
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
+        self.key = digest(function, {})
+        self.made = self._made.setdefault(self.key, {})
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """The result, as one value of terms."""
+        code = self.function.__code__
+        args += tuple(named[name] for name in code.co_varnames[len(args) : code.co_argcount])
+        key = _identity(args)
+        if key not in self.made:
+            result = merge(all_paths(self.function, *args))
+            self.made[key] = args, result  # the arguments stay alive, and with them their terms' numbers
+        return self.made[key][1]
+
+    def __repr__(self) -> str:
+        return f"<all paths of {self.function.__name__}, {self.key}>"
 
 
 @dataclass
@@ -407,19 +420,34 @@ def _bits(value: Int | Bool) -> list[z3.BoolRef]:
     return [z3.Extract(n, n, value.term) == 1 for n in range(WIDTH)]
 
 
-def _fewest(solver: z3.Solver, truths: list[z3.BoolRef]) -> None:
-    """Add to the solver that as few of `truths` hold as possible."""
-    if not truths:
-        return
-    most = 0
-    while not satisfiable(solver, z3.AtMost(*truths, most)):
-        most += 1
-    solver.add(z3.AtMost(*truths, most))
+class _Shrinking:
+    """A solver and a state that it allows, which shrinks with every wish that can be granted."""
 
+    def __init__(self, condition: Any) -> None:
+        self.solver = new_solver(bool_term(condition))
+        self.exists = satisfiable(self.solver)
+        self.model = self.solver.model() if self.exists else None
 
-def _value(model: z3.ModelRef, value: Int | Bool) -> int:
-    found = model.eval(value.term, model_completion=True)
-    return int(z3.is_true(found)) if isinstance(value, Bool) else int(found.as_long())
+    def value(self, term: Int | Bool) -> int:
+        """The unsigned value of a term in the state; a truth value's is 0 or 1."""
+        assert self.model is not None
+        found = self.model.eval(term.term, model_completion=True)
+        return int(z3.is_true(found)) if isinstance(term, Bool) else int(found.as_long())
+
+    def wish(self, truth: Bool) -> bool:
+        """From here on, hold to `truth` if there is such a state; say so."""
+        if not self.value(truth):
+            if not satisfiable(self.solver, truth.term):
+                return False
+            self.model = self.solver.model()
+        self.solver.add(truth.term)
+        return True
+
+    def fewest(self, truths: list[z3.BoolRef]) -> None:
+        """From here on, hold to as few of `truths` as possible."""
+        most = 0
+        while truths and not self.wish(Bool(z3.AtMost(*truths, most))):
+            most += 1
 
 
 def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
@@ -428,25 +456,16 @@ def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int
     Smallest: first, fewest bits in the codes; then, fewest other variables unlike their defaults; then, of
     each of these in turn, fewest bits, and the smallest of such numbers.  All values are unsigned.
     """
-    solver = new_solver(bool_term(condition))
-    if not satisfiable(solver):
+    state = _Shrinking(condition)
+    if not state.exists:
         return None
-    codes = [v for v in variables.values() if v.is_code]
+    codes = [v.term for v in variables.values() if v.is_code]
     others = [v for v in variables.values() if not v.is_code]
-    _fewest(solver, [bit for v in codes for bit in _bits(v.term)])
-    unlike = {id(v): bool_term(v.term != v.default) for v in others}
-    _fewest(solver, list(unlike.values()))
-    for v in (*codes, *others):
-        if not v.is_code and satisfiable(solver, z3.Not(unlike[id(v)])):
-            solver.add(z3.Not(unlike[id(v)]))
-            continue
-        if not v.is_code:
-            _fewest(solver, _bits(v.term))
-        for bit in reversed(_bits(v.term)):  # the smallest: clear what can be cleared, from the top
-            if satisfiable(solver, z3.Not(bit)):
-                solver.add(z3.Not(bit))
-            else:
-                solver.add(bit)
-    satisfiable(solver)
-    model = solver.model()
-    return {name: _value(model, v.term) for name, v in variables.items()}
+    state.fewest([bit for code in codes for bit in _bits(code)])
+    state.fewest([bool_term(v.term != v.default) for v in others])
+    unlike = [v.term for v in others if not state.wish(v.term == v.default)]
+    for term in (*codes, *unlike):
+        state.fewest(_bits(term))
+        for bit in reversed(_bits(term)):  # the smallest: clear what can be cleared, from the top
+            state.wish(Bool(z3.Not(bit)))
+    return {name: state.value(v.term) for name, v in variables.items()}

@@ -123,7 +123,7 @@ def server(folder, root) -> Iterator[str]:
         yield wait_for(process, f"http://127.0.0.1:{port}", folder.parent / "log")
     finally:
         process.terminate()
-        process.wait()
+        process.wait(SECONDS)
 
 
 def wait_for(process: subprocess.Popen[bytes], address: str, log: Path) -> str:
@@ -240,7 +240,7 @@ def views(cell: nbformat.NotebookNode) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def lab(server, chromium) -> Iterator[Lab]:
+def lab(chromium, server) -> Iterator[Lab]:
     """JupyterLab in the browser, nothing open."""
     expect.set_options(timeout=1000 * SECONDS)
     with sync_playwright() as playwright:
@@ -288,6 +288,19 @@ def test_whatever_is_wrong_is_noticed(lab):
         "console: Error: widget model not found",
     }
     lab.stop()
+
+
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "laptop"])
+def test_the_site_fits_the_screen(quiet, tmp_path_factory, width):
+    folder = tmp_path_factory.mktemp("site")
+    site.write([site.prepare(path.stem, notebooks.read(path)) for path in NOTEBOOKS], folder)
+    page = quiet.page.context.browser.new_page()
+    page.on("console", quiet.hear)
+    page.set_viewport_size({"width": width, "height": 900})
+    for path in sorted(folder.glob("*.html")):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width, path.name
+    page.close()
 
 
 # Each kind of widget, operated as a person would.  What is expected is read off the sources, not off the page.

@@ -97,9 +97,12 @@ dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
 .s1, .s2, .sd, .sa, .si, .se { color: #a33b00 }
 .c1 { font-style: italic; color: #595959 }
 @media (max-width: 30rem) { .input_area pre { white-space: pre-wrap } .output_area { padding-left: 0 }
-  .output_area table { width: max-content } }
+  .output_area table { width: max-content } .output_area table.diff { min-width: 36rem } }
 @media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }
-  .input_area, img, tr { break-inside: avoid } .wide img { min-width: 0 !important } }
+  .input_area, img, tr { break-inside: avoid } .wide img { min-width: 0 !important }
+  .output_area table { font-size: 7pt !important }
+  th, td { overflow-wrap: anywhere !important; padding: .1rem .3rem !important }
+  th, td, td code { white-space: normal !important; font-size: inherit } }
 """
 
 
@@ -115,14 +118,14 @@ class Page(NamedTuple):
 def prepare(name: str, notebook: NotebookNode) -> Page:
     """Leave out live widgets; give each figure its size, and a text for those who do not see it.
 
-    That text is the `alt` in the figure's own metadata, or else the last sentence said before it.
+    That text is the `alt` in the figure's own metadata, or else the paragraph before it.
     """
     title, said = name, []
     for cell in notebooks.normalise(notebook).cells:
         if cell.cell_type == "markdown":
             html = markdown2html_mistune(cell.source)
             title = next(map(plain, inside("h1", html)), title)
-            said += [sentence for text in inside("p|li", html) for sentence in sentences(text)]
+            said += map(plain, inside("p|li", html))
             continue
         cell.outputs = [output for output in cell.outputs if not is_live(output)]
         for output in cell.outputs:
@@ -130,7 +133,7 @@ def prepare(name: str, notebook: NotebookNode) -> Page:
                 width, height = unpack(">16x2I", b64decode(png[:32]))
                 about = {"alt": said[-1] if said else name} | output.metadata.get("image/png", {})
                 output.metadata["image/png"] = about | {"width": width, "height": height}
-    return Page(name, title, said[0] if said else "", notebook)
+    return Page(name, title, first_sentence(said[0]) if said else "", notebook)
 
 
 def is_live(output: NotebookNode) -> bool:
@@ -149,9 +152,9 @@ def plain(html: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]+>", "", html)).removesuffix("¶").split())
 
 
-def sentences(html: str) -> list[str]:
-    """Cut the HTML of a paragraph into sentences of text."""
-    return re.split(r"(?<=[.?!:])\s+(?=\W?[A-Z])", plain(html))
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text."""
+    return re.split(r"(?<=[.?!])\s+(?=\W?[A-Z])", text)[0]
 
 
 def contents(pages: Sequence[Page]) -> Page:

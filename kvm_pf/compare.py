@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compare two revisions over all states: where exactly they differ, in what, and the smallest state that shows it.
+
+    compare("before", "posted") -> Comparison; print it
+
+A difference is described by a cover: conditions on the inputs such that the revisions differ in a state exactly if
+one of the conditions holds.  The solver finds the conditions and proves that they are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import z3
+
+from kvm_pf.bits import (
+    PFERR,
+    PFERR_NESTED_GUEST_PAGE,
+    PFERR_SYNTHETIC_MASK,
+)
+from kvm_pf.case import ANSWERS, CODES, COLUMNS, WAYS, Case, answers, common_outputs, default, spell, spelled
+from kvm_pf.diff import diff_text, step_diff
+from kvm_pf.errors import InputError
+from kvm_pf.inputs import case_values
+from kvm_pf.prove import all_of, bool_term, new_solver, no, one_of, satisfiable
+from kvm_pf.revisions import Revision, get, logic_names
+from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, PAGE_SHIFT
+from kvm_pf.tables import MMIO_EPT, MMIO_NPT, MODE_COLUMNS, MODES, VM_TYPES, Output
+
+
+class Topic(NamedTuple):
+    """Outputs that belong together; a difference is told under the first topic that shows it."""
+
+    title: str
+    columns: tuple[str, ...]  # names, or beginnings that end with *
+    everywhere: bool = False  # it is one kind of difference in whatever way a fault comes
+
+
+TOPICS = (
+    Topic("warnings", ("warns", "ready_warns", "vm_bugged", "vm_dead", "pr_warn")),
+    Topic("the error code", ("f_error_code", "mmu_error_code", "trace_error_code")),
+    Topic("private or shared", ("f_is_private",)),
+    Topic("attribute look-ups", ("attr_lookups", "attr_gfn"), everywhere=True),
+    Topic("the MMIO path", ("mmio_called", "mmio_ret", "chk_*", "tr_*")),
+    Topic(
+        "who is called",
+        ("pf_called", "mmu_*", "calls", "rmp_*", "traced", "trace_*", "fast_mmio", "gmem_calls"),
+    ),
+    Topic("what follows", ("ret", "exit_reason", "mf_*", "unprot*", "emu_*", "apf_*", "skip_insn")),
+    Topic("statistics", ("st_*", "ready_*"), everywhere=True),
+    Topic("the MMIO cache", ("a_mmio_*",)),
+    Topic("the rest", ("*",), everywhere=True),
+)
+
+
+def _fits(column: str, pattern: str) -> bool:
+    return column.startswith(pattern[:-1]) if pattern.endswith("*") else column == pattern
+
+
+@cache
+def topic_of(column: str) -> Topic:
+    """The topic that an output belongs to."""
+    return next(topic for topic in TOPICS if any(_fits(column, pattern) for pattern in topic.columns))
+
+
+# --- facts that conditions are made of ---
+
+
+class Fact(NamedTuple):
+    """Something that can be said of the inputs: in words, its opposite in words, and whether it is so."""
+
+    words: str
+    opposite: str
+    holds: Callable[[Case], Any]
+
+
+def _bit_facts(column: str) -> Iterator[Fact]:
+    def has(words: str, mask: int, of: int = 0) -> Fact:
+        return Fact(
+            f"{column} has {words}",
+            f"{column} has not {words}",
+            lambda c: (getattr(c, column) & mask == mask) if of else (getattr(c, column) & mask != 0),
+        )
+
+    yield has("bit 48 or 49", PFERR_SYNTHETIC_MASK)
+    yield has("any of bits 32 to 63", (1 << 64) - (1 << 32))
+    yield has("PRESENT, WRITE and GUEST_PAGE", PFERR_NESTED_GUEST_PAGE, of=1)
+    for bit in PFERR:
+        yield has(bit.label, bit.mask)
+
+
+def _column_facts(column: str) -> Iterator[Fact]:
+    spec = COLUMNS[column]
+    if column in CODES:
+        yield from _bit_facts(column)
+    elif spec.kind == "bool":
+        yield Fact(column, f"not {column}", lambda c: getattr(c, column) == True)  # noqa: E712
+    elif spec.kind == "label" or column in ("vm_type", "pf_ret", "mmio_cfg"):
+        count = len(spec.labels or {"vm_type": VM_TYPES, "pf_ret": ANSWERS}.get(column, "EENT"))
+        for value in range(count):
+            yield Fact(
+                f"{column} is {spell(column, value)}",
+                f"{column} is not {spell(column, value)}",
+                lambda c, value=value: getattr(c, column) == value,  # type: ignore[misc]
+            )
+    if column == "pf_ret":
+        yield Fact("pf_ret is an error", "pf_ret is no error", lambda c: c.pf_ret < 0)
+
+
+TELLING = 10
+"""So many of the facts are always considered, for they tell most."""
+
+
+def facts(way: str, a: Revision, b: Revision) -> list[Fact]:
+    """What conditions on a way's inputs are made of, the most telling first."""
+    update = KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+    private = Fact(
+        "the page is private", "the page is shared", lambda c: c.attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
+    )
+    in_progress = Fact("slots are being updated", "no update of slots", lambda c: c.gen & update != 0)
+    same_kind = Fact("is_private is the page's", "is_private is not the page's", lambda c: (
+        c.is_private == (c.cfg_private_mem & (c.attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0))
+    ))  # fmt: skip
+    before_columns: dict[str, list[Fact]] = {
+        "kvm_mmu_page_fault": [
+            private,
+            Fact("it reaches the handler", "it does not reach the handler", lambda c: c.fault(a).handled.called),
+            Fact(f"it gets to the handler in {b.name}", f"it does not in {b.name}", lambda c: c.fault(b).handled.called),
+            Fact("its MMIO SPTE is current", "no current MMIO SPTE", lambda c: c.fault(a).mmio.traced),
+            Fact("its MMIO SPTE is stale", "no stale MMIO SPTE", lambda c: (
+                c.fault(a).mmio.checked & no(c.fault(a).mmio.traced)
+            )),
+            in_progress,
+        ],
+        "kvm_arch_async_page_ready": [
+            private,
+            Fact("it is gone on with", "it is not gone on with", lambda c: c.page_ready(a).handled.called),
+        ],
+        "kvm_arch_vcpu_pre_fault_memory": [
+            private,
+            Fact("the handler is called", "the handler is not called", lambda c: c.pre_fault(b).handled.called),
+        ],
+        "source": [],
+        "kvm_faultin_pfn": [same_kind, private, in_progress],
+    }  # fmt: skip
+    columns = (fact for column in WAYS[way].inputs for fact in _column_facts(column.column))
+    return [*before_columns[way], *columns]
+
+
+# --- covers ---
+
+Condition = tuple[str, ...]
+"""Facts that hold together."""
+
+_Literal = tuple[str, z3.BoolRef]
+
+MOST = 40
+"""Conditions after which a cover is given up as one that these facts cannot tell."""
+
+
+def cover(case: Case, region: Any, given: Any, told_by: Sequence[Fact]) -> tuple[list[Condition], bool]:
+    """Describe `region` within `given` by conditions of few facts; say whether they are exactly the region.
+
+    Conditions are found one by one: a state of the region that none covers yet, all facts that hold in it, and of
+    these the few that the solver needs to conclude that every such state is in the region.
+    """
+    inside, assumed = bool_term(region), [bool_term(given), *map(bool_term, case.bounds)]
+    truths = [(fact, bool_term(fact.holds(case))) for fact in told_by]
+    states, outside = new_solver(*assumed, inside), new_solver(*assumed, z3.Not(inside))
+    found: list[tuple[list[str], z3.BoolRef]] = []
+    exact = True
+    while satisfiable(states):
+        model = states.model()
+        facts_here = []
+        for fact, truth in truths:
+            so = z3.is_true(model.eval(truth, model_completion=True))
+            facts_here.append((fact.words if so else fact.opposite, truth if so else z3.Not(truth)))
+        if len(found) == MOST or satisfiable(outside, *(truth for _, truth in facts_here)):
+            exact = False
+            break
+        needed = _needed(outside, facts_here)
+        found.append(([words for words, _ in needed], z3.And(*(truth for _, truth in needed))))
+        states.add(z3.Not(found[-1][1]))
+    for condition in list(found):  # what the others cover together is not told
+        rest = [truth for other in found if other is not condition for truth in [other[1]]]
+        if exact and not satisfiable(new_solver(*assumed, condition[1]), z3.Not(z3.Or(*rest))):
+            found.remove(condition)
+    return [tuple(words) for words, _ in found], exact
+
+
+def _needed(outside: z3.Solver, facts_here: list[_Literal]) -> list[_Literal]:
+    """Choose the few facts that exclude what is outside; of two that would do, the more telling.
+
+    Source: Junker, "QuickXplain: preferred explanations and relaxations for over-constrained problems" (2004).
+    """
+
+    def excluded(chosen: list[_Literal]) -> bool:
+        return not satisfiable(outside, *(truth for _, truth in chosen))
+
+    def explain(known: list[_Literal], new: bool, rest: list[_Literal]) -> list[_Literal]:
+        if new and excluded(known):
+            return []
+        if len(rest) == 1:
+            return rest
+        telling, other = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        late = explain([*known, *telling], True, other)
+        return [*explain([*known, *late], bool(late), telling), *late]
+
+    if excluded([]):
+        return []
+    excluded(facts_here)  # most of them do not matter: the solver names those that it used
+    used = {truth.get_id() for truth in outside.unsat_core()}
+    telling = [fact for n, fact in enumerate(facts_here) if n < TELLING or fact[1].get_id() in used]
+    return explain([], False, telling)
+
+
+# --- comparing ---
+
+
+@dataclass
+class Place:
+    """Where one kind of difference shows: a way into the path, and the states in which it does."""
+
+    way: str
+    conditions: list[Condition]
+    exact: bool  # the solver proved that the conditions are these states
+    always: list[str]  # outputs that differ in all of these states
+    sometimes: list[str]  # and in some of them
+    state: dict[str, int]  # the smallest
+    shown: dict[str, tuple[Any, Any]]  # what differs in it
+    cases: list[str] = field(default_factory=list)
+    recordings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"  {WAYS[self.way].title}, if " + "\n      or ".join(", ".join(c) for c in self.conditions)]
+        if not self.exact:
+            lines[0] += " (and states that these facts do not tell apart)"
+        lines += [f"    always differ: {', '.join(self.always)}"] if self.always else []
+        lines += [f"    may differ: {', '.join(self.sometimes)}"] if self.sometimes else []
+        seen = ", ".join(f"{name} {one} → {other}" for name, (one, other) in self.shown.items())
+        lines.append(f"    smallest: {spelled(self.state)}: {seen}")
+        for title, names in (("cases", self.cases), ("recorded", self.recordings)):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines += [f"    {title}: {', '.join(names[:3])}{more}"] if names else []
+        return "\n".join(lines)
+
+
+@dataclass
+class Kind:
+    """One kind of difference, wherever it shows."""
+
+    topic: str
+    places: list[Place]
+
+
+@dataclass
+class Comparison:
+    """What differs between two revisions; nothing else does, as the solver proved.
+
+    `kinds` are in the order of TOPICS.  A state that shows several topics counts for the first of them.
+    """
+
+    a: Revision
+    b: Revision
+    reachable: bool
+    ways: tuple[str, ...]
+    kinds: list[Kind]
+    steps: list[str]
+
+    @property
+    def exact(self) -> bool:
+        """Whether all conditions are proved to be exactly the states that differ."""
+        return all(place.exact for kind in self.kinds for place in kind.places)
+
+    def diff(self) -> str:
+        """The steps that are not the same, as Python, line by line."""
+        texts = []
+        for step in self.steps:
+            try:
+                texts.append(f"{step}\n{diff_text(step_diff(step, self.a, self.b))}")
+            except (InputError, OSError) as error:
+                texts.append(f"{step}: {error}")
+        return "\n\n".join(texts)
+
+    def __str__(self) -> str:
+        states = "states that can exist in both" if self.reachable else "all states"
+        count = (
+            f"{len(self.kinds)} kind{'s' * (len(self.kinds) != 1)} of difference"
+            if self.kinds
+            else "no difference"
+        )
+        lines = [f"{self.a.name} → {self.b.name}, {states}: {count}; nothing else differs (proved)"]
+        for n, kind in enumerate(self.kinds, 1):
+            lines += [f"{n}. {kind.topic}", *map(str, kind.places)]
+        if self.steps:
+            lines.append(f"steps that are not the same: {', '.join(self.steps)}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+Region = Callable[[Case], Any]
+
+
+def compare(
+    a: str | Revision, b: str | Revision, *, reachable: bool = True, root: str | None = None
+) -> Comparison:
+    """Find all states in which two revisions differ.
+
+    `reachable` leaves out states that a fault cannot meet in both.  `root` names one of the ways into the path
+    (`kvm_pf.case.WAYS`); without it, all are compared.  Raises InputError if there is no such revision or way, and
+    Unknown if the solver gives up.
+    """
+    a, b = get(a), get(b)
+    if root is not None and root not in WAYS:
+        raise InputError(f"root={root!r}: it takes one of {', '.join(WAYS)}")
+    ways = (root,) if root else tuple(WAYS)
+    case = Case()
+    kinds: dict[str, Kind] = {}
+    for way in ways:
+        earlier: list[Topic] = []
+        given = _given(way, a, b, reachable)
+        for topic in TOPICS:
+            region = _region(way, topic, tuple(earlier), a, b)
+            earlier.append(topic)
+            place = _place(case, way, region, given, a, b)
+            if place:
+                key = topic.title if topic.everywhere else f"{topic.title}: {WAYS[way].title}"
+                kinds.setdefault(key, Kind(key, [])).places.append(place)
+                _look_for(place, region, given, a, b)
+    order = [topic.title for topic in TOPICS]
+    told = sorted(kinds.values(), key=lambda kind: order.index(kind.topic.split(":")[0]))
+    return Comparison(a, b, reachable, ways, told, changed_steps(a, b))
+
+
+def _given(way: str, a: Revision, b: Revision, reachable: bool) -> Region:
+    def given(c: Case) -> Any:
+        truths = (
+            [c.has_meaning(a), c.has_meaning(b)] if "pf_ret" in {i.column for i in WAYS[way].inputs} else []
+        )
+        return all_of([*truths, *([c.reachable(a, way), c.reachable(b, way)] if reachable else [])])
+
+    return given
+
+
+@cache
+def _outputs(way: str, topic: Topic, a: Revision, b: Revision) -> list[Output]:
+    return [o for o in common_outputs(way, a, b) if topic_of(o.column) is topic]
+
+
+def _region(way: str, topic: Topic, earlier: tuple[Topic, ...], a: Revision, b: Revision) -> Region:
+    """The states that a topic is the first to show."""
+
+    def region(c: Case) -> Any:
+        def differ(topic: Topic) -> Any:
+            return one_of(c.differs(way, o, a, b) for o in _outputs(way, topic, a, b))
+
+        return all_of([differ(topic), *(no(differ(other)) for other in earlier)])
+
+    return region
+
+
+def _place(case: Case, way: str, region: Region, given: Region, a: Revision, b: Revision) -> Place | None:
+    """Describe the states of a region; None if there are none."""
+    inside, assumed = region(case), given(case)
+    if inside is False or not case.possible(inside & assumed):
+        return None
+    columns = [i.column for i in WAYS[way].inputs if i.column in case.terms]
+    state = case.smallest(inside & assumed, columns)
+    assert state is not None
+    conditions, exact = cover(case, inside, assumed, facts(way, a, b))
+    always, sometimes = _differing(case, way, inside & assumed, a, b)
+    plain = Case(state)
+    shown = {
+        o.column: (_written(plain, way, o, a), _written(plain, way, o, b))
+        for o in common_outputs(way, a, b)
+        if plain.differs(way, o, a, b)
+    }
+    return Place(way, conditions, exact, always, sometimes, state, shown)
+
+
+def _written(case: Case, way: str, output: Output, revision: Revision) -> str:
+    reached, value = case.cell(way, output, revision)
+    if not reached:
+        return "–"
+    if output.kind == "warns":
+        return "|".join(name for n, name in enumerate(output.labels) if value >> n & 1) or "none"
+    return hex(value) if output.kind == "u64" else str(int(value))
+
+
+def _differing(case: Case, way: str, where: Any, a: Revision, b: Revision) -> tuple[list[str], list[str]]:
+    """The outputs that differ in all states of a region, and those that differ in some."""
+    differ = {o.column: bool_term(case.differs(way, o, a, b)) for o in common_outputs(way, a, b)}
+    solver = new_solver(bool_term(where), *map(bool_term, case.bounds))
+
+    def settled(of: dict[str, z3.BoolRef]) -> set[str]:
+        """Those of the terms that hold in some state."""
+        true: set[str] = set()
+        while rest := {name: term for name, term in of.items() if name not in true}:
+            if not satisfiable(solver, z3.Or(*rest.values())):
+                break
+            model = solver.model()
+            true |= {
+                name for name, term in rest.items() if z3.is_true(model.eval(term, model_completion=True))
+            }
+        return true
+
+    can = settled(differ)
+    not_always = settled({name: z3.Not(differ[name]) for name in can})
+    return [n for n in differ if n in can - not_always], [n for n in differ if n in can & not_always]
+
+
+def changed_steps(a: Revision, b: Revision) -> list[str]:
+    """The functions and constants that the two revisions do not share, in the order of the path."""
+    names = {**logic_names(), **a.names, **b.names}
+
+    def meaning(revision: Revision, name: str) -> Any:
+        return revision.step(name) if name in logic_names() or name in revision.names else None
+
+    def same(one: Any, other: Any) -> bool:
+        return one is other if isinstance(one, FunctionType) else bool(one == other)
+
+    return [name for name in names if not same(meaning(a, name), meaning(b, name))]
+
+
+# --- what shows it ---
+
+
+def _look_for(place: Place, region: Region, given: Region, a: Revision, b: Revision) -> None:
+    """Name the curated cases whose state is one of these, and the recorded faults that tell the two apart."""
+
+    def here(state: Mapping[str, int]) -> bool:
+        case = Case(state)
+        return bool(given(case)) and bool(region(case))
+
+    place.cases = sorted({name for name, state in curated(place.way, a) if here(state)})
+    if place.way == "kvm_mmu_page_fault":
+        for name, state, seen in recorded():
+            if any(column in seen for column in (*place.always, *place.sometimes)) and here(state):
+                place.recordings += _tells(name, state, seen, a, b)
+
+
+def _tells(
+    name: str, state: Mapping[str, int], seen: Mapping[str, int], a: Revision, b: Revision
+) -> list[str]:
+    """Say which revision a recorded fault agrees with, if they differ in something that was recorded."""
+    case, way = Case(state), "kvm_mmu_page_fault"
+    for output in common_outputs(way, a, b):
+        if output.column in seen and case.differs(way, output, a, b):
+            for revision in (a, b):
+                reached, value = case.cell(way, output, revision)
+                if reached and value == seen[output.column]:
+                    return [f"{name}: {output.column} as {revision.name}"]
+    return []
+
+
+RECORDED = {
+    "f_error_code": "in_error_code",
+    "f_is_private": "in_is_private",
+    "ret": "pf_ret",
+    "emu_type": "emul_type",
+}
+"""Outputs that recordings show, and their columns there."""
+
+
+@cache
+def curated(way: str, revision: Revision) -> list[tuple[str, dict[str, int]]]:
+    """The inputs of the curated cases that take a way, by their ids."""
+    from kvm_pf.corpus import load_corpus
+
+    kinds = {"kvm_mmu_page_fault": "cases", "source": "sources", "kvm_faultin_pfn": "faultin"}
+    cases = load_corpus().cases.drop_duplicates("id")
+    found = []
+    for row in cases.to_dict("records"):
+        given: dict[str, Any] = row["input"]
+        if row["kind"] == kinds.get(way) or (row["kind"] == "call" and row["function"] == way):
+            try:
+                found.append((row["id"], _state(way, given, revision)))
+            except InputError:  # an answer that this revision does not have
+                continue
+    return found
+
+
+def _state(way: str, given: Mapping[str, Any], revision: Revision) -> dict[str, int]:
+    """Turn a curated case's inputs into numbers by column."""
+    if way == "kvm_mmu_page_fault":
+        values = dict(case_values(revision, **given))
+        back = {number: ANSWERS.index(name) for name, number in answers(revision).items()}
+        return {**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"])}
+    if way == "kvm_arch_async_page_ready":
+        given = {"put_off_code" if name == "error_code" else name: value for name, value in given.items()}
+    if way == "kvm_arch_vcpu_pre_fault_memory":
+        given = {"cr2_or_gpa" if name == "gpa" else name: value for name, value in given.items()}
+    state = {
+        n: COLUMNS[n].labels.index(v) if isinstance(v, str) else v for n, v in given.items() if n in COLUMNS
+    }
+    if way == "kvm_faultin_pfn" and "addr" in state:
+        state.setdefault("gfn", state["addr"] >> PAGE_SHIFT)
+    return state
+
+
+@cache
+def recorded() -> list[tuple[str, dict[str, int], dict[str, int]]]:
+    """The recorded faults that came to kvm_mmu_page_fault(): name, state as far as it was traced, outputs seen.
+
+    Faults of 6.1 are left out: its codes have 32 bits.  The patch's own kernel comes first.
+    """
+    from kvm_pf.corpus import load_corpus
+    from kvm_pf.replay import revision_for
+
+    frame = load_corpus().recordings
+    frame = frame[
+        frame["pf_err"].notna() & frame["state_private"].notna() & (frame["recording"] != "6.1-debian")
+    ]
+    frame = frame.sort_values("recording", key=lambda names: names != "posted-on-6.12", kind="stable")
+    found = []
+    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        numbers = {number: name for name, number in answers(revision_for(row["kernel"])[0]).items()}
+        mode = {"npt": "tdp", "ept": "tdp"}.get(row["mode"], "shadow")
+        state = {
+            **dict(zip(MODE_COLUMNS, MODES[mode], strict=True)),
+            "error_code": row["pf_err"],
+            "cr2_or_gpa": row["pf_gpa"],
+            "vm_type": int(row["state_vm"] == "swprot"),
+            "attrs": KVM_MEMORY_ATTRIBUTE_PRIVATE if row["state_private"] else 0,
+            "memslot": int(bool(row["in_slot"])),
+            "emu_ret": row["emul_ret"] if row["emul_ret"] is not None else 1,
+            "mmio_cfg": MMIO_EPT if row["mode"] == "ept" else MMIO_NPT,
+        }
+        answer = row["handler_ret"]
+        if answer is not None:
+            state["pf_ret"] = ANSWERS.index(numbers[answer]) if answer in numbers else answer
+        if row["check_spte"] is not None:
+            state |= {"walk_leaf": 1, "spte1": row["check_spte"], "gen": row["check_kvm_gen"]}
+        elif row["mmio_gfn"] is not None:
+            state |= {"mmio_gfn": row["mmio_gfn"], "mmio_gen": default(COLUMNS["gen"])}
+        name = f"{row['recording']} {row['scenario']} fault {row['fault']} ({row['op']})"
+        seen = {column: int(row[cell]) for column, cell in RECORDED.items() if row[cell] is not None}
+        found.append((name, {key: int(value) for key, value in state.items()}, seen))
+    return found

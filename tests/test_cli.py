@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: what each command prints, how it ends, and that nothing makes it stumble."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvm_pf.bits import PFERR, decode
+from kvm_pf.cli import main
+from kvm_pf.corpus import load_corpus
+from kvm_pf.tables import CASE_INPUTS
+
+fixed = settings(derandomize=True, deadline=None)
+
+COMMANDS = ("decode", "explain", "check", "replay", "patch", "evaluate", "export")
+
+
+def run(*arguments):
+    """Run a command; give its exit status and what it printed where."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def refused(*arguments):
+    """Run a command that must complain in one line; give the line."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("kvm-pf")
+    return err
+
+
+def process(*arguments, **more):
+    command = [sys.executable, "-m", "kvm_pf", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A small table of kernel vectors."""
+    path = tmp_path_factory.mktemp("tables") / "cases_before.csv"
+    frame = load_corpus().vectors("cases", "before").iloc[::200]
+    frame.astype(object).where(frame.notna(), "").to_csv(path, index=False)
+    return path
+
+
+class TestDecode:
+    def test_it_names_the_bits_who_sets_them_and_what_they_mean(self):
+        status, out, err = run("decode", "0x2000100000006")
+        assert (status, err) == (0, "")
+        title, *rows = out.splitlines()
+        assert title == "0x2000100000006: page-fault error code (#NPF, or inside KVM)"
+        assert [row.split()[:2] for row in rows] == [
+            ["1", "WRITE"], ["2", "USER"], ["32", "GUEST_FINAL"], ["49", "PRIVATE_ACCESS"],
+        ]  # fmt: skip
+        for row, bit in zip(rows, decode(0x2000100000006), strict=True):
+            assert bit.set_by.value in row
+            assert row.endswith(bit.means)
+
+    @pytest.mark.parametrize(
+        "code", ["10000000c", "0x10000000C", "0X10000000c", "USER|RSVD|GUEST_FINAL", "bit2|bit3|bit32"]
+    )
+    def test_a_code_is_hexadecimal_or_names(self, code):
+        assert run("decode", code) == run("decode", "0x10000000c")
+
+    def test_it_reads_the_other_encodings(self):
+        _, out, _ = run("decode", "0x683", "--as", "ept")
+        assert [row.split()[1] for row in out.splitlines()[1:]] == [
+            "READ", "WRITE", "GVA_VALID", "GVA_USER", "GVA_WRITABLE",
+        ]  # fmt: skip
+        assert run("decode", "ffffffff", "--as", "pf")[0] == 0
+        assert "32 bits" in refused("decode", "100000000", "--as", "pf")
+
+    def test_a_bit_without_a_name_stays_visible(self):
+        _, out, _ = run("decode", "8000000000000000")
+        assert "63  bit 63" in out
+        assert run("decode", "0")[1].count("\n") == 1
+
+    @given(st.integers(0, 2**64 - 1))
+    @fixed
+    def test_json_says_the_same(self, code):
+        status, out, _ = run("decode", hex(code), "--json")
+        told = json.loads(out)
+        assert (status, int(told["code"], 16), told["encoding"]) == (0, code, "pferr")
+        assert sum(1 << bit["bit"] for bit in told["bits"]) == code
+        names = {row.bit: row.name for row in PFERR}
+        assert all(bit["name"] == names.get(bit["bit"], "") for bit in told["bits"])
+
+    @pytest.mark.parametrize(
+        "code", ["", "-5", "0x", "0x_1", "1_0", "٣", "WRIT", "WRITE|", "6.0", " 6", "bit64", "f" * 99, "0xg"]
+    )
+    def test_anything_else_is_refused(self, code):
+        assert len(refused("decode", "--", code)) < 500
+
+
+class TestExplain:
+    def test_it_prints_the_steps(self):
+        status, out, err = run("explain", "0x100000006", "--vm", "sw-protected", "--private")
+        assert (status, err) == (0, "")
+        assert out.startswith(
+            "posted: sw-protected VM, address 0x100000000, error code 0x100000006 (WRITE|USER|GUEST_FINAL)\n"
+        )
+        assert "0x100000006 → 0x2000100000006" in out
+        assert "gfn 0x100000 is private: PRIVATE_ACCESS set" in out
+
+    def test_options_and_settings_reach_the_fault(self):
+        _, out, _ = run(
+            "explain", "RSVD|USER", "--revision", "v6_12", "--gpa", "0x5000", "--mode", "shadow",
+            "--set", "pf_ret=EMULATE", "--set", "walk_leaf=1", "--set", "spte1=0x6",
+        )  # fmt: skip
+        assert out.startswith("v6_12: default VM, address 0x5000, error code 0xc (USER|RSVD)")
+        assert "MMIO SPTE is stale" in out
+        assert "emulate with type 0x40" in out
+
+    def test_a_setting_may_be_any_input_even_those_that_have_an_option(self):
+        for column in CASE_INPUTS:
+            assert run("explain", "6", "--set", f"{column.column}={column.default}")[0] == 0, column.column
+        assert run("explain", "6", "--set", "revision=before") == run("explain", "6", "--revision", "before")
+        assert "error code 0x5" in run("explain", "6", "--set", "error_code=5")[1]
+        assert "is shared" in run("explain", "6", "--set", "private=0", "--vm", "sw-protected")[1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (("x",), "no bit is called 'x'"),
+            (("1" + "0" * 16,), "64 bits"),
+            (("6", "--gpa", "zz"), "cr2_or_gpa='zz'"),
+            (("6", "--gpa", "-1"), "cr2_or_gpa='-1'"),
+            (("6", "--revision", "nope"), "there is no revision 'nope'"),
+            (("6", "--vm", "nope"), "vm_type='nope'"),
+            (("6", "--mode", "nope"), "mode='nope'"),
+            (("6", "--set", "nope"), "a setting has the form NAME=VALUE"),
+            (("6", "--set", "nope=1"), "a fault has no 'nope'"),
+            (("6", "--set", "=1"), "a fault has no ''"),
+            (("6", "--set", "self=1"), "a fault has no 'self'"),
+            (("6", "--set", "gen="), "gen=''"),
+            (("6", "--set", "attrs=0", "--private"), "not beside attrs"),
+            ((), "the following arguments are required: code"),
+        ],
+    )
+    def test_what_a_fault_cannot_have_is_refused(self, arguments, complaint):
+        assert complaint in refused("explain", *arguments)
+
+
+class TestCheck:
+    def test_a_table_that_agrees_ends_well(self, table):
+        status, out, err = run("check", str(table))
+        assert (status, err) == (0, "")
+        assert re.fullmatch(
+            r"cases_before\.csv: cases, before: \d+ rows, 54 columns compared, 0 differing rows\n", out
+        )
+
+    def test_a_table_that_differs_ends_with_1_and_shows_where(self, table):
+        status, out, _ = run("check", str(table), "--revision", "posted", "--first", "2")
+        assert status == 1
+        assert len(re.findall(r"^  row \d+ \(case_id \d+\), \w+: table .+, model .+$", out, re.M)) == 2
+        assert re.search(r"^  f_is_private: \d+ rows differ$", out, re.M)
+        assert run("check", str(table), "--revision", "R1", "--first", "0")[1].count("case_id") == 0
+
+    def test_one_that_differs_among_several_is_enough(self, table, tmp_path):
+        other = tmp_path / "cases_posted.csv"
+        other.write_bytes(table.read_bytes())
+        status, out, _ = run("check", str(table), str(other))
+        assert status == 1
+        assert out.count("rows, 54 columns compared") == 2
+
+    @pytest.mark.parametrize("engine", ["plain", "auto"])
+    def test_the_engine_can_be_chosen(self, table, engine):
+        assert run("check", str(table), "--engine", engine)[0] == 0
+
+    @pytest.mark.parametrize(
+        ("name", "content", "complaint"),
+        [
+            ("cases_posted.csv", b"", "not readable"),
+            ("cases_posted.csv.gz", b"x", "not readable"),
+            ("cases_posted.parquet", b"x", "not readable"),
+            ("cases_nope.csv", b"ret\n1\n", "'nope' is no revision"),
+            ("nope_posted.csv", b"ret\n1\n", "a table's name is cases or sources or faultin"),
+            ("cases_posted.csv.xz", b"ret\n1\n", "a table's name is"),
+            ("cases_posted.csv", b"ret,nope\n1,1\n", "column 'nope'"),
+            (
+                "cases_posted.csv",
+                b"error_code,ret\n-1,1\n",
+                "column 'error_code', row 0: '-1' is out of range",
+            ),
+            ("cases_posted.csv", b"ret\n", "no rows"),
+        ],
+    )
+    def test_a_file_that_is_no_table_ends_with_2(self, tmp_path, name, content, complaint):
+        path = tmp_path / name
+        path.write_bytes(content)
+        line = refused("check", str(path))
+        assert complaint in line
+        assert name in line
+
+    def test_a_file_that_is_not_there_ends_with_2(self, tmp_path):
+        for name in ("cases_posted.csv", "cases_posted.csv.gz", "cases_posted.parquet"):
+            assert name in refused("check", str(tmp_path / name))
+        assert "not readable" in refused("check", str(tmp_path / "two\nlines" / "cases_posted.csv"))
+
+
+class TestReplayAndPatch:
+    def test_a_recording_that_agrees_ends_well(self, root):
+        status, out, _ = run("replay", str(root / "data" / "recordings" / "7.3-intel"))
+        assert status == 0
+        assert "7.3-intel" in out
+
+    def test_another_revision_differs(self, root):
+        folder = str(root / "data" / "recordings" / "posted-on-6.12")
+        assert run("replay", folder, "--revision", "v6_12")[0] == 1
+
+    @pytest.mark.parametrize("command", ["replay", "patch"])
+    def test_what_is_neither_is_refused(self, tmp_path, command):
+        (tmp_path / "empty").write_bytes(b"")
+        for name in ("empty", "none", "."):
+            status, out, err = run(command, str(tmp_path / name))
+            assert (status, out, len(err.splitlines())) == (2, "", 1)
+
+
+class TestEvaluateAndExport:
+    def test_a_parquet_table_is_evaluated(self, tmp_path):
+        pd.DataFrame({"error_code": ["0x6", "0x8"]}).to_parquet(tmp_path / "in.parquet")
+        target = tmp_path / "out.parquet"
+        status, out, _ = run("evaluate", str(tmp_path / "in.parquet"), str(target), "--revision", "v7_3")
+        assert (status, out) == (0, f"{target}: 2 rows\n")
+        assert pd.read_parquet(target)["ret"].tolist() == [5, 1]
+
+    def test_other_kinds_too(self, tmp_path):
+        pd.DataFrame({"info": ["0x6"]}).to_parquet(tmp_path / "in.parquet")
+        assert run("evaluate", str(tmp_path / "in.parquet"), str(tmp_path / "o"), "--kind", "sources")[0] == 0
+
+    def test_files_that_cannot_be_read_or_written_end_with_2(self, tmp_path):
+        (tmp_path / "bad").write_bytes(b"x")
+        pd.DataFrame({"error_code": [6]}).to_parquet(tmp_path / "good")
+        assert "not readable" in refused("evaluate", str(tmp_path / "bad"), str(tmp_path / "out"))
+        assert "none" in refused("evaluate", str(tmp_path / "good"), str(tmp_path / "none" / "out"))
+        assert "this is the table itself" in refused(
+            "evaluate", str(tmp_path / "good"), str(tmp_path / "good")
+        )
+        assert "bad" in refused("export", str(tmp_path / "bad"))
+
+    def test_the_corpus_is_exported(self, tmp_path, monkeypatch):
+        records = [("cases", {"id": "x"}), ("cases", {"id": "y"}), ("recordings", {"id": "z"})]
+        monkeypatch.setattr("kvm_pf.corpus.Corpus.records", lambda self: iter(records))
+        status, out, _ = run("export", str(tmp_path / "out"))
+        assert status == 0
+        assert [line.split(": ")[1] for line in out.splitlines()] == ["1 rows", "2 rows", "1 rows"]
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+            "cases.jsonl.gz", "recordings.jsonl.gz", "schema.json",
+        ]  # fmt: skip
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["", *COMMANDS])
+    def test_help_gives_examples_of_the_command(self, command):
+        status, out, err = run(*filter(None, [command]), "--help")
+        assert (status, err) == (0, "")
+        examples = re.findall(r"^  kvm-pf (\w+) ", out.split("example", 1)[1], re.M)
+        assert examples
+        assert set(examples) <= ({command} if command else set(COMMANDS))
+
+    def test_the_overview_names_every_command(self):
+        _, out, _ = run("--help")
+        for command in COMMANDS:
+            assert re.search(rf"^ +{command} +\w", out, re.M), command
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [(), ("nope",), ("--nope",), ("decode",), ("decode", "6", "7"), ("decode", "6", "--as", "x"), ("check",),
+         ("check", "x", "--first", "y"), ("evaluate", "x"), ("export",), ("decode", "6", "--two\nlines")],
+    )  # fmt: skip
+    def test_a_command_line_that_is_none_is_refused_in_one_line(self, arguments):
+        assert "--help shows more" in refused(*arguments)
+
+
+class TestHostile:
+    words = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
+        ["--", "-", "--set", "=", "0x", "--json", "--as"]
+    )
+
+    @given(st.sampled_from(["decode", "explain"]), st.lists(words, max_size=4))
+    @settings(fixed, max_examples=200)
+    def test_no_argument_makes_it_stumble(self, command, arguments):
+        status, out, err = run(command, *arguments)
+        assert status in (0, 2)
+        assert bool(out) is (status == 0)
+        assert len(err.splitlines()) == (status == 2)
+
+    @given(st.sampled_from(["check", "replay", "patch"]), words.filter(lambda word: "\0" not in word))
+    @settings(fixed, max_examples=60)
+    def test_no_file_name_makes_it_stumble(self, command, name):
+        status, _, err = run(command, "--", f"nowhere/{name}")
+        assert status == 2
+        assert len(err.splitlines()) == 1
+
+    @given(name=st.sampled_from([c.column for c in CASE_INPUTS]), value=words)
+    @fixed
+    def test_no_setting_makes_it_stumble(self, name, value):
+        assert run("explain", "6", "--set", f"{name}={value}")[0] in (0, 2)
+
+
+class TestProcess:
+    def test_it_runs_as_a_module_and_ends_with_the_commands_status(self, table):
+        done = process("decode", "0x2000100000006")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "PRIVATE_ACCESS" in done.stdout
+        done = process("check", str(table), "--revision", "posted")
+        assert done.returncode == 1
+        done = process("decode", "nope")
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+    def test_a_reader_that_goes_away_is_no_fault(self):
+        command = f"{sys.executable} -m kvm_pf explain 6 | true; exit ${{PIPESTATUS[0]}}"
+        for _ in range(2):
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+            assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_terminal_without_these_letters_is_no_fault(self):
+        old = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+        done = process("explain", "6", "--vm", "sw-protected", "--private", env=old)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert r"0x6 \u2192 0x2000000000006" in done.stdout
+
+    def test_a_name_that_is_no_text_is_no_fault(self, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-m", "kvm_pf", "check", os.fsencode(tmp_path) + b"/\xff/cases_posted.csv"],
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert b"Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
