@@ -129,7 +129,7 @@ def facts(way: str, a: Revision, b: Revision) -> list[Fact]:
         "kvm_mmu_page_fault": [
             private,
             Fact("it reaches the handler", "it does not reach the handler", lambda c: c.fault(a).handled.called),
-            Fact(f"it gets to the handler in {b.name}", f"it does not in {b.name}", lambda c: c.fault(b).handled.called),
+            Fact(f"it gets to the handler in {b.name}", f"not in {b.name}", lambda c: c.fault(b).handled.called),
             Fact("its MMIO SPTE is current", "no current MMIO SPTE", lambda c: c.fault(a).mmio.traced),
             Fact("its MMIO SPTE is stale", "no stale MMIO SPTE", lambda c: (
                 c.fault(a).mmio.checked & no(c.fault(a).mmio.traced)
