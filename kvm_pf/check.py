@@ -93,7 +93,7 @@ def _chunks(path: Path) -> Iterator[pd.DataFrame]:
         yield from (frame for frame, _ in read_parquet(path, CHUNK_ROWS))
         return
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import compute, csv
 
     try:
         with csv.open_csv(path) as head:
@@ -101,6 +101,9 @@ def _chunks(path: Path) -> Iterator[pd.DataFrame]:
         blocks = csv.ReadOptions(block_size=CHUNK_BYTES)
         with csv.open_csv(path, blocks, convert_options=csv.ConvertOptions(column_types=text)) as pieces:
             for piece in pieces:
+                for name, column in zip(piece.schema.names, piece.columns, strict=True):
+                    if compute.any(compute.match_substring(column, "\n")).as_py():
+                        raise ValueError(f"column {name!r}: a quotation mark is not closed")
                 yield piece.to_pandas()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from None
