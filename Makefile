@@ -11,14 +11,21 @@ RECORDINGS := $(patsubst %/,%,$(wildcard data/recordings/*/ $(SHARED)/recordings
 LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits corpus faultin link machine memslots mmio path \
     permission prove revisions sources v6_1))
 
-# Compiled modules are kept: every notebook and command starts a Python of its own.
+# What `make test` runs, the longest first; each line of output says which it is from.
+CHECKS := unit browser nbval logic conformance types lint
+SAY = 2>&1 | sed -u 's/^/$@: /'
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
+# Compiled modules are kept: every notebook and command starts a Python of its own.  These are left for later.
 unexport PYTHONDONTWRITEBYTECODE
+RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|debugpy|pygments|numba|playwright|hypothesis
 
 # matplotlib builds its font list on first use and says so in the notebook: keep one here, made with the environment.
 export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env lint types unit browser coverage nbval conformance bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic conformance types lint bench html notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +38,8 @@ walkthrough: env ## open the first notebook in JupyterLab (HEADLESS=1: execute a
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_one_real_fault.ipynb
 endif
 
-test: env ## everything that must hold: lint, types, conformance, tests, notebooks
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types conformance
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory nbval
+test: env ## everything that must hold, two targets at a time
+	@$(MAKE) --no-print-directory --jobs=2 $(CHECKS)
 
 env: .venv/ready ## make .venv from requirements.lock and install the project into it
 
@@ -47,40 +52,31 @@ env: .venv/ready ## make .venv from requirements.lock and install the project in
 	@echo "making .venv (once, a minute or two)"
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install -qq --no-compile --require-hashes --requirement requirements.lock
-	@$(BIN)/python -m compileall -qq -j 2 -x /tests/ .venv/lib
+	@$(BIN)/python -m compileall -qq -j 2 -x '/($(RARE))/' .venv/lib
 	@$(BIN)/python -c 'import matplotlib.font_manager'
 	@touch $@
 
-lint: env ## ruff and vulture
-	@echo "== lint"
-	@$(BIN)/ruff check --quiet
-	@$(BIN)/ruff format --quiet --check
-	@$(BIN)/vulture
+unit: env ## unit and property tests of all but the logic
+	@$(BIN)/pytest -q -m "not browser" $(filter-out $(LOGIC),$(wildcard tests/test_*.py)) $(SAY)
 
-types: env ## mypy --strict on the package
-	@echo "== types"
-	@$(BIN)/mypy
-
-unit: env ## unit and property tests
-	@echo "== unit and property tests"
-	@$(BIN)/pytest -q -n 2 -m "not browser"
+logic: env ## tests of the logic; its line and branch coverage must be complete
+	@$(BIN)/pytest -q --cov $(LOGIC) $(SAY)
 
 browser: env ## the notebooks and widgets in JupyterLab and a real Chromium
-	@echo "== browser"
-	@$(BIN)/pytest -q -m browser
+	@$(BIN)/pytest -q -m browser tests/test_browser.py $(SAY)
 
-coverage: env ## line and branch coverage of the logic, which must be complete
-	@echo "== coverage of the logic"
-	@$(BIN)/pytest -q -n 2 --cov $(LOGIC)
-
-nbval: env ## the notebooks print what they are committed with
-	@echo "== notebooks"
-	@$(if $(NOTEBOOKS),$(BIN)/pytest -q -n 2 --dist loadscope --nbval notebooks,echo "no notebooks yet: skipped")
+nbval: env ## the notebooks print and draw what they are committed with
+	@$(BIN)/pytest -q --nbval notebooks $(SAY)
 
 conformance: env ## every kernel vector and recording at hand, value by value
-	@echo "== conformance"
-	@$(BIN)/kvm-pf check $(VECTORS)
-	@$(BIN)/kvm-pf replay $(RECORDINGS)
+	@$(BIN)/kvm-pf check $(VECTORS) $(SAY)
+	@$(BIN)/kvm-pf replay $(RECORDINGS) $(SAY)
+
+types: env ## mypy --strict on the package
+	@$(BIN)/mypy $(SAY)
+
+lint: env ## ruff and vulture
+	@($(BIN)/ruff check --quiet && $(BIN)/ruff format --quiet --check && $(BIN)/vulture) $(SAY)
 
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py

@@ -104,14 +104,15 @@ def bench_route() -> None:
     loop = link(routes, get("posted").names, bind, signed)
     out = outputs(rows)
     views = [a.view(np.int64) if a.dtype == np.uint64 else a for a in (*given.values(), *out)]
-    loop(0, 1, *views)
-    one = best(lambda: [loop(0, rows, *views) for _ in range(ROUNDS)]) / ROUNDS
+    span = np.uint64(0), np.uint64(rows)
+    loop(*span, *views)
+    one = best(lambda: [loop(*span, *views) for _ in range(ROUNDS)]) / ROUNDS
     cores = len(os.sched_getaffinity(0))
 
     def work(share: int) -> None:
         mine = [a.copy() for a in views]
         for _ in range(share):
-            loop(0, rows, *mine)
+            loop(*span, *mine)
 
     with ThreadPoolExecutor(cores) as threads:
         both = best(lambda: list(threads.map(work, [4 * ROUNDS] * cores))) / (4 * ROUNDS * cores)

@@ -32,6 +32,9 @@ PLAIN_ROWS = 100_000
 CHUNK = 1 << 15
 """Rows that one thread works on at a time."""
 
+EVERY_ROW = (1 << 64) - 1
+"""The stride of a column that has a value for each row."""
+
 
 class Table(NamedTuple):
     """A kind of table: its columns, and the call of the path that one row stands for."""
@@ -112,7 +115,10 @@ def _gates(wanted: list[Output]) -> list[str]:
 
 
 def _loop(table: Table, wanted: list[Output]) -> FunctionType:
-    """Write the loop: each input is read at `i & stride`, so that a stride of 0 makes a constant of it."""
+    """Write the loop: each input is read at `i & stride`, so that a stride of 0 makes a constant of it.
+
+    Row numbers are unsigned, or every access would look whether it counts from the end.
+    """
     gates = _gates(wanted)
     arrays = [f"i_{i.column}" for i in table.inputs] + [f"o_{o.column}" for o in wanted]
     arrays += [f"g_{n}" for n in range(len(gates))]
@@ -173,9 +179,9 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     loop = link(_loop(table, wanted), revision.names, bind, _signed)
     given = [_IN_TYPES[i.kind] for i in table.inputs]
     made = [_OUT_TYPES[o.kind] for o in wanted] + [_OUT_TYPES["bool"]] * len(_gates(wanted))
-    array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.int64), *given, *made]]
+    array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.uint64), *given, *made]]
     try:
-        loop.compile((numba.int64, numba.int64, *array))
+        loop.compile((numba.uint64, numba.uint64, *array))
     except numba.core.errors.NumbaError as error:
         what = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -193,7 +199,7 @@ def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
 
 def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: list[Any]) -> None:
     def work(start: int) -> None:
-        loop(start, min(start + CHUNK, rows), strides, *given, *made)
+        loop(np.uint64(start), np.uint64(min(start + CHUNK, rows)), strides, *given, *made)
 
     if rows <= CHUNK:
         work(0)
@@ -377,16 +383,16 @@ def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: 
     _check_columns(frame, table)
     frame = _unfold(frame, table)
     rows = len(frame)
-    given, strides = [], np.zeros(len(table.inputs), dtype=np.int64)
+    given, strides = [], np.zeros(len(table.inputs), dtype=np.uint64)
     for n, column in enumerate(table.inputs):
         known = words(column, revision)
         if column.column in frame:
             given.append(_numbers(frame, column, known))
-            strides[n] = -1
+            strides[n] = EVERY_ROW
         elif column.column == "gfn" and "addr" in frame:
             addresses = _numbers(frame, table.inputs[[i.column for i in table.inputs].index("addr")], {})
             given.append((addresses.view(np.uint64) >> np.uint64(12)).view(np.int64))
-            strides[n] = -1
+            strides[n] = EVERY_ROW
         else:
             given.append(_default(column, known))
     wanted = outputs(kind, revision)

@@ -624,7 +624,7 @@ class TestCompiled:
 
     @pytest.mark.parametrize(
         ("kind", "revision"),
-        [("cases", "posted"), ("cases", "v7_3"), ("sources", "v7_3"), ("faultin", "v7_3")],
+        [("cases", "v7_3"), ("sources", "v7_3"), ("faultin", "v7_3")],
     )
     def test_compiled_and_plain_agree_on_known_and_random_rows_in_pieces_and_whole(
         self, corpus, monkeypatch, kind, revision

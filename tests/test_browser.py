@@ -23,7 +23,7 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Route, expect, sy
 
 from tools import notebooks, site
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 

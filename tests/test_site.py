@@ -112,7 +112,7 @@ def test_the_walkthrough(walkthrough):
     assert set(found) == {"index.html", *(f"{path.stem}.html" for path in notebooks.FOLDER.glob("*.ipynb"))}
 
 
-@pytest.mark.parametrize("path", notebooks.FOLDER.glob("*.ipynb"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(notebooks.FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_each_widget_of_the_walkthrough_has_its_twin(path):
     live, still = set(), set()
     for cell in notebooks.code_cells(notebooks.read(path)):

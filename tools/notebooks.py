@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run, check and reproduce the notebooks.
 
-`pytest --nbval` compares what each cell prints with what it printed before.  It does not look at figures, nor
-at cells that were never run, nor at how a notebook is kept.  This does:
+`pytest --nbval notebooks` compares what each cell prints and draws with what it printed and drew before.  It does
+not look at cells that were never run, nor at how a notebook is kept.  This does:
 
     python tools/notebooks.py run [PATH...]         execute, bring into normal form, write
     python tools/notebooks.py check [PATH...]       name what would make a comparison worthless
@@ -16,7 +16,9 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from fcntl import LOCK_EX, flock
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +108,27 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         cell.id = f"c{number:02d}"
         cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if cell.metadata.get("tags") else {})
         for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            data.pop(WIDGET_VIEW, None)
-            if "image/png" in data:
-                data["image/png"] = b64encode(without_notes(b64decode(data["image/png"]))).decode()
+            normalise_output(output)
     return notebook
+
+
+def normalise_output(output: NotebookNode) -> None:
+    """Drop, in place, the number of a widget and what a figure says of who drew it."""
+    data = output.get("data", {})
+    data.pop(WIDGET_VIEW, None)
+    if "image/png" in data:
+        data["image/png"] = b64encode(without_notes(b64decode(data["image/png"]))).decode()
+
+
+def digest_figures(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Return normalised copies of outputs with a digest in place of each figure, short enough to be shown."""
+    copies = deepcopy(outputs)
+    for output in copies:
+        normalise_output(output)
+        for kind in FIGURES:
+            if kind in output.get("data", {}):
+                output.data[kind] = f"figure {sha256(output.data[kind].encode()).hexdigest()[:16]}"
+    return copies
 
 
 def without_notes(png: bytes) -> bytes:
