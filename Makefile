@@ -60,7 +60,7 @@ unit: env ## unit and property tests of all but the logic
 	@$(BIN)/pytest -q -m "not browser" $(filter-out $(LOGIC),$(wildcard tests/test_*.py)) $(SAY)
 
 logic: env ## tests of the logic; its line and branch coverage must be complete
-	@$(BIN)/pytest -q --cov $(LOGIC) $(SAY)
+	@$(BIN)/pytest -q $(LOGIC) --cov $(SAY)
 
 browser: env ## the notebooks and widgets in JupyterLab and a real Chromium
 	@$(BIN)/pytest -q -m browser tests/test_browser.py $(SAY)

@@ -141,7 +141,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from kvm_pf.corpus import export
 
-    for path, rows in export(args.directory).items():
+    def progress(table: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{table}", end="\r", file=sys.stderr, flush=True)
+
+    for path, rows in export(args.directory, progress).items():
         print(f"{path}: {rows} rows")
     return OK
 

@@ -23,9 +23,9 @@ from kvm_pf.errors import InputError
 from kvm_pf.inputs import brief, case_state, case_values, limits, number
 from kvm_pf.paths import data_dir
 from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.sources import SOURCE_WARN_NAMES, AsyncPf, PreFault
+from kvm_pf.sources import SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
 from kvm_pf.state import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM, PAGE_SHIFT, PAGE_SIZE
-from kvm_pf.tables import Input, Output
+from kvm_pf.tables import BREAK_KINDS, Input, Output
 
 CASE_FIELDS = {
     "id": str, "kind": str, "why": str, "flags": list, "source": str, "input": dict, "expect": dict,
@@ -217,15 +217,18 @@ class Corpus:
         return fault_frame(load_faults(self.folder / "recordings" / "faults.csv.gz"))
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (name of table, record) for every row of the corpus, as JSON takes it."""
+        """Yield (name of table, record) for every row of the corpus, as JSON takes it.
+
+        What has 64 bits is text with 0x, because many a reader of JSON makes a float of a long number.
+        """
         for row in self.cases.to_dict("records"):
-            yield "cases", {**dict[Any, Any](row), "flags": list(row["flags"])}
+            told = {part: _told(row["kind"], row[part]) for part in ("input", "expect")}
+            yield "cases", {**dict[Any, Any](row), "flags": list(row["flags"]), **told}
         for (kind, revision), path in self.vector_tables.items():
             frame = self.vectors(kind, revision)
             inputs = [c.column for c in TABLES[kind].inputs if c.column in frame]
             made = [o.column for o in TABLES[kind].outputs if o.column in frame]
-            plain = frame.astype(object).where(frame.notna(), None)
-            for row in plain.to_dict("records"):
+            for row in _rows(frame):
                 yield (
                     path.stem,
                     {
@@ -237,10 +240,34 @@ class Corpus:
                         "expect": {c: row[c] for c in made},
                     },
                 )
-        plain = self.recordings.astype(object).where(self.recordings.notna(), None)
-        for row in plain.to_dict("records"):
+        for row in _rows(self.recordings):
             name = f"{row['recording']}-{row['scenario']}-{row['fault']}"
             yield "recordings", {"id": name, "kind": "recording", "source": "recording", "fault": row}
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as JSON takes them."""
+    wide = frame.select_dtypes("UInt64")
+    frame = frame.assign(**{str(c): wide[c].map(hex, na_action="ignore").astype(object) for c in wide})
+    rows: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return rows
+
+
+def _told(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A curated case's values as JSON takes them; of a call's, a number beyond 32 bits is taken for a wide one."""
+    wide = _WIDE.get(kind)
+    return {
+        name: hex(value)
+        if isinstance(value, int) and (value >> 32 > 0 if wide is None else name in wide)
+        else value
+        for name, value in values.items()
+    }
+
+
+_WIDE = {
+    kind: {c.column for c in (*table.inputs, *table.outputs) if c.kind == "u64"}
+    for kind, table in TABLES.items()
+}
 
 
 def _types(kind: str, revision: str) -> dict[str, str]:
@@ -334,28 +361,58 @@ def _with_format(function: str) -> Callable[..., dict[str, Any]]:
     return called
 
 
-def _vcpu(revision: Any, **given: int) -> Any:
+def _vcpu(revision: Any, **given: Any) -> Any:
     return case_state(case_values(revision, **given), revision)
 
 
-def _page_ready(revision: Any, error_code: int) -> dict[str, Any]:
-    work = AsyncPf(PAGE_SIZE, error_code)
-    ready = revision.link("kvm_arch_async_page_ready")(_vcpu(revision), work)
+def _fields(record: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `given` what is a field of a record."""
+    return {name: given.pop(name) for name in record._fields if name in given}
+
+
+def _page_ready(revision: Any, **given: Any) -> dict[str, Any]:
+    work = AsyncPf(**{"cr2_or_gpa": PAGE_SIZE, **_fields(AsyncPf, given)})
+    ready = revision.link("kvm_arch_async_page_ready")(_vcpu(revision, **given), work)
     fault = ready.handled.fault if ready.handled.called else None
     return {
         "mmu_called": int(ready.handled.called),
+        "mmu_addr": fault and fault.addr,
         "mmu_error_code": fault and fault.error_code,
         "prefetch": fault and int(fault.prefetch),
-        "warns": "|".join(name for n, name in enumerate(SOURCE_WARN_NAMES) if ready.warns >> n & 1),
+        "warns": _warns(ready.warns),
+        **{name: getattr(ready.handled.stats, name) + count for name, count in ready.stats._asdict().items()},
     }
 
 
-def _pre_fault(revision: Any, gpa: int, has_private_mem: int, attrs: int, direct_bits: int) -> dict[str, Any]:
+def _warns(bits: int) -> str:
+    return "|".join(name for n, name in enumerate(SOURCE_WARN_NAMES) if bits >> n & 1)
+
+
+def _pre_fault(
+    revision: Any, gpa: int, has_private_mem: int, attrs: int, direct_bits: int, **given: Any
+) -> dict[str, Any]:
     private = KVM_X86_TDX_VM if direct_bits else KVM_X86_SW_PROTECTED_VM
     vm_type = private if has_private_mem else KVM_X86_DEFAULT_VM
-    vcpu = _vcpu(revision, vm_type=vm_type, attrs=attrs, direct_bits=direct_bits)
-    done = revision.link("kvm_arch_vcpu_pre_fault_memory")(vcpu, PreFault(gpa, PAGE_SIZE))
-    return {"result": done.ret, "error_code": done.error_code, "addr": done.addr}
+    retry = _fields(Retry, given)
+    if "break_kind" in retry:
+        retry["break_kind"] = BREAK_KINDS.index(retry["break_kind"])
+    request = PreFault(**{"gpa": gpa, "size": PAGE_SIZE, **_fields(PreFault, given)}, retry=Retry(**retry))
+    vcpu = _vcpu(revision, vm_type=vm_type, attrs=attrs, direct_bits=direct_bits, **given)
+    done = revision.link("kvm_arch_vcpu_pre_fault_memory")(vcpu, request)
+    return {
+        "result": done.ret,
+        "error_code": done.error_code,
+        "addr": done.addr,
+        "calls": done.calls,
+        "prefetch": int(done.handled.fault.prefetch),
+        "attr_lookups": done.lookups.count,
+        "warns": _warns(done.warns),
+    }
+
+
+def _pfec(revision: Any, access: int) -> dict[str, Any]:
+    pfec, warned = revision.link("permission_pfec")(access)
+    return {"result": pfec, "warned": int(warned)}
 
 
 CALLS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -365,6 +422,7 @@ CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "kvm_arch_vcpu_pre_fault_memory": _pre_fault,
     "kvm_vm_ioctl_set_mem_attributes": _result("kvm_vm_ioctl_set_mem_attributes"),
     "make_mmio_spte": _with_format("make_mmio_spte"),
+    "permission_pfec": _pfec,
     "smap_applies": _result("smap_applies"),
 }
 """What a case of kind `call` calls: from revision and inputs to results by name; one without a name is "result"."""
@@ -388,9 +446,15 @@ def call(function: str, given: Mapping[str, Any], revision: Any) -> dict[str, An
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of one exported record."""
+    wide = {"type": "string", "pattern": "^0x[0-9a-f]{1,16}$"}
 
     def values(*types: str) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": {"type": [*types]}}
+
+    def expected(column: Output) -> dict[str, Any]:
+        if column.kind == "u64":
+            return {"anyOf": [wide, {"type": "null"}]}
+        return {"type": ["string" if column.kind in ("warns", "label") else "integer", "null"]}
 
     def inputs(kind: str) -> dict[str, Any]:
         properties: dict[str, Any] = {label: {"type": "string"} for label in TABLES[kind].labels}
@@ -399,6 +463,8 @@ def json_schema() -> dict[str, Any]:
             about: dict[str, Any] = {"description": column.means, "default": column.default}
             if column.kind == "label":
                 about["enum"] = list(column.labels)
+            elif column.kind == "u64":
+                about |= {**wide, "default": hex(int(column.default))}
             else:
                 about |= {"type": ["integer", "string"], "minimum": low, "maximum": high}
             properties[column.column] = about
@@ -432,7 +498,14 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "allOf": [
             *(
-                of_kind(kind, inputs(kind), {"propertyNames": {"enum": [o.column for o in table.outputs]}})
+                of_kind(
+                    kind,
+                    inputs(kind),
+                    {
+                        "properties": {o.column: expected(o) for o in table.outputs},
+                        "additionalProperties": False,
+                    },
+                )
                 for kind, table in TABLES.items()
             ),
             of_kind("call", True, True),
@@ -445,8 +518,8 @@ def export(
 ) -> dict[Path, int]:
     """Write a corpus (without one: ours) as JSON lines, one gzipped file a table, and schema.json beside them.
 
-    Returns the number of records in each file.  64-bit values are JSON integers: read them with a parser that
-    keeps all their digits.
+    Returns the number of records in each file.  What has 64 bits is text with 0x.  `progress` is called with each
+    table's name as it is begun.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
