@@ -619,42 +619,44 @@ class TestAnswers:
         assert evaluate(frame, "posted").f_is_private.tolist() == [0]
 
 
+def agreed(kind, revision, rows, monkeypatch):
+    """What the compiled loop makes of the rows, the same as uncompiled, whole, in pieces and of frozen columns."""
+    run = EVALUATE[kind]
+    whole = run(rows, revision, engine="compiled")
+    pd.testing.assert_frame_equal(whole, run(rows, revision, engine="plain"))
+    pd.testing.assert_frame_equal(whole, run(rows, revision))
+    with monkeypatch.context() as changed:
+        changed.setattr(batch, "CHUNK", 777)
+        pd.testing.assert_frame_equal(whole, run(rows, revision, engine="compiled"))
+    assert run(rows[:0], revision, engine="compiled").empty
+    frozen = {c: rows[c].to_numpy().copy() for c in rows}
+    for array in frozen.values():
+        array.flags.writeable = False
+    pd.testing.assert_frame_equal(whole, run(pd.DataFrame(frozen, rows.index, copy=False), revision))
+    return whole
+
+
 class TestCompiled:
     """Compiling takes seconds: each loop is compiled in one test, which asks everything of it."""
 
-    @pytest.mark.parametrize(
-        ("kind", "revision"),
-        [("cases", "v7_3"), ("sources", "v7_3"), ("faultin", "v7_3")],
-    )
-    def test_compiled_and_plain_agree_on_known_and_random_rows_in_pieces_and_whole(
-        self, corpus, monkeypatch, kind, revision
-    ):
-        known = known_rows(corpus, kind, revision, every=8 if kind == "cases" else 1)
-        rows = pd.concat(
-            [known.astype(object), random_rows(kind, revision, 1000, seed=5)[list(known)].astype(object)]
-        )
-        rows = rows.infer_objects()
-        run = EVALUATE[kind]
-        whole = run(rows, revision, engine="compiled")
-        pd.testing.assert_frame_equal(whole, run(rows, revision, engine="plain"))
-        pd.testing.assert_frame_equal(whole, run(rows, revision))
-        monkeypatch.setattr(batch, "CHUNK", 777)
-        pd.testing.assert_frame_equal(whole, run(rows, revision, engine="compiled"))
-        assert run(rows[:0], revision, engine="compiled").empty
-        monkeypatch.setattr(batch, "CHUNK", 1 << 15)
-        frozen = {c: rows[c].to_numpy().copy() for c in rows}
-        for array in frozen.values():
-            array.flags.writeable = False
-        pd.testing.assert_frame_equal(whole, run(pd.DataFrame(frozen, rows.index, copy=False), revision))
+    def rows(self, corpus, kind, revision, every=1):
+        known = known_rows(corpus, kind, revision, every)
+        drawn = random_rows(kind, revision, 1000, seed=5)[list(known)]
+        return pd.concat([known.astype(object), drawn.astype(object)]).infer_objects()
 
-    def test_a_derived_revision_is_compiled_with_what_it_holds(self):
+    @pytest.mark.parametrize(("kind", "every"), [("cases", 8), ("faultin", 1)])
+    def test_compiled_and_plain_agree_on_known_and_random_rows(self, corpus, monkeypatch, kind, every):
+        agreed(kind, "v7_3", self.rows(corpus, kind, "v7_3", every), monkeypatch)
+
+    def test_a_derived_revision_is_compiled_with_what_it_holds(self, corpus, monkeypatch):
         mask = 2
-        revision = get("posted").derive("mine", npf_synthetic=lambda error_code: (error_code & ~mask, 1))
-        frame = pd.DataFrame({"info": [7, 2**64 - 1]})
-        compiled = evaluate_sources(frame, revision, engine="compiled")
-        assert compiled.mmu_error_code.tolist() == [5, 2**64 - 3]
-        assert compiled.warns.tolist() == ["npf_synthetic"] * 2
-        pd.testing.assert_frame_equal(compiled, evaluate_sources(frame, revision, engine="plain"))
+        revision = get("v7_3").derive("mine", npf_synthetic=lambda error_code: (error_code & ~mask, 1))
+        rows = self.rows(corpus, "sources", "v7_3")
+        compiled = agreed("sources", revision, rows.reset_index(drop=True), monkeypatch)
+        called = compiled[(rows.kind == "npf").to_numpy() & compiled.mmu_error_code.notna()]
+        assert (called.warns == "npf_synthetic").all()
+        assert not any(code & mask for code in called.mmu_error_code)
+        assert len(called) > 100
 
     def test_what_cannot_be_compiled_says_so_and_runs_plain(self):
         odd = get("posted").derive("odd", npf_synthetic=lambda code: eval("(code + 1, 0)"))
