@@ -328,9 +328,9 @@ FIELDS = (
     "Message-ID: <5-ann@example.org>\n"
 )
 FOREIGN = """\
-diff --git a/arch/x86/kvm/mmu/mmu.c b/arch/x86/kvm/mmu/mmu.c
---- a/arch/x86/kvm/mmu/mmu.c
-+++ b/arch/x86/kvm/mmu/mmu.c
+diff --git a/arch/x86/kvm/mmu/tea.c b/arch/x86/kvm/mmu/tea.c
+--- a/arch/x86/kvm/mmu/tea.c
++++ b/arch/x86/kvm/mmu/tea.c
 @@ -50,3 +50,4 @@ static int handle_mmio_page_fault(struct kvm_vcpu *vcpu, u64 addr, bool direct)
  \tu64 spte;
 
@@ -703,7 +703,7 @@ def test_difference_names_ledger_row_and_symbols(posted):
 def test_foreign_patch_opens(tmp_path):
     path = saved(FOREIGN, tmp_path)
     found = patch.read_patch(path)
-    assert (found.files, found.counts) == (["arch/x86/kvm/mmu/mmu.c", "tea/cup.h"], (3, 1))
+    assert (found.files, found.counts) == (["arch/x86/kvm/mmu/tea.c", "tea/cup.h"], (3, 1))
     verdict = patch.identify(found)
     assert verdict.kind == "another patch"
     assert verdict.present == ()
