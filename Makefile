@@ -12,7 +12,7 @@ LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits corpus faultin 
     permission prove revisions sources v6_1))
 
 # What `make test` runs, the longest first; each line of output says which it is from.
-CHECKS := unit browser nbval logic conformance types lint
+CHECKS := unit browser nbval logic claims conformance types lint
 SAY = 2>&1 | sed -u 's/^/$@: /'
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -25,7 +25,7 @@ RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|debugpy|pygments
 export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic conformance types lint bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint bench html notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,7 +66,10 @@ browser: env ## the notebooks and widgets in JupyterLab and a real Chromium
 	@$(BIN)/pytest -q -m browser tests/test_browser.py $(SAY)
 
 nbval: env ## the notebooks print and draw what they are committed with
-	@$(BIN)/pytest -q --nbval notebooks $(SAY)
+	@$(BIN)/pytest -q -n 2 --dist loadscope --nbval notebooks $(SAY)
+
+claims: env ## every claim about the patch, asked of a solver
+	@$(BIN)/kvm-pf prove $(SAY)
 
 conformance: env ## every kernel vector and recording at hand, value by value
 	@$(BIN)/kvm-pf check $(VECTORS) $(SAY)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kvm_pf.batch import evaluate, evaluate_faultin, evaluate_parquet, evaluate_sources
     from kvm_pf.bits import decode, describe, encode
     from kvm_pf.check import check_table
+    from kvm_pf.claims import CLAIMS, prove, prove_all
+    from kvm_pf.compare import compare
     from kvm_pf.corpus import load_corpus
     from kvm_pf.errors import InputError
     from kvm_pf.follow import follow
@@ -23,14 +25,17 @@ if TYPE_CHECKING:
     from kvm_pf.patch import identify, read_patch
     from kvm_pf.replay import replay
     from kvm_pf.revisions import REVISIONS, Revision
+    from kvm_pf.verdict import verdict
     from kvm_pf.watch import explain
 
 _ROOMS = {
+    "CLAIMS": "claims",
     "InputError": "errors",
     "Machine": "machine",
     "REVISIONS": "revisions",
     "Revision": "revisions",
     "check_table": "check",
+    "compare": "compare",
     "decode": "bits",
     "describe": "bits",
     "encode": "bits",
@@ -42,14 +47,17 @@ _ROOMS = {
     "follow": "follow",
     "identify": "patch",
     "load_corpus": "corpus",
+    "prove": "claims",
+    "prove_all": "claims",
     "read_patch": "patch",
     "replay": "replay",
+    "verdict": "verdict",
 }
 
 __all__ = (
-    "REVISIONS", "InputError", "Machine", "Revision", "check_table", "decode", "describe", "encode", "evaluate",
-    "evaluate_faultin", "evaluate_parquet", "evaluate_sources", "explain", "follow", "identify", "load_corpus",
-    "read_patch", "replay",
+    "CLAIMS", "REVISIONS", "InputError", "Machine", "Revision", "check_table", "compare", "decode", "describe",
+    "encode", "evaluate", "evaluate_faultin", "evaluate_parquet", "evaluate_sources", "explain", "follow", "identify",
+    "load_corpus", "prove", "prove_all", "read_patch", "replay", "verdict",
 )  # fmt: skip
 
 

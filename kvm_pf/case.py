@@ -102,26 +102,35 @@ _AHEAD_OUTPUTS = (
 
 
 class Way(NamedTuple):
-    """A way into the path: its inputs, its outputs, and the method of `Case` that takes it."""
+    """A way into the path: its inputs, its outputs, the method of `Case` that takes it, the functions it calls."""
 
     name: str
     title: str
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     take: str
+    calls: tuple[str, ...]
 
 
 WAYS = {
     way.name: way
     for way in (
-        Way("kvm_mmu_page_fault", "a fault", CASE_INPUTS, CASE_OUTPUTS[1:], "fault"),
-        Way("source", "an exit", SOURCE_INPUTS, SOURCE_OUTPUTS, "exit"),
+        Way(
+            "kvm_mmu_page_fault",
+            "a fault",
+            CASE_INPUTS,
+            CASE_OUTPUTS[1:],
+            "fault",
+            ("case_vcpu", "kvm_mmu_page_fault"),
+        ),
+        Way("source", "an exit", SOURCE_INPUTS, SOURCE_OUTPUTS, "exit", ("source_event", "source")),
         Way(
             "kvm_arch_async_page_ready",
             "a page that became ready",
             (CASE_INPUTS[1], *_STATE, *READY_INPUTS),
             _READY_OUTPUTS,
             "page_ready",
+            ("case_vcpu", "kvm_arch_async_page_ready"),
         ),
         Way(
             "kvm_arch_vcpu_pre_fault_memory",
@@ -129,8 +138,16 @@ WAYS = {
             (CASE_INPUTS[1], *_STATE, *AHEAD_INPUTS, READY_INPUTS[3]),
             _AHEAD_OUTPUTS,
             "pre_fault",
+            ("case_vcpu", "kvm_arch_vcpu_pre_fault_memory"),
         ),
-        Way("kvm_faultin_pfn", "a frame looked for", FAULTIN_INPUTS, FAULTIN_OUTPUTS, "fault_in"),
+        Way(
+            "kvm_faultin_pfn",
+            "a frame looked for",
+            FAULTIN_INPUTS,
+            FAULTIN_OUTPUTS,
+            "fault_in",
+            ("faultin_row",),
+        ),
     )
 }
 """The ways into the path, by the name of the function at the door."""
@@ -181,7 +198,7 @@ def spell(name: str, value: int) -> str:
 def spelled(state: Mapping[str, int]) -> str:
     """Write the inputs of a state that are unlike their defaults."""
     unlike = {n: v for n, v in state.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
-    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or "any state"
+    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or "nothing unusual"
 
 
 class Case:
@@ -196,6 +213,7 @@ class Case:
         self.values = values
         self.watch = watch
         self.records: list[Record] = []
+        self.premises: list[Any] = []
         self.terms: dict[str, Any] = {}
         self._taken: dict[tuple[str, str], Any] = {}
 
@@ -242,8 +260,13 @@ class Case:
             return revision.link(name, watcher)
         return revision.link(name) if self.values is not None else _summary(revision, name)
 
-    def _once(self, take: str, root: str, revision: Revision, run: Callable[[], Any]) -> Any:
-        key = take, _key(revision, root)
+    def given(self, premise: Any, conclusion: Any) -> Any:
+        """If `premise`, then `conclusion`; the premise is kept, for a proof asks whether there is such a state."""
+        self.premises.append(premise)
+        return implies(premise, conclusion)
+
+    def _once(self, way: str, revision: Revision, run: Callable[[], Any]) -> Any:
+        key = way, fingerprint(way, revision)
         if key not in self._taken or self.watch:
             self._taken[key] = run()
         return self._taken[key]
@@ -266,7 +289,7 @@ class Case:
             function = self.step("kvm_mmu_page_fault", revision)
             return function(self.vcpu(revision), self.cr2_or_gpa, self.error_code, self.insn_len)
 
-        return self._once("fault", "kvm_mmu_page_fault", revision, run)
+        return self._once("kvm_mmu_page_fault", revision, run)
 
     def exit(self, revision: str | Revision) -> Any:
         """The SourceOutcome of an exit's handler."""
@@ -276,7 +299,7 @@ class Case:
             columns = (getattr(self, c.column) for c in SOURCE_INPUTS)
             return self.step("source", revision)(self.step("source_event", revision)(*columns))
 
-        return self._once("exit", "source", revision, run)
+        return self._once("source", revision, run)
 
     def page_ready(self, revision: str | Revision) -> Any:
         """kvm_arch_async_page_ready()'s AsyncReady."""
@@ -293,7 +316,7 @@ class Case:
             )
             return self.step("kvm_arch_async_page_ready", revision)(self.vcpu(revision), work)
 
-        return self._once("page_ready", "kvm_arch_async_page_ready", revision, run)
+        return self._once("kvm_arch_async_page_ready", revision, run)
 
     def pre_fault(self, revision: str | Revision) -> Any:
         """kvm_arch_vcpu_pre_fault_memory()'s PreFaulted."""
@@ -303,7 +326,7 @@ class Case:
             request = PreFault(self.cr2_or_gpa, self.size, self.allowed, self.reload_ret, self.level, Retry())
             return self.step("kvm_arch_vcpu_pre_fault_memory", revision)(self.vcpu(revision), request)
 
-        return self._once("pre_fault", "kvm_arch_vcpu_pre_fault_memory", revision, run)
+        return self._once("kvm_arch_vcpu_pre_fault_memory", revision, run)
 
     def fault_in(self, revision: str | Revision) -> Any:
         """kvm_faultin_pfn()'s Faultin, of the fault and the memory that the fault-in columns describe."""
@@ -312,7 +335,7 @@ class Case:
         def run() -> Any:
             return self.step("faultin_row", revision)(*(getattr(self, c.column) for c in FAULTIN_INPUTS))
 
-        return self._once("fault_in", "faultin_row", revision, run)
+        return self._once("kvm_faultin_pfn", revision, run)
 
     def take(self, way: str, revision: str | Revision) -> Any:
         """The result of one of the WAYS."""
@@ -381,8 +404,9 @@ def _signed(name: str, value: int) -> int:
 
 
 @cache
-def _key(revision: Revision, root: str) -> str:
-    return revision.digest(root) + repr(answers(revision))
+def fingerprint(way: str, revision: Revision) -> str:
+    """What a way does in `revision`, all the way down: two revisions that share it cannot differ there."""
+    return " ".join([*map(revision.digest, WAYS[way].calls), repr(answers(revision))])
 
 
 @cache

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command line: kvm-pf decode | explain | check | replay | patch | evaluate | export."""
+"""The command line: kvm-pf decode | explain | check | replay | patch | prove | compare | evaluate | export."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvm_pf.bits import EPT, PFERR, Bit, decode, encode
 from kvm_pf.errors import InputError
+
+if TYPE_CHECKING:
+    from kvm_pf.claims import Answer
 
 OK, DIFFERENT, UNREADABLE = 0, 1, 2
 
@@ -124,6 +128,90 @@ def _patch(args: argparse.Namespace) -> int:
         raise InputError(text)
     print(text)
     return status
+
+
+class _Progress:
+    """What is being done, on the error stream, if it takes over two seconds and somebody is looking."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.start, self.width = name, time.monotonic(), 0
+
+    def show(self, what: str) -> None:
+        if sys.stderr.isatty() and time.monotonic() > self.start + 2:
+            line = f"{self.name}: {what}"
+            print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
+            self.width = len(line)
+
+    def done(self) -> None:
+        if self.width:
+            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+
+
+def _prove(args: argparse.Namespace) -> int:
+    from kvm_pf.claims import CLAIMS, find, prove_all
+
+    if args.list:
+        for claim in map(find, args.claim or CLAIMS):
+            print(claim.name, f"  {claim.statement}", sep="\n")
+            for title in ("lines", "holds", "empty", "fails"):
+                if words := getattr(claim, title):
+                    print(f"  {title}: {' '.join(words)}")
+        return OK
+    progress = _Progress("prove")
+    answers = prove_all(
+        args.claim,
+        args.revision,
+        timeout_ms=round(args.timeout * 1000),
+        progress=lambda done, of: progress.show(f"{done} of {of} answers"),
+    )
+    progress.done()
+    if args.json:
+        print(json.dumps([a.told() for a in answers], indent=1))
+    else:
+        _answers_table(answers, args.witness)
+    return OK if all(a.as_expected for a in answers) else DIFFERENT
+
+
+def _answers_table(answers: Sequence[Answer], witness: bool) -> None:
+    head = ("", "claim", "revision", "expected", "answer", "rung", "seconds")
+    rows = [
+        ("" if a.as_expected else "!", a.claim.name, a.revision.name, a.expected or "–", a.said, a.rung,
+         f"{a.seconds:.2f}")
+        for a in answers
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row, answer in zip([head, *rows], [None, *answers], strict=True):
+        print(" ".join(f"{cell:<{width}} " for cell, width in zip(row, widths, strict=True)).rstrip())
+        if answer and answer.witness:
+            shown = answer.witness.beside() if witness else str(answer.witness)
+            print(*(f"      {line}" for line in shown.split("\n")), sep="\n")
+    wrong = sum(not a.as_expected for a in answers)
+    many = f"{len(answers)} answer{'s' * (len(answers) != 1)}"
+    print(f"{many}, {f'{wrong} not' if wrong else 'all'} as expected")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from kvm_pf.compare import compare
+    from kvm_pf.prove import Unknown
+
+    progress = _Progress("compare")
+    try:
+        found = compare(args.a, args.b, reachable=not args.all_states, way=args.way, progress=progress.show)
+    except Unknown as error:
+        raise InputError(f"the solver gave up: {error}") from None
+    finally:
+        progress.done()
+    print(found)
+    if args.diff:
+        print("", found.diff(), sep="\n")
+    return DIFFERENT if found.kinds else OK
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.001 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text}: from 0.001 to 86400 seconds")
+    return seconds
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -240,6 +328,44 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("file", help="mail, mbox, git format-patch or git show output, or a reply that quotes it")
     p.set_defaults(run=_patch)
+
+    p = commands.add_parser(
+        "prove",
+        help="ask the solver whether claims hold, for all states of all faults",
+        formatter_class=plain,
+        epilog="examples:\n  kvm-pf prove\n  kvm-pf prove reserved-never-private --witness\n"
+        "  kvm-pf prove private-exactly-then --revision v6_12\n\n"
+        "The exit status is 0 if every answer is the expected one.  Empty: it holds, for there is no state of the\n"
+        "kind that the claim is about.  Unknown: the solver gave up; that is never as expected.",
+    )
+    p.add_argument("claim", nargs="*", metavar="CLAIM", help="names of claims (all)")
+    p.add_argument(
+        "--revision",
+        action="append",
+        default=[],
+        help="ask of this revision (those expected to hold or fail)",
+    )
+    p.add_argument("--list", action="store_true", help="say what the claims are, and ask nothing")
+    p.add_argument(
+        "--witness", action="store_true", help="show refutations as steps, beside another revision"
+    )
+    p.add_argument("--timeout", type=_seconds, default=10.0, help="seconds to think about one question (10)")
+    p.add_argument("--json", action="store_true", help="for programs")
+    p.set_defaults(run=_prove)
+
+    p = commands.add_parser(
+        "compare",
+        help="say in which states two revisions differ, in what, and what shows it",
+        formatter_class=plain,
+        epilog="examples:\n  kvm-pf compare before posted\n  kvm-pf compare posted v6_10 --way source --diff\n\n"
+        "The exit status is 0 if there is no difference, 1 if there is one.",
+    )
+    p.add_argument("a", metavar="A", help="a revision")
+    p.add_argument("b", metavar="B", help="another")
+    p.add_argument("--all-states", action="store_true", help="also those that a fault cannot meet")
+    p.add_argument("--way", help="compare this way into the path alone, such as kvm_mmu_page_fault (all)")
+    p.add_argument("--diff", action="store_true", help="show the steps that are not the same, line by line")
+    p.set_defaults(run=_compare)
 
     p = commands.add_parser(
         "evaluate",

@@ -17,19 +17,35 @@ from typing import Any, NamedTuple
 
 import z3
 
-from kvm_pf.bits import (
-    PFERR,
-    PFERR_NESTED_GUEST_PAGE,
-    PFERR_SYNTHETIC_MASK,
-)
-from kvm_pf.case import ANSWERS, CODES, COLUMNS, WAYS, Case, answers, common_outputs, default, spell, spelled
+from kvm_pf.bits import PFERR, PFERR_NESTED_GUEST_PAGE, PFERR_SYNTHETIC_MASK
+from kvm_pf.case import (
+    ANSWERS,
+    CODES,
+    COLUMNS,
+    WAYS,
+    Case,
+    answers,
+    common_outputs,
+    default,
+    fingerprint,
+    spelled,
+)  # fmt: skip
 from kvm_pf.diff import diff_text, step_diff
 from kvm_pf.errors import InputError
-from kvm_pf.inputs import case_values
+from kvm_pf.faultin import KVM_PFN_NOSLOT
+from kvm_pf.inputs import U64_MAX, case_values
+from kvm_pf.mmio import update_in_progress
 from kvm_pf.prove import all_of, bool_term, new_solver, no, one_of, satisfiable
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, PAGE_SHIFT
-from kvm_pf.tables import MMIO_EPT, MMIO_NPT, MODE_COLUMNS, MODES, VM_TYPES, Output
+from kvm_pf.sources import PF_LOWER32_MASK
+from kvm_pf.state import (
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_X86_DEFAULT_VM,
+    KVM_X86_SW_PROTECTED_VM,
+    KVM_X86_TDX_VM,
+    PAGE_SHIFT,
+)
+from kvm_pf.tables import CASE_INPUTS, MMIO_EPT, MMIO_NPT, MODE_COLUMNS, MODES, VM_TYPES, Output
 
 
 class Topic(NamedTuple):
@@ -71,84 +87,114 @@ def topic_of(column: str) -> Topic:
 
 
 class Fact(NamedTuple):
-    """Something that can be said of the inputs: in words, its opposite in words, and whether it is so."""
+    """Something that can be said of the inputs: in words, its opposite in words, and whether it is so.
+
+    If it is that a column has one of a few values, it names the column, `words` is the value, and there is a fact
+    for every other value.
+    """
 
     words: str
     opposite: str
     holds: Callable[[Case], Any]
+    column: str = ""
 
 
 def _bit_facts(column: str) -> Iterator[Fact]:
-    def has(words: str, mask: int, of: int = 0) -> Fact:
+    def has(words: str, mask: int, least: int = 1) -> Fact:
         return Fact(
             f"{column} has {words}",
             f"{column} has not {words}",
-            lambda c: (getattr(c, column) & mask == mask) if of else (getattr(c, column) & mask != 0),
+            lambda c: getattr(c, column) & mask == mask if least > 1 else getattr(c, column) & mask != 0,
         )
 
+    yield Fact(f"{column} is 0", f"{column} is not 0", lambda c: getattr(c, column) == 0)
     yield has("bit 48 or 49", PFERR_SYNTHETIC_MASK)
-    yield has("any of bits 32 to 63", (1 << 64) - (1 << 32))
-    yield has("PRESENT, WRITE and GUEST_PAGE", PFERR_NESTED_GUEST_PAGE, of=1)
+    yield has("any of bits 32 to 63", U64_MAX ^ PF_LOWER32_MASK)
+    yield has("PRESENT, WRITE and GUEST_PAGE", PFERR_NESTED_GUEST_PAGE, least=3)
     for bit in PFERR:
         yield has(bit.label, bit.mask)
 
 
+_VALUES: dict[str, Sequence[str]] = {"vm_type": VM_TYPES, "pf_ret": ANSWERS, "mmio_cfg": "0123"}
+
+
 def _column_facts(column: str) -> Iterator[Fact]:
     spec = COLUMNS[column]
+    values = spec.labels or _VALUES.get(column, ())
     if column in CODES:
         yield from _bit_facts(column)
     elif spec.kind == "bool":
-        yield Fact(column, f"not {column}", lambda c: getattr(c, column) == True)  # noqa: E712
-    elif spec.kind == "label" or column in ("vm_type", "pf_ret", "mmio_cfg"):
-        count = len(spec.labels or {"vm_type": VM_TYPES, "pf_ret": ANSWERS}.get(column, "EENT"))
-        for value in range(count):
-            yield Fact(
-                f"{column} is {spell(column, value)}",
-                f"{column} is not {spell(column, value)}",
-                lambda c, value=value: getattr(c, column) == value,  # type: ignore[misc]
-            )
+        yield Fact(column, f"not {column}", lambda c: getattr(c, column) != 0)
+    elif values:
+        for value, words in enumerate(values):
+            yield Fact(words, "", lambda c, value=value: getattr(c, column) == value, column)  # type: ignore[misc]
+    elif spec.kind == "int":
+        yield Fact(f"{column} is 0", f"{column} is not 0", lambda c: getattr(c, column) == 0)
     if column == "pf_ret":
-        yield Fact("pf_ret is an error", "pf_ret is no error", lambda c: c.pf_ret < 0)
+        yield Fact("an error", "", lambda c: c.pf_ret < 0, column)
 
 
-TELLING = 10
+def _frame_facts(r: Revision) -> Iterator[Fact]:
+    """What a look for a frame comes to in one of the revisions."""
+    name = r.name
+    yield Fact(f"{name} takes it for MMIO", f"{name} does not take it for MMIO", lambda c: (
+        c.fault_in(r).found.pfn == KVM_PFN_NOSLOT
+    ))  # fmt: skip
+    yield Fact(
+        f"{name} asks the host", f"{name} does not ask the host", lambda c: c.fault_in(r).calls.gup != 0
+    )
+    yield Fact(f"{name} waits for the host", f"{name} does not wait for the host", lambda c: (
+        (c.fault_in(r).calls.apf_halt != 0) | (c.fault_in(r).calls.apf_setup != 0)
+    ))  # fmt: skip
+
+
+TELLING = 12
 """So many of the facts are always considered, for they tell most."""
 
 
 def facts(way: str, a: Revision, b: Revision) -> list[Fact]:
     """What conditions on a way's inputs are made of, the most telling first."""
-    update = KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
     private = Fact(
         "the page is private", "the page is shared", lambda c: c.attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
     )
-    in_progress = Fact("slots are being updated", "no update of slots", lambda c: c.gen & update != 0)
-    same_kind = Fact("is_private is the page's", "is_private is not the page's", lambda c: (
-        c.is_private == (c.cfg_private_mem & (c.attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0))
-    ))  # fmt: skip
-    before_columns: dict[str, list[Fact]] = {
+    updated = Fact("slots are being updated", "no update of slots", lambda c: update_in_progress(c.gen))
+    telling: dict[str, list[Fact]] = {
         "kvm_mmu_page_fault": [
             private,
             Fact("it reaches the handler", "it does not reach the handler", lambda c: c.fault(a).handled.called),
-            Fact(f"it gets to the handler in {b.name}", f"not in {b.name}", lambda c: c.fault(b).handled.called),
+            Fact(f"{b.name} calls the handler", f"{b.name} does not call it", lambda c: c.fault(b).handled.called),
             Fact("its MMIO SPTE is current", "no current MMIO SPTE", lambda c: c.fault(a).mmio.traced),
             Fact("its MMIO SPTE is stale", "no stale MMIO SPTE", lambda c: (
                 c.fault(a).mmio.checked & no(c.fault(a).mmio.traced)
             )),
-            in_progress,
+            updated,
         ],
         "kvm_arch_async_page_ready": [
             private,
             Fact("it is gone on with", "it is not gone on with", lambda c: c.page_ready(a).handled.called),
+            Fact(f"{b.name} goes on", f"{b.name} does not go on", lambda c: c.page_ready(b).handled.called),
         ],
         "kvm_arch_vcpu_pre_fault_memory": [
             private,
-            Fact("the handler is called", "the handler is not called", lambda c: c.pre_fault(b).handled.called),
+            Fact("the handler is called", "the handler is not called", lambda c: c.pre_fault(a).handled.called),
+            Fact(f"{b.name} calls the handler", f"{b.name} does not call it", lambda c: c.pre_fault(b).handled.called),
         ],
-        "source": [],
-        "kvm_faultin_pfn": [same_kind, private, in_progress],
+        "source": [
+            Fact("the MMU is called", "the MMU is not called", lambda c: c.exit(a).mmu.called),
+            Fact(f"{b.name} calls the MMU", f"{b.name} does not call the MMU", lambda c: c.exit(b).mmu.called),
+        ],
+        "kvm_faultin_pfn": [
+            Fact("is_private is the page's", "is_private is not the page's", lambda c: c.is_private == (
+                c.cfg_private_mem & (c.attrs & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0)
+            )),
+            private,
+            updated,
+            *_frame_facts(a),
+            *_frame_facts(b),
+        ],
     }  # fmt: skip
     columns = (fact for column in WAYS[way].inputs for fact in _column_facts(column.column))
-    return [*before_columns[way], *columns]
+    return [*telling[way], *columns]
 
 
 # --- covers ---
@@ -156,53 +202,78 @@ def facts(way: str, a: Revision, b: Revision) -> list[Fact]:
 Condition = tuple[str, ...]
 """Facts that hold together."""
 
-_Literal = tuple[str, z3.BoolRef]
-
 MOST = 40
 """Conditions after which a cover is given up as one that these facts cannot tell."""
+
+
+class _Literal(NamedTuple):
+    """A fact or its opposite, or one of several values of a column: what a condition is made of."""
+
+    words: str
+    term: z3.BoolRef
+    number: int  # the fact's
 
 
 def cover(case: Case, region: Any, given: Any, told_by: Sequence[Fact]) -> tuple[list[Condition], bool]:
     """Describe `region` within `given` by conditions of few facts; say whether they are exactly the region.
 
     Conditions are found one by one: a state of the region that none covers yet, all facts that hold in it, and of
-    these the few that the solver needs to conclude that every such state is in the region.
+    these the few that the solver needs to conclude that every such state is in the region; values of columns are
+    joined by others that do as well.
     """
-    inside, assumed = bool_term(region), [bool_term(given), *map(bool_term, case.bounds)]
-    truths = [(fact, bool_term(fact.holds(case))) for fact in told_by]
+    names = [z3.Bool(f"fact {n}") for n in range(len(told_by))]  # a name each, so that it is worked out once
+    meanings = [name == bool_term(fact.holds(case)) for name, fact in zip(names, told_by, strict=True)]
+    assumed = [bool_term(given), *map(bool_term, case.bounds), *meanings]
+    inside = bool_term(region)
     states, outside = new_solver(*assumed, inside), new_solver(*assumed, z3.Not(inside))
-    found: list[tuple[list[str], z3.BoolRef]] = []
-    exact = True
+    world = new_solver(*assumed)
+    values = [n for n, fact in enumerate(told_by) if fact.column and satisfiable(world, names[n])]
+    found: list[list[_Literal]] = []
     while satisfiable(states):
-        model = states.model()
-        facts_here = []
-        for fact, truth in truths:
-            so = z3.is_true(model.eval(truth, model_completion=True))
-            facts_here.append((fact.words if so else fact.opposite, truth if so else z3.Not(truth)))
-        if len(found) == MOST or satisfiable(outside, *(truth for _, truth in facts_here)):
-            exact = False
-            break
-        needed = _needed(outside, facts_here)
-        found.append(([words for words, _ in needed], z3.And(*(truth for _, truth in needed))))
-        states.add(z3.Not(found[-1][1]))
+        if len(found) == MOST:
+            return _said(found), False
+        here = list(_here(states.model(), told_by, names))
+        if satisfiable(outside, *(literal.term for literal in here)):
+            return _said(found), False
+        found.append(_widened(outside, _needed(outside, here), told_by, names, values))
+        states.add(z3.Not(_all(found[-1])))
     for condition in list(found):  # what the others cover together is not told
-        rest = [truth for other in found if other is not condition for truth in [other[1]]]
-        if exact and not satisfiable(new_solver(*assumed, condition[1]), z3.Not(z3.Or(*rest))):
+        rest = z3.Or(*(_all(other) for other in found if other is not condition))
+        if not satisfiable(new_solver(*assumed, _all(condition)), z3.Not(rest)):
             found.remove(condition)
-    return [tuple(words) for words, _ in found], exact
+    return _said(found), True
 
 
-def _needed(outside: z3.Solver, facts_here: list[_Literal]) -> list[_Literal]:
+def _all(condition: list[_Literal]) -> z3.BoolRef:
+    return z3.And(*(literal.term for literal in condition))
+
+
+def _said(found: list[list[_Literal]]) -> list[Condition]:
+    return [tuple(literal.words for literal in condition) for condition in found]
+
+
+def _here(model: z3.ModelRef, told_by: Sequence[Fact], names: Sequence[z3.BoolRef]) -> Iterator[_Literal]:
+    """Yield what can be said of a state; of columns with a few values, which they have."""
+    for number, (fact, name) in enumerate(zip(told_by, names, strict=True)):
+        if z3.is_true(model.eval(name, model_completion=True)):
+            yield _Literal(f"{fact.column} is {fact.words}" if fact.column else fact.words, name, number)
+        elif not fact.column:
+            yield _Literal(fact.opposite, z3.Not(name), number)
+
+
+def _excluded(outside: z3.Solver, chosen: Sequence[_Literal]) -> bool:
+    """Whether no state outside has all this."""
+    return not satisfiable(outside, *(literal.term for literal in chosen))
+
+
+def _needed(outside: z3.Solver, here: list[_Literal]) -> list[_Literal]:
     """Choose the few facts that exclude what is outside; of two that would do, the more telling.
 
     Source: Junker, "QuickXplain: preferred explanations and relaxations for over-constrained problems" (2004).
     """
 
-    def excluded(chosen: list[_Literal]) -> bool:
-        return not satisfiable(outside, *(truth for _, truth in chosen))
-
     def explain(known: list[_Literal], new: bool, rest: list[_Literal]) -> list[_Literal]:
-        if new and excluded(known):
+        if new and _excluded(outside, known):
             return []
         if len(rest) == 1:
             return rest
@@ -210,12 +281,38 @@ def _needed(outside: z3.Solver, facts_here: list[_Literal]) -> list[_Literal]:
         late = explain([*known, *telling], True, other)
         return [*explain([*known, *late], bool(late), telling), *late]
 
-    if excluded([]):
+    if _excluded(outside, []):
         return []
-    excluded(facts_here)  # most of them do not matter: the solver names those that it used
-    used = {truth.get_id() for truth in outside.unsat_core()}
-    telling = [fact for n, fact in enumerate(facts_here) if n < TELLING or fact[1].get_id() in used]
-    return explain([], False, telling)
+    _excluded(outside, here)  # most of them do not matter: the solver names those that it used
+    used = {term.get_id() for term in outside.unsat_core()}
+    return explain([], False, [x for n, x in enumerate(here) if n < TELLING or x.term.get_id() in used])
+
+
+def _widened(
+    outside: z3.Solver,
+    condition: list[_Literal],
+    told_by: Sequence[Fact],
+    names: Sequence[z3.BoolRef],
+    values: Sequence[int],
+) -> list[_Literal]:
+    """Join to each column's value those that would do as well in its place; `values` are the facts that can be so."""
+    wide = list(condition)
+    for place, literal in enumerate(condition):
+        column = told_by[literal.number].column
+        if column:
+            rest = [*wide[:place], *wide[place + 1 :]]
+            mine = [n for n in values if told_by[n].column == column]
+            good = [n for n in mine if _excluded(outside, [*rest, _Literal("", names[n], n)])]
+            bad = [told_by[n].words for n in mine if n not in good]
+            words = (
+                _either([told_by[n].words for n in good]) if len(good) <= len(bad) else f"not {_either(bad)}"
+            )
+            wide[place] = _Literal(f"{column} is {words}", z3.Or(*(names[n] for n in good)), literal.number)
+    return wide
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 # --- comparing ---
@@ -236,9 +333,9 @@ class Place:
     recordings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"  {WAYS[self.way].title}, if " + "\n      or ".join(", ".join(c) for c in self.conditions)]
-        if not self.exact:
-            lines[0] += " (and states that these facts do not tell apart)"
+        told = [", ".join(condition) for condition in self.conditions]
+        told += [] if self.exact else ["in states that these facts do not tell"]
+        lines = [f"  {WAYS[self.way].title}, if " + "\n      or ".join(told)]
         lines += [f"    always differ: {', '.join(self.always)}"] if self.always else []
         lines += [f"    may differ: {', '.join(self.sometimes)}"] if self.sometimes else []
         seen = ", ".join(f"{name} {one} → {other}" for name, (one, other) in self.shown.items())
@@ -282,18 +379,16 @@ class Comparison:
         for step in self.steps:
             try:
                 texts.append(f"{step}\n{diff_text(step_diff(step, self.a, self.b))}")
-            except (InputError, OSError) as error:
+            except (InputError, OSError, SyntaxError) as error:
                 texts.append(f"{step}: {error}")
         return "\n\n".join(texts)
 
     def __str__(self) -> str:
         states = "states that can exist in both" if self.reachable else "all states"
-        count = (
-            f"{len(self.kinds)} kind{'s' * (len(self.kinds) != 1)} of difference"
-            if self.kinds
-            else "no difference"
-        )
-        lines = [f"{self.a.name} → {self.b.name}, {states}: {count}; nothing else differs (proved)"]
+        many = f"{len(self.kinds)} kind{'s' * (len(self.kinds) != 1)} of difference; nothing else differs"
+        lines = [
+            f"{self.a.name} → {self.b.name}, {states}: {many if self.kinds else 'no difference'} (proved)"
+        ]
         for n, kind in enumerate(self.kinds, 1):
             lines += [f"{n}. {kind.topic}", *map(str, kind.places)]
         if self.steps:
@@ -307,44 +402,56 @@ Region = Callable[[Case], Any]
 
 
 def compare(
-    a: str | Revision, b: str | Revision, *, reachable: bool = True, root: str | None = None
+    a: str | Revision,
+    b: str | Revision,
+    *,
+    reachable: bool = True,
+    way: str | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Find all states in which two revisions differ.
 
-    `reachable` leaves out states that a fault cannot meet in both.  `root` names one of the ways into the path
-    (`kvm_pf.case.WAYS`); without it, all are compared.  Raises InputError if there is no such revision or way, and
-    Unknown if the solver gives up.
+    `reachable` leaves out states that a fault cannot meet in both.  `way` names one of the ways into the path
+    (`kvm_pf.case.WAYS`); without it, all are compared.  `progress` is told what is looked at.  Raises InputError if
+    there is no such revision or way, and Unknown if the solver gives up.
     """
     a, b = get(a), get(b)
-    if root is not None and root not in WAYS:
-        raise InputError(f"root={root!r}: it takes one of {', '.join(WAYS)}")
-    ways = (root,) if root else tuple(WAYS)
+    if way is not None and way not in WAYS:
+        raise InputError(f"way={way!r}: it takes one of {', '.join(WAYS)}")
+    ways = (way,) if way else tuple(WAYS)
+    tell = progress or (lambda what: None)
     case = Case()
     kinds: dict[str, Kind] = {}
     for way in ways:
+        if fingerprint(way, a) == fingerprint(way, b):
+            continue
         earlier: list[Topic] = []
-        given = _given(way, a, b, reachable)
+        states = given(way, a, b, reachable)
         for topic in TOPICS:
+            tell(f"{WAYS[way].title}: {topic.title}")
             region = _region(way, topic, tuple(earlier), a, b)
             earlier.append(topic)
-            place = _place(case, way, region, given, a, b)
+            place = _place(case, way, region, states, a, b)
             if place:
                 key = topic.title if topic.everywhere else f"{topic.title}: {WAYS[way].title}"
                 kinds.setdefault(key, Kind(key, [])).places.append(place)
-                _look_for(place, region, given, a, b)
+                _look_for(place, region, states, a, b)
     order = [topic.title for topic in TOPICS]
     told = sorted(kinds.values(), key=lambda kind: order.index(kind.topic.split(":")[0]))
     return Comparison(a, b, reachable, ways, told, changed_steps(a, b))
 
 
-def _given(way: str, a: Revision, b: Revision, reachable: bool) -> Region:
-    def given(c: Case) -> Any:
-        truths = (
-            [c.has_meaning(a), c.has_meaning(b)] if "pf_ret" in {i.column for i in WAYS[way].inputs} else []
-        )
-        return all_of([*truths, *([c.reachable(a, way), c.reachable(b, way)] if reachable else [])])
+def given(way: str, a: Revision, b: Revision, reachable: bool) -> Region:
+    """The states that are compared: those that mean something in both revisions, and can exist there."""
 
-    return given
+    def states(c: Case) -> Any:
+        truths = []
+        for revision in (a, b):
+            truths += [c.has_meaning(revision)] if "pf_ret" in {i.column for i in WAYS[way].inputs} else []
+            truths += [c.reachable(revision, way)] if reachable else []
+        return all_of(truths)
+
+    return states
 
 
 @cache
@@ -364,9 +471,9 @@ def _region(way: str, topic: Topic, earlier: tuple[Topic, ...], a: Revision, b: 
     return region
 
 
-def _place(case: Case, way: str, region: Region, given: Region, a: Revision, b: Revision) -> Place | None:
+def _place(case: Case, way: str, region: Region, states: Region, a: Revision, b: Revision) -> Place | None:
     """Describe the states of a region; None if there are none."""
-    inside, assumed = region(case), given(case)
+    inside, assumed = region(case), states(case)
     if inside is False or not case.possible(inside & assumed):
         return None
     columns = [i.column for i in WAYS[way].inputs if i.column in case.terms]
@@ -430,12 +537,12 @@ def changed_steps(a: Revision, b: Revision) -> list[str]:
 # --- what shows it ---
 
 
-def _look_for(place: Place, region: Region, given: Region, a: Revision, b: Revision) -> None:
+def _look_for(place: Place, region: Region, states: Region, a: Revision, b: Revision) -> None:
     """Name the curated cases whose state is one of these, and the recorded faults that tell the two apart."""
 
     def here(state: Mapping[str, int]) -> bool:
         case = Case(state)
-        return bool(given(case)) and bool(region(case))
+        return bool(states(case)) and bool(region(case))
 
     place.cases = sorted({name for name, state in curated(place.way, a) if here(state)})
     if place.way == "kvm_mmu_page_fault":
@@ -457,6 +564,8 @@ def _tells(
                     return [f"{name}: {output.column} as {revision.name}"]
     return []
 
+
+_CASE_COLUMNS = frozenset(i.column for i in CASE_INPUTS)
 
 RECORDED = {
     "f_error_code": "in_error_code",
@@ -485,22 +594,31 @@ def curated(way: str, revision: Revision) -> list[tuple[str, dict[str, int]]]:
     return found
 
 
+_OWN_NAMES = {
+    "kvm_arch_async_page_ready": {"error_code": "put_off_code"},
+    "kvm_arch_vcpu_pre_fault_memory": {"gpa": "cr2_or_gpa"},
+}
+"""Inputs that cases of kind `call` name otherwise."""
+
+
 def _state(way: str, given: Mapping[str, Any], revision: Revision) -> dict[str, int]:
-    """Turn a curated case's inputs into numbers by column."""
-    if way == "kvm_mmu_page_fault":
-        values = dict(case_values(revision, **given))
-        back = {number: ANSWERS.index(name) for name, number in answers(revision).items()}
-        return {**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"])}
-    if way == "kvm_arch_async_page_ready":
-        given = {"put_off_code" if name == "error_code" else name: value for name, value in given.items()}
-    if way == "kvm_arch_vcpu_pre_fault_memory":
-        given = {"cr2_or_gpa" if name == "gpa" else name: value for name, value in given.items()}
-    state = {
-        n: COLUMNS[n].labels.index(v) if isinstance(v, str) else v for n, v in given.items() if n in COLUMNS
-    }
-    if way == "kvm_faultin_pfn" and "addr" in state:
-        state.setdefault("gfn", state["addr"] >> PAGE_SHIFT)
-    return state
+    """Turn a curated case's inputs into numbers by column.  Raises InputError if there is no column for one."""
+    given = {_OWN_NAMES.get(way, {}).get(name, name): value for name, value in given.items()}
+    inputs = {i.column: i for i in WAYS[way].inputs}
+    if "pf_ret" not in inputs:
+        state = {
+            n: inputs[n].labels.index(v) if isinstance(v, str) else v for n, v in given.items() if n in inputs
+        }
+        if "addr" in state and "gfn" in inputs:
+            state.setdefault("gfn", state["addr"] >> PAGE_SHIFT)
+        return state
+    if "has_private_mem" in given:
+        private = KVM_X86_TDX_VM if given["direct_bits"] else KVM_X86_SW_PROTECTED_VM
+        given["vm_type"] = private if given.pop("has_private_mem") else KVM_X86_DEFAULT_VM
+    beside = {name: given.pop(name) for name in inputs.keys() - _CASE_COLUMNS if name in given}
+    values = case_values(revision, **given)
+    back = {number: ANSWERS.index(name) for name, number in answers(revision).items()}
+    return {**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"]), **beside}
 
 
 @cache

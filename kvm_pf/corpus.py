@@ -11,7 +11,7 @@ import gzip
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -221,9 +221,9 @@ class Corpus:
 
         What has 64 bits is text with 0x, because many a reader of JSON makes a float of a long number.
         """
-        for row in self.cases.to_dict("records"):
-            told = {part: _told(row["kind"], row[part]) for part in ("input", "expect")}
-            yield "cases", {**dict[Any, Any](row), "flags": list(row["flags"]), **told}
+        for case in self.cases.to_dict("records"):
+            told = {part: _told(case["kind"], case[part]) for part in ("input", "expect")}
+            yield "cases", {**dict[Any, Any](case), "flags": list(case["flags"]), **told}
         for (kind, revision), path in self.vector_tables.items():
             frame = self.vectors(kind, revision)
             inputs = [c.column for c in TABLES[kind].inputs if c.column in frame]
@@ -255,19 +255,21 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _told(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """A curated case's values as JSON takes them; of a call's, a number beyond 32 bits is taken for a wide one."""
-    wide = _WIDE.get(kind)
+
+    def is_wide(name: str, value: int) -> bool:
+        return name in _wide(kind) if kind in TABLES else value >> 32 > 0
+
     return {
-        name: hex(value)
-        if isinstance(value, int) and (value >> 32 > 0 if wide is None else name in wide)
-        else value
+        name: hex(value) if isinstance(value, int) and is_wide(name, value) else value
         for name, value in values.items()
     }
 
 
-_WIDE = {
-    kind: {c.column for c in (*table.inputs, *table.outputs) if c.kind == "u64"}
-    for kind, table in TABLES.items()
-}
+@cache
+def _wide(kind: str) -> set[str]:
+    """The columns of 64 bits in tables of a kind."""
+    columns: list[Input | Output] = [*TABLES[kind].inputs, *TABLES[kind].outputs]
+    return {column.column for column in columns if column.kind == "u64"}
 
 
 def _types(kind: str, revision: str) -> dict[str, str]:
@@ -379,13 +381,15 @@ def _page_ready(revision: Any, **given: Any) -> dict[str, Any]:
         "mmu_addr": fault and fault.addr,
         "mmu_error_code": fault and fault.error_code,
         "prefetch": fault and int(fault.prefetch),
+        "is_private": fault and int(fault.is_private),
+        "attr_lookups": ready.handled.lookups.count,
         "warns": _warns(ready.warns),
         **{name: getattr(ready.handled.stats, name) + count for name, count in ready.stats._asdict().items()},
     }
 
 
 def _warns(bits: int) -> str:
-    return "|".join(name for n, name in enumerate(SOURCE_WARN_NAMES) if bits >> n & 1)
+    return "|".join(SOURCE_WARN_NAMES[n] for n in range(bits.bit_length()) if bits >> n & 1)
 
 
 def _pre_fault(
@@ -404,7 +408,7 @@ def _pre_fault(
         "error_code": done.error_code,
         "addr": done.addr,
         "calls": done.calls,
-        "prefetch": int(done.handled.fault.prefetch),
+        "prefetch": int(done.handled.fault.prefetch) if done.handled.called else None,
         "attr_lookups": done.lookups.count,
         "warns": _warns(done.warns),
     }

@@ -28,7 +28,7 @@ HOST = Why("the host's memory decides")
 ENTRY = Why("it holds or follows a frame number of the host")
 POINTER = Why("a kernel address")
 EMULATOR = Why("the emulator's work")
-DECODED = Why("what the CPU decoded is told nowhere else")
+DECODED = Why("an input that the model is not given")
 GUEST_TABLES = Why("bits of the guest's own tables decide")
 LATER = Why("it comes after the fault")
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from errno import errorcode
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_pf.errors import InputError
 from kvm_pf.expect import Why
+from kvm_pf.inputs import ret_pf_names
 from kvm_pf.machine import Taken
 from kvm_pf.paths import data_dir
 from kvm_pf.replay import Replay, Report, revision_for
@@ -18,6 +20,10 @@ from kvm_pf.watch import Explanation
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ANSWERS = ("fast_ret", "noslot_ret", "faultin_ret", "handler_ret")
+"""The columns that hold an answer of the page-fault handler, or of a part of it."""
 
 
 class Seen(NamedTuple):
@@ -48,11 +54,15 @@ class Seen(NamedTuple):
             if kernel is not None:
                 yield name, kernel != 0 if name == "in_slot" else kernel, model  # a pointer: found or not
 
+    def shown(self, name: str, value: object) -> str:
+        """Write a value of the column `name`: an answer by its name, any other as `shown` does."""
+        return answer(value, self.revision) if name in ANSWERS and isinstance(value, int) else shown(value)
+
     def table(self, prefix: str = "") -> pd.DataFrame:
         """Set the kernel's values beside the model's, for the columns that begin with `prefix`.
 
-        Columns: value (index), event (where the kernel showed it), kernel, model (numbers from 10 up in
-        hexadecimal), agree ("yes", "no", or why it cannot be said).
+        Columns: value (index), event (where the kernel showed it), kernel, model (as `Seen.shown` writes them),
+        agree ("yes", "no", or why it cannot be said).
         """
         import pandas as pd
 
@@ -61,7 +71,9 @@ class Seen(NamedTuple):
         for name, kernel, model in sorted(self.recorded(), key=lambda cell: list(known).index(cell[0])):
             if name.startswith(prefix):
                 agree = model.reason if isinstance(model, Why) else "yes" if kernel == model else "no"
-                rows.append((name, known[name].source, shown(kernel), shown(model), agree))
+                rows.append(
+                    (name, known[name].source, self.shown(name, kernel), self.shown(name, model), agree)
+                )
         frame = pd.DataFrame(rows, columns=["value", "event", "kernel", "model", "agree"])
         return frame.set_index("value")
 
@@ -73,6 +85,16 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return hex(value) if isinstance(value, int) and value >= 10 else str(value)
+
+
+def answer(value: int, revision: Revision) -> str:
+    """Name an answer of the page-fault handler as `revision` counts them: RET_PF_* without that, or -errno.
+
+    >>> answer(5, get("v6_12")), answer(5, get("posted")), answer(-14, get("posted"))
+    ('FIXED', 'SPURIOUS', '-EFAULT')
+    """
+    names = {number: name for name, number in ret_pf_names(revision).items()}
+    return f"-{errorcode.get(-value, -value)}" if value < 0 else names.get(value, str(value))
 
 
 class Follow(Replay):
@@ -145,4 +167,4 @@ def mmio_moments(seen: Iterable[Seen], gfn: int) -> list[tuple[int | None, int, 
     return moments
 
 
-__all__ = ("Follow", "Seen", "carried", "follow", "mmio_moments", "scenario_of")
+__all__ = ("Follow", "Seen", "answer", "carried", "follow", "mmio_moments", "scenario_of")

@@ -11,7 +11,7 @@ from kvm_pf.corpus import differences, load_corpus
 from kvm_pf.diff import diff_html, step_diff
 from kvm_pf.errors import InputError
 from kvm_pf.expect import Why
-from kvm_pf.follow import Seen, carried, scenario_of, shown
+from kvm_pf.follow import Seen, answer, carried, scenario_of, shown
 from kvm_pf.inputs import case_values
 from kvm_pf.markup import Html, bold, code, framed, join, table
 from kvm_pf.patch import ledger
@@ -110,7 +110,8 @@ def results(
 
     `columns` are output columns of the tables of `kind` (cases, sources or faultin), parted by blanks; `given` maps a
     name of the fault to its inputs, as `explain` or the table takes them; `state` is common to all.  One row for each
-    fault and revision; 64-bit values in hexadecimal from 10 up, "–" for what was not reached.
+    fault and revision; 64-bit values in hexadecimal from 10 up, "–" for what was not reached, answers of the MMIO path
+    (mmio_ret) and of the fault-in (ret) by name.
     """
     import pandas as pd
 
@@ -120,7 +121,7 @@ def results(
             values = {**state, **inputs}
             if kind == "cases":
                 values = dict(case_values(revision, **values))
-            got = EVALUATE[kind](pd.DataFrame([values], dtype=object), revision)
+            got = _named(EVALUATE[kind](pd.DataFrame([values], dtype=object), revision), kind, revision)
             rows[name, revision.name] = [_said(got[column].iloc[0]) for column in columns.split()]
     index = pd.MultiIndex.from_tuples(list(rows), names=["fault", "revision"])
     frame = pd.DataFrame(list(rows.values()), index, columns.split())
@@ -130,11 +131,12 @@ def results(
 def differ(frame: pd.DataFrame, a: str | Revision, b: str | Revision) -> pd.DataFrame:
     """Run a table of faults in two revisions and count the rows in which each output that both have differs.
 
-    Columns: output (index), rows, and by the revisions' names what each gave in the first of them.
+    Columns: output (index), rows, and for each revision what it gave in the first of them, as an example.
+    Answers of the MMIO path are compared by name: their numbers changed.
     """
     import pandas as pd
 
-    one, two = evaluate(frame, a), evaluate(frame, b)
+    one, two = (_named(evaluate(frame, each), "cases", get(each)) for each in (a, b))
     rows = []
     for column in one.columns.intersection(two.columns):
         known = one[column].notna(), two[column].notna()
@@ -142,7 +144,19 @@ def differ(frame: pd.DataFrame, a: str | Revision, b: str | Revision) -> pd.Data
         if unlike.any():
             first = [_said(each[column][unlike].iloc[0]) or "none" for each in (one, two)]
             rows.append((column, int(unlike.sum()), *first))
-    return pd.DataFrame(rows, columns=["output", "rows", get(a).name, get(b).name]).set_index("output")
+    return pd.DataFrame(
+        rows, columns=["output", "rows", f"{get(a).name}, e.g.", f"{get(b).name}, e.g."]
+    ).set_index("output")
+
+
+def _named(frame: pd.DataFrame, kind: str, revision: Revision) -> pd.DataFrame:
+    """Put names for the numbers of answers in the outputs of a table."""
+    column = {"cases": "mmio_ret", "faultin": "ret"}.get(kind, "")
+    if column not in frame:
+        return frame
+    return frame.assign(
+        **{column: frame[column].map(lambda value: answer(int(value), revision), na_action="ignore")}
+    )
 
 
 def _said(value: Any) -> str:
@@ -157,15 +171,15 @@ def _said(value: Any) -> str:
 def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:
     """Put recorded faults under each other: columns `names` as the kernel recorded them, and if the model agrees.
 
-    Columns: step (index), op, those named (numbers from 10 up in hexadecimal), agree: how many of all the values
-    of this fault that can be compared are the model's.
+    Columns: step (index), op, those named (as `Seen.shown` writes them), agree: how many of all the values of this
+    fault that can be compared are the model's.
     """
     import pandas as pd
 
     rows = []
     for each in seen:
         compared = [kernel == model for _, kernel, model in each.recorded() if not isinstance(model, Why)]
-        values = [shown(getattr(each.row, name)) for name in names]
+        values = [each.shown(name, getattr(each.row, name)) for name in names]
         rows.append((each.row.step, each.row.op, *values, f"{sum(compared)} of {len(compared)}"))
     return pd.DataFrame(rows, columns=["step", "op", *names, "agree"]).set_index("step")
 
@@ -198,7 +212,7 @@ def log(recording: str) -> list[str]:
 def cases(*topics: str) -> pd.DataFrame:
     """Run the curated cases of some topics, each on every revision that it is for, and count.
 
-    Columns: topic (index), cases, values (those expected), differences (those that the model does not give).
+    Columns: topic (index), cases, values compared, and how many of them are different in the model.
     Raises InputError if there is no such topic.
     """
     import pandas as pd
@@ -213,4 +227,5 @@ def cases(*topics: str) -> pd.DataFrame:
             )
         values = sum(map(len, mine["expect"]))
         rows.append((topic, mine["id"].nunique(), values, len(differences(mine))))
-    return pd.DataFrame(rows, columns=["topic", "cases", "values", "differences"]).set_index("topic")
+    columns = ["topic", "cases", "values compared", "of them different"]
+    return pd.DataFrame(rows, columns=columns).set_index("topic")

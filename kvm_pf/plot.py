@@ -35,14 +35,16 @@ from kvm_pf.mmio import update_in_progress
 from kvm_pf.revisions import Revision, get
 from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, Fault
 from kvm_pf.tables import VM_TYPES, Input
-from kvm_pf.watch import Explanation, Record
+from kvm_pf.watch import WAYS, Explanation, Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kvm_pf.kills import Kills
+
 __all__ = (
-    "Picture", "bit_changes", "bit_counts", "bit_layout", "decision_path", "ept_terms", "ept_wiring", "memory_strip",
-    "mmio_generation", "mmio_spte_layout", "outcomes", "png", "spte_fields",
+    "Picture", "bit_changes", "bit_counts", "bit_layout", "decision_path", "ept_terms", "ept_wiring", "lattice",
+    "memory_strip", "mmio_generation", "mmio_spte_layout", "outcomes", "png", "spte_fields",
 )  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------
@@ -648,6 +650,12 @@ def _end_of(explanation: Explanation) -> str:
     return "resume" if outcome.ret > 0 else "user space"
 
 
+def _can_refuse(revision: Revision) -> bool:
+    """Whether any reserved fault is refused: if so, one with every bit set is."""
+    to, _ = revision.link("reserved_fault")(U64_MASK)
+    return bool(to == REFUSED)
+
+
 def _taken(explanation: Explanation) -> dict[str, list[str]]:
     """The nodes that a fault went through, in order, each with what is to be said beside it."""
     taken: dict[str, list[str]] = {}
@@ -666,7 +674,7 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
             taken[record.step] = carried + said
             carried = []
         if record.step == "mark_private":
-            taken["reserved?"] = [f"RSVD is {reserved}: the way is {ROUTES[way.to]}"]
+            taken["reserved?"] = [f"RSVD is {reserved}: {WAYS[way.to]}"]
     end = _end_of(explanation)
     whole = explanation.records[0].why
     emulated = explanation.outcome.emulation
@@ -675,25 +683,33 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
 
 
 def decision_path(explanation: Explanation, ax: Axes | None = None) -> Figure | Axes:
-    """Draw the whole path of kvm_mmu_page_fault(), the way that one fault took lit up, and the reasons beside it."""
+    """Draw the whole path of kvm_mmu_page_fault(), the way that one fault took lit up, and the reasons beside it.
+
+    The end "refused" is there if a reserved fault can come to it in this revision.
+    """
     taken = _taken(explanation)
+    refuses = _can_refuse(explanation.revision)
+    nodes = {name: node for name, node in _NODES.items() if name != "refused" or refuses}
     steps = set(pairwise(taken))
     width, text = 16.0, 10.4
     paper = _Paper(ax, width, _NODES["resume"].low + 0.2)
     first = _NODES["sanitize"]
 
     title, _, code = explanation.title.partition(", error code ")
+    code = code or f"{explanation.records[0].before:#x}"  # a recorded fault's title does not tell it
     paper.text(0.2, 0.35, title, ha="left", size=20, bold=True, room=width - 0.4, gid="title")
     paper.text(first.x, 1.0, f"error code {code}", gid="code")
     paper.line([(first.x, 1.2), (first.x, first.top)], BLUE, weight=3.5, arrow=True)
 
     for edge in _edges():
+        if edge.end not in nodes:
+            continue
         lit = (edge.start, edge.end) in steps
         colour, weight, z, word = _way(lit)
         paper.line(edge.points, colour, weight=weight, arrow=True, gid=f"{word}:{edge.start}>{edge.end}", z=z)
         paper.text(*edge.at, edge.label, INK if lit else PALE, ha="left", bold=lit)
 
-    for name, node in _NODES.items():
+    for name, node in nodes.items():
         lit = name in taken
         fill, ink = (BLUE, PAPER) if lit and node.end else (PAPER, INK if lit else PALE)
         x, w, h = node.column[0], node.column[1] - node.column[0], _HEIGHT
@@ -910,7 +926,11 @@ def mmio_spte_layout(
     spte = _u64("spte", spte)
     fields = spte_fields(mmio_cfg, revision)
     cells = [
-        _Cell(bool(spte >> n & 1), fields.get(n, ""), _FIELDS[fields[n].split()[0]] if n in fields else None)
+        _Cell(
+            bool(spte >> n & 1),
+            fields.get(n, "").replace("value", "MMIO"),
+            _FIELDS[fields[n].split()[0]] if n in fields else None,
+        )
         for n in range(64)
     ]
     top = 1.15
@@ -1211,3 +1231,167 @@ def outcomes(frame: pd.DataFrame, by: str = "vm_type", ax: Axes | None = None) -
     samples = [_filled(Patch(label=kind), inks[kind], scale) for kind in kinds]
     _key(ax, scale, samples, len(kinds) if len(kinds) < 5 else 3)
     return figure
+
+
+# ----------------------------------------------------------------------------------------------------
+# What the corpus notices
+
+_KILLS = {"this case alone": INK, "a case that is needed": BLUE, "a case that is not": "#a6cbe3"}
+"""How a kill is drawn: the darker, the less the corpus can do without it."""
+
+
+def _shares(sizes: Sequence[int], room: int, least: int) -> list[int]:
+    """Divide `room` by size, so that each gets `least` and the rest goes by size; whole numbers."""
+    ends = (
+        np.cumsum([least + (room - least * len(sizes)) * size / sum(sizes) for size in sizes])
+        .round()
+        .astype(int)
+    )
+    return [int(width) for width in np.diff(ends, prepend=0)]
+
+
+def _squeezed(levels: Any, sizes: Sequence[int], widths: Sequence[int]) -> Any:
+    """Give each group of rows its number of pixels; a pixel that stands for several rows shows the highest."""
+    starts = np.cumsum([0, *sizes])
+    rows = [a + np.arange(w) * n // w for a, n, w in zip(starts, sizes, widths, strict=False)]
+    return np.maximum.reduceat(levels, np.concatenate(rows), axis=0)
+
+
+def _bands(names: Iterable[str]) -> tuple[list[str], list[int]]:
+    """Names that follow each other, and how often."""
+    runs = [(name, len(list(run))) for name, run in groupby(names)]
+    return [name for name, _ in runs], [size for _, size in runs]
+
+
+def kill_matrix(kills: Kills, ax: Axes | None = None) -> Figure | Axes:
+    """Draw which curated case kills which mutant: a row for each case, a column for each mutant.
+
+    Cases stand by topic; mutants by module, or, if all are of one (`kills.of(module)`), by function.
+    """
+    one = len(set(kills.mutants["module"])) == 1
+    modules = [m.removeprefix("revisions.") for m in kills.mutants["name" if one else "module"]]
+    columns, across = _bands(modules)
+    rows, down = _bands(kills.cases["topic"])
+    matrix = kills.matrix.to_numpy()
+    levels = matrix * np.where(kills.cases["idle"].to_numpy(dtype=bool), 1, 2)[:, None]
+    levels[:, matrix.sum(axis=0) == 1] *= 2
+    levels = np.minimum(levels, 3)
+    left = 0.5 + max(_width(name) for name in rows)
+    bottom = 0.7 + max(_width(name) for name in columns)
+    width, height = max(1000, 30 * len(columns)), max(700, 30 * len(rows))
+    size = left + width / 100 + 0.3, bottom + height / 100 + 0.6
+    result, ax, scale = _chart(ax, *size, _Margins(left, 0.3, 0.6, bottom))
+    wide, high = _shares(across, width, 29), _shares(down, height, 29)
+    picture = _squeezed(_squeezed(levels, down, high).T, across, wide).T
+    inks = np.array(
+        [[int(ink[n : n + 2], 16) for n in (1, 3, 5)] for ink in (PAPER, *reversed(_KILLS.values()))]
+    )
+    ax.imshow(
+        inks[picture].astype(np.uint8), extent=(0, width, height, 0), aspect="auto", interpolation="nearest"
+    )
+    for sizes, line, ticks, names in (
+        (wide, ax.axvline, ax.set_xticks, columns),
+        (high, ax.axhline, ax.set_yticks, rows),
+    ):
+        ends = np.cumsum(sizes)
+        for end in ends[:-1]:
+            line(end, color=SOFT, linewidth=0.7 * scale)
+        ticks(ends - np.array(sizes) / 2, names)
+    ax.tick_params(length=0)
+    ax.tick_params(axis="x", rotation=90)
+    _axis_labels(ax, scale, f"{len(kills.mutants):,} mutants", f"{len(kills.cases):,} cases")
+    samples = [
+        Patch(label=word, facecolor=ink, edgecolor=INK, linewidth=0.7 * scale) for word, ink in _KILLS.items()
+    ]
+    _key(ax, scale, [Patch(facecolor="none", label="killed by"), *samples], 4)
+    return result
+
+
+def corpus_coverage(counts: pd.Series[int], ax: Axes | None = None) -> Figure | Axes:
+    """Draw how many curated cases there are of each kind, as bars; `counts` is `kvm_pf.kills.coverage(by)`.
+
+    What has none stands last, in bold, with its 0.
+    """
+    counts = counts.sort_values(ascending=False, kind="stable")
+    room = 0.3 + max(_width(str(name), bold=not cases) for name, cases in counts.items())
+    across = max(1, min(3, -(-len(counts) // 20), int(14 / (room + 1.6))))
+    deep = -(-len(counts) // across)
+    pitch, column = 0.34, 14 / across
+    paper = _Paper(ax, 14, 0.8 + deep * pitch)
+    covered = int((counts > 0).sum())
+    paper.text(
+        0.2,
+        0.35,
+        f"curated cases by {str(counts.index.name).replace('_', ' ')}: {covered} of {len(counts)} have some",
+        ha="left",
+        bold=True,
+        gid="says",
+    )
+    longest = column - room - 0.9
+    for n, (name, cases) in enumerate(counts.items()):
+        x, y = n // deep * column + room, 0.8 + n % deep * pitch
+        paper.text(x - 0.1, y + pitch / 2, str(name), INK if cases else RED, ha="right", bold=not cases)
+        if cases:
+            paper.box(
+                x, y + 0.04, longest * cases / int(counts.iloc[0]), pitch - 0.08, BLUE, gid=f"bar:{name}"
+            )
+        end = x + longest * cases / int(counts.iloc[0]) + 0.08
+        paper.text(
+            end,
+            y + pitch / 2,
+            f"{cases:,}",
+            INK if cases else RED,
+            ha="left",
+            bold=not cases,
+            gid=f"count:{name}",
+        )
+    return paper.result
+
+
+_ANSWERS = {
+    "holds": ("o", BLUE, BLUE, "holds"),
+    "empty": ("o", PAPER, BLUE, "holds, of nothing"),
+    "fails": ("X", RED, INK, "fails"),
+    "unknown": ("$?$", INK, INK, "unknown"),
+}
+"""How an answer of `kvm_pf.claims` is drawn: marker, its face and edge, and what it says."""
+
+
+def lattice(answers: pd.DataFrame, ax: Axes | None = None) -> Figure | Axes:
+    """Draw which claims hold where: a row for each claim, a column for each combination or revision.
+
+    `answers` is a table of `kvm_pf.lattice`: combinations(), later() or table().  Raises InputError if a cell is
+    no answer.
+    """
+    odd = {str(cell) for cell in answers.to_numpy().flat} - _ANSWERS.keys()
+    if odd:
+        raise InputError(f"{min(odd)!r} is no answer; an answer is one of {', '.join(_ANSWERS)}")
+    left, column, pitch = 0.4 + max(_width(str(claim)) for claim in answers), 1.75, 0.42
+    heads = [_wrap(str(name), column - 0.15, 6, " ") for name in answers.index]
+    top = 0.85 + 0.27 * max(map(len, heads))
+    paper = _Paper(ax, left + column * len(heads) + 0.2, top + pitch * len(answers.columns) + 0.2)
+
+    def mark(x: float, y: float, answer: str, gid: str) -> None:
+        marker, face, edge, _ = _ANSWERS[answer]
+        paper.ax.plot(
+            x, y, marker=marker, linestyle="none", markersize=16 * paper.scale, markerfacecolor=face,
+            markeredgecolor=edge,
+            markeredgewidth=2 * paper.scale, gid=gid,
+        )  # fmt: skip
+
+    x = left
+    for answer, (*_, says) in _ANSWERS.items():
+        if (answers == answer).any(axis=None):
+            mark(x, 0.35, answer, f"key:{answer}")
+            paper.text(x + 0.2, 0.35, says, ha="left")
+            x += 0.8 + _width(says)
+    for n, head in enumerate(heads):
+        paper.text(left + (n + 0.5) * column, top - 0.1, "\n".join(head), va="bottom", gid=f"head:{n}")
+    for row, claim in enumerate(answers):
+        y = top + (row + 0.5) * pitch
+        if row % 2 == 0:
+            paper.box(0.1, y - pitch / 2, left + column * len(heads), pitch, WASH, WASH, weight=0, z=0)
+        paper.text(left - 0.15, y, str(claim), ha="right", gid=f"claim:{claim}")
+        for n, answer in enumerate(answers[claim]):
+            mark(left + (n + 0.5) * column, y, str(answer), f"{claim}:{n}")
+    return paper.result

@@ -10,6 +10,7 @@ function that calls others does not multiply their paths by its own; it is a `bi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -30,6 +31,17 @@ TIMEOUT_MS = 10_000
 
 class Unknown(Exception):
     """The solver gave no answer in the time it had; nothing is proved."""
+
+
+@contextmanager
+def patience(milliseconds: int) -> Iterator[None]:
+    """Let the solver think so long about each question asked within."""
+    global TIMEOUT_MS
+    usual, TIMEOUT_MS = TIMEOUT_MS, milliseconds
+    try:
+        yield
+    finally:
+        TIMEOUT_MS = usual
 
 
 def new_solver(*terms: z3.BoolRef) -> z3.Solver:

@@ -13,12 +13,12 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from errno import errorcode
 from functools import wraps
 from types import FunctionType
 from typing import Any
 
 from kvm_pf.bits import PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK, describe
-from kvm_pf.entry import ROUTES
 from kvm_pf.inputs import case_state, case_values, ret_pf_names
 from kvm_pf.paths import data_dir
 from kvm_pf.revisions import Revision, get, logic_names
@@ -53,6 +53,15 @@ class Record:
             if found:
                 return found
         return None
+
+
+WAYS = (
+    "back to the guest",
+    "on to the MMIO path",
+    "on to the page-fault handler",
+    "refused, an error to user space",
+)
+"""What each of `kvm_pf.entry.ROUTES` leads to."""
 
 
 def warn_names(warns: int) -> str:
@@ -92,15 +101,16 @@ def _why_mark_private(r: Record) -> str:
 
 def _why_reserved(r: Record) -> str:
     to, warns = r.result
-    return f"{'WARN: private and reserved; ' if warns else ''}the way is {ROUTES[to]}"
+    return f"{'WARN: private and reserved; ' if warns else ''}{WAYS[to]}"
 
 
 def _ret_pf(r: Record, value: int) -> str:
-    return f"-errno {-value}" if value < 0 else r.given["__ret_pf__"].get(value, str(value))
+    name = f"-{errorcode.get(-value, -value)}" if value < 0 else r.given["__ret_pf__"].get(value)
+    return name or str(value)
 
 
 def _why_route(r: Record) -> str:
-    return f"the way is {ROUTES[r.result.to]}"
+    return WAYS[r.result.to]
 
 
 def _why_mmio(r: Record) -> str:
@@ -108,12 +118,12 @@ def _why_mmio(r: Record) -> str:
     if mmio.warns:
         return "WARN: a page-table entry has reserved bits; -EINVAL"
     if mmio.traced:
-        return f"MMIO SPTE of gfn {mmio.gfn:#x}, generation {mmio.spte_gen:#x} is current: emulate"
+        return f"EMULATE: the MMIO SPTE of gfn {mmio.gfn:#x}, generation {mmio.spte_gen:#x}, is current"
     if mmio.checked:
-        return f"MMIO SPTE is stale (generation {mmio.spte_gen:#x}, now {mmio.kvm_gen:#x}): full fault"
+        return f"INVALID: the MMIO SPTE is stale (generation {mmio.spte_gen:#x}, now {mmio.kvm_gen:#x})"
     cached = r.find("mmio_info_in_cache")
     if cached and cached.result:
-        return "the vCPU remembers this address as MMIO: emulate"
+        return "EMULATE: the vCPU remembers this address as MMIO"
     return (
         _ret_pf(r, mmio.ret) + ": " + ("no MMIO SPTE there" if mmio.ret == 1 else "slots are being updated")
     )
@@ -148,12 +158,12 @@ def _why_after(r: Record) -> str:
 
 def _why_passed_on(r: Record) -> str:
     lost = r.given["error_code"] & ~r.result
-    return f"cut: {describe(lost)} lost" if lost else "all of it"
+    return f"cut: {describe(lost)} lost" if lost else "all 64 bits"
 
 
 def _why_page_fault(r: Record) -> str:
     wrote = "; a write to a shadowed page table" if r.result[1] else ""
-    return f"the handler answers {_ret_pf(r, r.result[0])}{wrote}"
+    return f"the page-fault handler answers {_ret_pf(r, r.result[0])}{wrote}"
 
 
 def _why_whole(r: Record) -> str:
@@ -292,7 +302,7 @@ class Explanation:
                 if record.after != record.before:
                     code += f" → {record.after:#x}"
             name = "  " * record.depth + record.step
-            lines.append(f"{name:<30} {code:<34} {record.why}".rstrip())
+            lines.append(f"{name:<30} {code:<33} {record.why}".rstrip())
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -21,7 +21,7 @@ from kvm_pf.tables import CASE_INPUTS
 
 fixed = settings(derandomize=True, deadline=None)
 
-COMMANDS = ("decode", "explain", "check", "replay", "patch", "evaluate", "export")
+COMMANDS = ("decode", "explain", "check", "replay", "patch", "prove", "compare", "evaluate", "export")
 
 
 def run(*arguments):
@@ -263,6 +263,83 @@ class TestEvaluateAndExport:
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
             "cases.jsonl.gz", "recordings.jsonl.gz", "schema.json",
         ]  # fmt: skip
+
+
+class TestProve:
+    def test_a_table_with_witnesses_and_a_last_word(self):
+        status, out, err = run(
+            "prove", "outside-bits-never-survive", "--revision", "before", "--revision", "posted"
+        )
+        lines = out.splitlines()
+        assert (status, err) == (0, "")
+        assert lines[0].split() == ["claim", "revision", "expected", "answer", "rung", "seconds"]
+        assert lines[1].split()[:4] == ["outside-bits-never-survive", "before", "fails", "fails"]
+        assert lines[2].split() == ["error_code=PRIVATE_ACCESS"]
+        assert lines[3].split()[:5] == ["outside-bits-never-survive", "posted", "holds", "holds", "proved"]
+        assert lines[4] == "2 answers, all as expected"
+
+    def test_the_witness_as_steps_side_by_side(self):
+        status, out, _ = run("prove", "outside-bits-never-survive", "--revision", "before", "--witness")
+        assert status == 0
+        assert "error_code 0x2000000000000: bit 49, PRIVATE_ACCESS: " in out
+        assert re.search(r"before +│ posted\n", out)
+
+    def test_a_solver_that_gives_up_is_unknown_and_not_as_expected(self):
+        status, out, _ = run("prove", "five-differences", "--revision", "posted", "--timeout", "0.001")
+        assert status == 1
+        row, last = out.splitlines()[1:]
+        assert row.split()[:5] == ["!", "five-differences", "posted", "holds", "unknown"]
+        assert last == "1 answer, 1 not as expected"
+        assert "proved" not in out
+
+    def test_what_nobody_said_is_told_without_judgement(self):
+        status, out, _ = run("prove", "never-released", "--revision", "v6_1")
+        assert (status, out.splitlines()[1].split()[:4]) == (0, ["never-released", "v6_1", "–", "holds"])
+
+    def test_json(self):
+        status, out, _ = run("prove", "callers-may-say-private", "--revision", "posted", "--json")
+        (answer,) = json.loads(out)
+        assert status == 0
+        assert (answer["claim"], answer["answer"], answer["as_expected"]) == (
+            "callers-may-say-private",
+            "fails",
+            True,
+        )
+        assert answer["witness"]["error_code"] == 1 << 49
+
+    def test_the_list_of_claims(self):
+        status, out, _ = run("prove", "--list", "never-released")
+        assert status == 0
+        assert out.splitlines()[0] == "never-released"
+        assert "  lines: h2+04 h2+05" in out
+        assert len(run("prove", "--list")[1].splitlines()) > 100
+
+    def test_what_is_not_there_is_refused(self):
+        assert "there is no claim 'mine'" in refused("prove", "mine")
+        assert "there is no revision 'v9'" in refused("prove", "never-released", "--revision", "v9")
+        assert "0: from 0.001 to 86400 seconds" in refused("prove", "--timeout", "0")
+        assert "--timeout" in refused("prove", "--timeout", "soon")
+
+
+class TestCompare:
+    def test_a_difference(self):
+        status, out, err = run("compare", "before", "posted", "--way", "kvm_arch_async_page_ready", "--diff")
+        assert (status, err) == (1, "")
+        assert out.startswith(
+            "before → posted, states that can exist in both: 2 kinds of difference; nothing else "
+        )
+        assert "a page that became ready, if the page is private, it is gone on with\n" in out
+        assert "cases: revision-page-ready-and-now-private" in out
+        assert "-     return kvm_mem_is_private(vm, gpa_to_gfn(cr2_or_gpa))\n" in out
+
+    def test_no_difference(self):
+        status, out, _ = run("compare", "before", "posted", "--way", "source", "--all-states")
+        assert status == 0
+        assert out.startswith("before → posted, all states: no difference (proved)\n")
+
+    def test_what_is_not_there_is_refused(self):
+        assert "there is no revision 'v9'" in refused("compare", "before", "v9")
+        assert "way='door'" in refused("compare", "before", "posted", "--way", "door")
 
 
 class TestHelp:

@@ -132,8 +132,7 @@ class TestCoverage:
     def test_every_warning_is_expected_somewhere(self, cases):
         names = {*WARN_NAMES, *SOURCE_WARN_NAMES, *FAULTIN_WARN_NAMES}
         texts = self.expected(cases, "warns")
-        # what the handler answered to a pre-fault is no input of the calls
-        assert {name for text in texts for name in text.split("|")} == names - {"prefault"} | {""}
+        assert {name for text in texts for name in text.split("|")} == names | {""}
 
     @pytest.mark.parametrize(
         ("kind", "column", "names"),

@@ -207,6 +207,8 @@ def test_stripped_outputs(path):
 def test_a_stated_reason_lets_a_cell_be_ignored(path):
     damage(path, VALUE, source="# NBVAL_IGNORE_OUTPUT\n# not compared: it is a clock\nMASK")
     assert notebooks.check(path) == []
+    damage(path, VALUE, outputs=[new_output("stream", name="stdout", text="at another time")])
+    assert notebooks.reproduce(path) == []
 
 
 def test_what_the_model_prints_is_no_object(path):

@@ -118,6 +118,15 @@ def test_a_value_that_disagrees_is_counted():
     assert int(agreed) < int(compared)
 
 
+def test_an_answer_of_the_handler_is_named_as_its_kernel_counts():
+    seen = kvm_pf.follow("posted-on-6.12", "2-swprot", 36)[:1] + kvm_pf.follow(
+        "posted-on-6.12", "2-swprot", 24
+    )
+    assert [each.row.handler_ret for each in seen] == [5, -14]
+    assert list(page.faults(seen, "handler_ret").handler_ret) == ["FIXED", "-EFAULT"]
+    assert list(seen[0].table("handler_ret").loc["handler_ret", ["kernel", "model"]]) == ["FIXED", "FIXED"]
+
+
 def test_the_story_of_a_scenario_is_what_user_space_saw():
     frame = page.story("posted-on-6.12", "2-swprot", 1, 7, 14, 24)
     assert list(frame.index) == [1, 7, 14, 24]
@@ -149,6 +158,16 @@ class TestResults:
         mismatch = page.results("exit_reason mf_gpa", {"m": {"is_private": 1}}, kind="faultin")
         assert list(mismatch.loc["m"]) == ["39", "0x100000000"]
 
+    def test_an_answer_has_its_name_whatever_its_number(self):
+        changing = {"error_code": "RSVD", "gen": 1 << 63, "walk_leaf": 1, "spte1": 6}
+        frame = page.results("mmio_ret", {"slots are changing": changing}, "posted", "v6_12")
+        assert list(frame.mmio_ret) == ["INVALID", "INVALID"]
+        given = {"agree": {}, "conflict": {"is_private": 1}}
+        assert list(page.results("ret", given, kind="faultin", slot_kind="user").ret) == [
+            "CONTINUE",
+            "-EFAULT",
+        ]
+
 
 def test_outputs_that_differ_are_counted_with_an_example():
     faults = pd.DataFrame({"error_code": [2, 1 << 49 | 2, 1 << 49], "vm_type": 0})
@@ -172,7 +191,8 @@ class TestCases:
         frame = page.cases("root", "sanitize")
         assert list(frame.index) == ["root", "sanitize"]
         assert list(frame["cases"]) == [6, 16]
-        assert not frame["differences"].any()
+        assert list(frame.columns) == ["cases", "values compared", "of them different"]
+        assert not frame["of them different"].any()
 
     def test_an_unknown_topic_is_refused(self):
         with pytest.raises(InputError, match=r"no case is about 'rot'; they are about .*root"):

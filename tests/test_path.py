@@ -328,16 +328,16 @@ class TestExplain:
         )
         assert lines(explanation) == [
             "kvm_mmu_page_fault 0x100000006 → 0x2000100000006 returns 1: resume the guest",
-            "route 0x100000006 → 0x2000100000006 the way is fault",
+            "route 0x100000006 → 0x2000100000006 on to the page-fault handler",
             "sanitize 0x100000006 nothing to drop",
             "root_is_valid there is a page table",
             "mark_private 0x100000006 → 0x2000100000006 gfn 0x100000 is private: PRIVATE_ACCESS set",
             "kvm_mem_is_private gfn 0x100000: private",
-            "passed_on 0x2000100000006 all of it",
+            "passed_on 0x2000100000006 all 64 bits",
             "kvm_mmu_do_page_fault 0x2000100000006 FIXED",
             "is_private 0x2000100000006 private, by error code WRITE|USER|GUEST_FINAL|PRIVATE_ACCESS",
             "new_fault 0x2000100000006 gfn 0x100000, write, is_private=1, rsvd=0, slot=1",
-            "page_fault the handler answers FIXED",
+            "page_fault the page-fault handler answers FIXED",
             "after_fault 0x2000100000006 returns 1",
         ]
         assert repr(explanation) == str(explanation)
@@ -345,7 +345,7 @@ class TestExplain:
     def test_synthetic_bits_on_an_invalid_root_read_so(self):
         assert lines(explain("WRITE|IMPLICIT_ACCESS|PRIVATE_ACCESS", root_valid=0)) == [
             "kvm_mmu_page_fault 0x3000000000002 → 0x2 returns 1: resume the guest; warned: synthetic|bad_root",
-            "route 0x3000000000002 → 0x2 the way is retry",
+            "route 0x3000000000002 → 0x2 back to the guest",
             "sanitize 0x3000000000002 → 0x2 WARN: IMPLICIT_ACCESS|PRIVATE_ACCESS came from outside; dropped",
             "root_is_valid WARN: no valid root; back to the guest",
         ]
@@ -353,11 +353,11 @@ class TestExplain:
     @pytest.mark.parametrize(
         ("step", "text", "code", "more"),
         [
-            ("handle_mmio_page_fault", "MMIO SPTE of gfn 0x100000, generation 0x15 is current: emulate", "RSVD",
+            ("handle_mmio_page_fault", "EMULATE: the MMIO SPTE of gfn 0x100000, generation 0x15, is current", "RSVD",
              {"walk_leaf": 1, "spte1": MMIO_EPT_NOW}),
-            ("handle_mmio_page_fault", "MMIO SPTE is stale (generation 0x0, now 0x15): full fault", "RSVD",
+            ("handle_mmio_page_fault", "INVALID: the MMIO SPTE is stale (generation 0x0, now 0x15)", "RSVD",
              {"walk_leaf": 1, "spte1": 6}),
-            ("handle_mmio_page_fault", "the vCPU remembers this address as MMIO: emulate", "RSVD",
+            ("handle_mmio_page_fault", "EMULATE: the vCPU remembers this address as MMIO", "RSVD",
              {"mmio_gfn": 0x100000, "mmio_gen": 0x15}),
             ("mmio_info_in_cache", "in the MMIO cache", "RSVD", {"mmio_gfn": 0x100000, "mmio_gen": 0x15}),
             ("handle_mmio_page_fault", "RETRY: no MMIO SPTE there", "RSVD", {}),
@@ -374,8 +374,8 @@ class TestExplain:
              {"vm_type": "snp", "cfg_sw_protected": 0}),
             ("kvm_mmu_do_page_fault", "EMULATE on private memory is refused: exit 39, flags 0x8, -EFAULT", "WRITE",
              {"vm_type": 1, "private": 1, "pf_ret": "EMULATE"}),
-            ("kvm_mmu_do_page_fault", "-errno 14", "WRITE", {"pf_ret": -14}),
-            ("page_fault", "the handler answers EMULATE; a write to a shadowed page table", "WRITE",
+            ("kvm_mmu_do_page_fault", "-EFAULT", "WRITE", {"pf_ret": -14}),
+            ("page_fault", "the page-fault handler answers EMULATE; a write to a shadowed page table", "WRITE",
              {"pf_ret": 2, "pf_wpf": 1}),
             ("after_fault", "unprotect 0x100000; returns 1", "PRESENT|WRITE|GUEST_PAGE", {"pf_ret": "EMULATE"}),
             ("after_fault", "emulate with type 0x48; returns 1", "WRITE", {"pf_ret": "EMULATE"}),
@@ -383,7 +383,7 @@ class TestExplain:
             ("new_fault", "gfn 0x0, read, is_private=0, rsvd=0, slot=0", "USER", {"mode": "shadow"}),
             ("kvm_mmu_page_fault", "returns -5: error to user space; warned: kvm_bug", "WRITE", {"pf_ret": "INVALID"}),
             ("kvm_mmu_page_fault", "returns 0: exit to user space", "WRITE", {"pf_ret": "EMULATE", "emu_ret": 0}),
-            ("reserved_fault", "WARN: private and reserved; the way is refused", "RSVD|PRIVATE_ACCESS",
+            ("reserved_fault", "WARN: private and reserved; refused, an error to user space", "RSVD|PRIVATE_ACCESS",
              {"revision": "v6_10"}),
             ("kvm_mmu_write_protect_fault", "RETRY", "PRESENT|WRITE|GUEST_PAGE",
              {"revision": "v6_12", "pf_ret": "WRITE_PROTECTED", "unprot_ret": 1}),

@@ -421,8 +421,17 @@ class TestDecisionPath:
     def test_the_rest_is_there_but_pale(self):
         figure = plot.decision_path(explain(WRITE))
         pale = {gid for gid in by_gid(figure, "pale:") if ">" not in gid}
-        assert pale == {"handle_mmio_page_fault", "no root", "refused", "bug", "emulate", "user space"}
+        assert pale == {"handle_mmio_page_fault", "no root", "bug", "emulate", "user space"}
         assert not text_of(figure, "why:handle_mmio_page_fault")
+
+    @pytest.mark.parametrize(
+        "revision", ["before", "posted", "posted_series", "merged_patch", "v6_10", "v7_3"]
+    )
+    def test_an_end_that_no_fault_can_come_to_is_not_there(self, revision):
+        figure = plot.decision_path(explain(WRITE, revision=revision))
+        ends = {"pale:refused", "pale:reserved?>refused", "label:refused"}
+        drawn = {gid for gid in by_gid(figure, "") if gid.endswith("refused")}
+        assert drawn == (ends if revision in ("v6_10", "v7_3") else set())
 
     def test_it_gives_reasons_and_the_code(self):
         figure = plot.decision_path(private_write())

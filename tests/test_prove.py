@@ -3,14 +3,32 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import z3
 
 from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK
-from kvm_pf.prove import Bool, always, any_int, any_of, as_int, bool_term, complete, explore
+from kvm_pf.prove import (
+    Bool,
+    Summary,
+    Unknown,
+    Variable,
+    all_of,
+    always,
+    any_int,
+    any_of,
+    as_int,
+    bool_term,
+    complete,
+    explore,
+    patience,
+    smallest,
+)
 from kvm_pf.revisions import get
 from kvm_pf.state import KVM_X86_SW_PROTECTED_VM, Mmu, Vm
 
+prove = sys.modules["kvm_pf.prove"]  # the package's own name for prove() hides the room
 CODE, ADDRESS = any_int("error_code"), any_int("cr2_or_gpa")
 MMU, VM = any_of(Mmu), any_of(Vm)
 
@@ -68,6 +86,46 @@ def test_the_paths_cover_every_state_and_do_not_overlap(revision):
 
 def test_a_dropped_path_is_noticed():
     assert list(complete(routes("posted")[1:])) == ["some state is on no path"]
+
+
+def test_a_path_that_is_there_twice_is_noticed():
+    paths = routes("posted")
+    assert list(complete([*paths, paths[0]])) == [f"paths 0 and {len(paths)} overlap"]
+
+
+def test_a_question_that_takes_too_long_is_unknown():
+    product = CODE * ADDRESS == 4294967291 * 4294967279  # two primes
+    factors = [CODE > 1, CODE < 1 << 32, ADDRESS > 1, ADDRESS < 1 << 32]
+    with patience(50), pytest.raises(Unknown):
+        always(explore(lambda: product & all_of(factors)), lambda both: both == False)  # noqa: E712
+
+
+def test_patience_ends():
+    usual = prove.TIMEOUT_MS
+    with patience(7):
+        assert prove.TIMEOUT_MS == 7
+    assert usual == prove.TIMEOUT_MS
+
+
+def test_the_smallest_state_has_few_bits_in_codes_then_few_oddities_then_small_numbers():
+    state = {"code": Variable(CODE, 0, is_code=True), "address": Variable(ADDRESS, 0x1000)}
+
+    def least(condition):
+        return smallest(condition, state)
+
+    assert least(CODE & 0xF0 != 0) == {"code": 0x10, "address": 0x1000}
+    assert least((CODE == 7) | (CODE == 8)) == {"code": 8, "address": 0x1000}
+    assert least((CODE == 3) | (ADDRESS != 0x1000)) == {"code": 0, "address": 0}
+    assert least(ADDRESS > 0x1000) == {"code": 0, "address": 0x2000}
+    assert least((CODE == 1) & (CODE == 2)) is None
+
+
+def test_a_function_that_answers_for_all_its_paths_says_what_they_say():
+    sanitize = get("posted").link("sanitize", Summary)
+    code, warns = sanitize(CODE)
+    assert always(explore(lambda: code & PFERR_SYNTHETIC_MASK == 0), lambda truth: truth)
+    paths = explore(get("posted").link("sanitize"), CODE)
+    assert always(paths, lambda r: (as_int(r[0]) == code) & (as_int(r[1]) == warns))
 
 
 def test_truth_is_not_asked_for_outside_of_an_exploration():

@@ -198,11 +198,22 @@ def text(output: NotebookNode) -> str:
 
 
 def reproduce(path: Path) -> list[str]:
-    """Execute the notebook again; return the first difference from what is stored, or nothing."""
+    """Execute the notebook again; return the first difference from what is stored, or nothing.
+
+    Outputs that are not compared, for a stated reason, are not compared.
+    """
     try:
-        return difference(read(path), execute(path))
+        return difference(comparable(read(path)), comparable(execute(path)))
     except CellExecutionError as error:
         return [f"cannot be executed: {error.ename}: {error.evalue}"]
+
+
+def comparable(notebook: NotebookNode) -> NotebookNode:
+    """Drop, in place, the outputs of cells that state a reason not to compare them; return the notebook."""
+    for cell in code_cells(notebook):
+        if REASON.search(cell.source):
+            cell.outputs = []
+    return notebook
 
 
 def difference(stored: Any, fresh: Any, place: str = "notebook") -> list[str]:

@@ -249,7 +249,7 @@ def _outcome(explanation: Explanation) -> Facts:
     names = {number: name for name, number in ret_pf_names(explanation.revision).items()}
 
     def answer(value: int) -> str:
-        return f"{value} ({names[value]})" if value in names else str(value)
+        return names.get(value, str(value)) if value >= 0 else str(value)
 
     then = (
         "an error to user space"

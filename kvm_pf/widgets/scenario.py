@@ -99,7 +99,7 @@ def _places(recording: Recording, scenario: Scenario, revision: Revision) -> Ite
 
 
 def memory(state: VmState, fault: int | None = None) -> Html:
-    """Draw guest memory as a strip of slots, private and shared, with the gfn of a fault in it."""
+    """List guest memory in pieces of one slot, private or shared; of a fault, the piece and its neighbours."""
     ranges = [(slot.gpa, slot.size) for slot in state.slots.values()]
     ranges += [(gpa, size) for gpa, size, _ in state.attributes]
     ranges += [(fault << PAGE_SHIFT, PAGE_SIZE)] if fault is not None else []
@@ -114,17 +114,12 @@ def memory(state: VmState, fault: int | None = None) -> Html:
         part = (start, kind, where, f"▼ gfn {fault:#x}" if here else "")
         if not parts or parts[-1][1:] != part[1:]:
             parts.append(part)
-    rows: list[list[object]] = [
-        [part[2] for part in parts],
-        [bold(part[1]) for part in parts],
-        [bold(part[3]) for part in parts],
-    ]
-    heads = [f"{part[0]:#x}" for part in parts]
-    return (
-        table("guest memory, from address", heads, rows if fault is not None else rows[:2])
-        if parts
-        else Html()
-    )
+    hit = next((n for n, part in enumerate(parts) if part[3]), None)
+    if hit is not None:
+        parts = parts[max(0, hit - 2) : hit + 3]
+    rows = [[f"{start:#x}", where, bold(kind), bold(here)] for start, kind, where, here in parts]
+    caption = "guest memory" if hit is None else "guest memory around the fault"
+    return table(caption, ("from", "slot", "declared", ""), rows) if parts else Html()
 
 
 def _fault(seen: Seen, revision: Revision) -> Iterator[Html]:
@@ -142,11 +137,14 @@ def _fault(seen: Seen, revision: Revision) -> Iterator[Html]:
         if isinstance(want, Why):
             rest.setdefault(want.reason, []).append(f"{name} {show(told)}")
         elif told == want:
-            agree.append([code(name), show(told), "✓\u00a0same"])
+            agree.append([code(name), seen.shown(name, told)])
         else:
-            differ.append([bold(code(name)), show(told), bold(f"✗ {show(want)}")])
+            differ.append([bold(code(name)), seen.shown(name, told), bold(f"✗ {seen.shown(name, want)}")])
+    if differ:
+        yield table("values that differ", ("value", "kernel", "model"), differ)
     caption = f"{len(agree)} values agree, {len(differ)} differ ({revision.name})"
-    yield table(caption, ("value", "kernel", "model") * 2, beside(differ + agree, 2))
+    if agree:
+        yield table(caption, ("value", "kernel and model") * 2, beside(agree, 2))
     for reason, names in rest.items():
         yield element("p", f"not compared, {reason}: {', '.join(names)}")
     if row.last_of_run:
@@ -166,6 +164,6 @@ def _story(row: FaultRow, taken: Taken | None) -> Iterator[str]:
         yield f"error code {taken.error_code:#x} ({describe(taken.error_code)})"
         fault = taken.handled.fault
         if taken.handled.called and fault.error_code != taken.error_code:
-            yield f"the handler got {fault.error_code:#x} ({describe(fault.error_code)})"
+            yield f"the page-fault handler got {fault.error_code:#x} ({describe(fault.error_code)})"
     if taken and taken.warns:
         yield f"WARN: {', '.join(taken.warns)}"

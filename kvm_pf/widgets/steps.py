@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from kvm_pf.bits import describe
 from kvm_pf.markup import Html, bold, changed, cited, code, join, table
-from kvm_pf.watch import Explanation, Record
+from kvm_pf.state import Lookups
+from kvm_pf.watch import Explanation, Record, warn_names
 from kvm_pf.widgets.hunks import lines_table
 from kvm_pf.widgets.panel import Panel, line, place, show
 
@@ -60,17 +61,29 @@ def _detail(record: Record) -> Iterator[Html]:
     rows: list[tuple[object, object]] = [
         (join(["given ", code(name)]), show(value)) for name, value in record.given.items()
     ]
-    rows.append(("returned", show(record.result)))
+    rows.append(("returned", _returned(record)))
     if record.before is not None and record.after is not None:
         rows.append(("error code before", _named(record.before)))
         rows.append(("error code after", changed(_named(record.after), record.after != record.before)))
     rows.append(("why", record.why))
     rows.append(("read in", cited(record.source) or "–"))
-    yield table(
-        join(["this step: ", code(record.step)]), ("", "fields of records that are 0 are left out"), rows
-    )
+    yield table(join(["this step: ", code(record.step)]), (), rows)
     if record.lines:
         yield lines_table("the patch's lines that it stands for", record.lines)
+
+
+def _returned(record: Record) -> str:
+    if record.step in ("sanitize", "reserved_fault"):
+        value, warns = record.result
+        return f"{show(value)}, {f'WARN {warn_names(warns)}' if warns else 'no warning'}"
+    if (
+        isinstance(record.result, tuple)
+        and isinstance(record.result[-1], Lookups)
+        and len(record.result) == 2
+    ):
+        value, lookups = record.result
+        return f"{show(value)}, {f'looked up gfn {lookups.gfn:#x}' if lookups.count else 'no look-up'}"
+    return show(record.result)
 
 
 def _named(value: int) -> Html:

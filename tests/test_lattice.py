@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lattice: which changes keep which claims, as the facts have it; and its picture."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from kvm_pf import plot
+from kvm_pf.errors import InputError
+from kvm_pf.lattice import closed, combinations, later, opened, stages, table
+
+HOLDS, EMPTY, FAILS, UNKNOWN = "holds", "empty", "fails", "unknown"
+
+
+def test_only_all_three_changes_give_the_patch():
+    found = combinations(["outside-bits-never-survive", "declared-is-private", "private-means-declared"])
+    assert found.to_dict("index") == {
+        name: dict(zip(found.columns, answers, strict=True))
+        for name, answers in {
+            "none": (FAILS, HOLDS, HOLDS),
+            "sanitize": (HOLDS, HOLDS, HOLDS),
+            "mark_private": (FAILS, HOLDS, HOLDS),
+            "is_private": (FAILS, FAILS, FAILS),  # nobody marks; a caller's bit 49 passes
+            "sanitize + mark_private": (HOLDS, HOLDS, HOLDS),
+            "sanitize + is_private": (HOLDS, FAILS, EMPTY),  # nobody marks, and nobody may
+            "mark_private + is_private": (FAILS, HOLDS, FAILS),
+            "sanitize + mark_private + is_private": (HOLDS, HOLDS, HOLDS),
+        }.items()
+    }
+
+
+def test_each_later_patch_closes_its_gap():
+    found = later(["declared-is-private", "callers-may-say-private", "private-and-reserved-is-refused"])
+    assert {name: gap for name, gap in closed(found).items() if gap} == {
+        "05: as posted": ["declared-is-private"],
+        "07: #NPF drops the bits": ["callers-may-say-private"],
+        "merged: private and reserved is refused": ["private-and-reserved-is-refused"],
+    }
+    assert {name: gap for name, gap in opened(found).items() if gap} == {
+        "07: #NPF drops the bits": ["private-and-reserved-is-refused"]
+    }
+
+
+def test_the_stages_end_with_the_merged_steps():
+    last = list(stages().values())[-1]
+    assert last.step("page_ready_code") is not stages()["05: as posted"].step("page_ready_code")
+    assert next(iter(stages())) == "05 without 04: codes of 32 bits"
+
+
+ANSWERS = pd.DataFrame(
+    [[HOLDS, FAILS], [EMPTY, UNKNOWN]], pd.Index(["one", "the other one"]), ["claim-a", "claim-b"]
+)
+
+
+def marks(picture):
+    (ax,) = picture.axes
+    return {line.get_gid(): (line.get_marker(), line.get_markerfacecolor()) for line in ax.lines}
+
+
+def test_the_picture_has_a_mark_for_each_answer_that_needs_no_colour():
+    picture = plot.lattice(ANSWERS)
+    assert isinstance(picture, Figure)
+    drawn = marks(picture)
+    cells = [drawn[gid] for gid in ("claim-a:0", "claim-b:0", "claim-a:1", "claim-b:1")]
+    assert [marker for marker, _ in cells] == ["o", "X", "o", "$?$"]
+    assert cells[0] != cells[2] == ("o", plot.PAPER)  # full, and hollow
+    assert {gid for gid in drawn if gid.startswith("key:")} == {
+        f"key:{a}" for a in (HOLDS, EMPTY, FAILS, UNKNOWN)
+    }
+
+
+def test_the_picture_draws_into_axes_that_it_is_given():
+    figure = Figure()
+    ax = figure.add_subplot()
+    assert plot.lattice(ANSWERS, ax=ax) is ax
+    assert len(ax.lines) == 8
+
+
+def test_the_picture_refuses_what_is_no_answer():
+    with pytest.raises(
+        InputError, match="'perhaps' is no answer; an answer is one of holds, empty, fails, unknown"
+    ):
+        plot.lattice(pd.DataFrame({"claim": ["holds", "perhaps"]}))
+
+
+def test_a_table_of_any_revisions():
+    found = table({"as it is": "posted", "cut": "posted_u32"}, ["nothing-is-private"])
+    assert found["nothing-is-private"].to_dict() == {"as it is": FAILS, "cut": HOLDS}
