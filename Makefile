@@ -25,7 +25,7 @@ RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|debugpy|pygments
 export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants bench html notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ types: env ## mypy --strict on the package
 
 lint: env ## ruff and vulture
 	@($(BIN)/ruff check --quiet && $(BIN)/ruff format --quiet --check && $(BIN)/vulture) $(SAY)
+
+mutants: env ## break the logic in every small way: do the curated cases notice? (some ten minutes)
+	$(BIN)/python -m tools.mutate
 
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py

@@ -118,6 +118,7 @@ def save(kills: Kills, folder: Path, ran: Mapping[str, str]) -> None:
     kills.cases.to_csv(folder / "cases.csv", lineterminator="\n")
     counts = {"mutants": len(kills.mutants), **Counter(kills.mutants["verdict"])}
     lines = [
+        "# SPDX-License-Identifier: GPL-2.0-only",
         *(f'{key} = "{value}"' for key, value in ran.items()),
         *(f"{k} = {n}" for k, n in counts.items()),
     ]
