@@ -517,7 +517,7 @@ def _differing(case: Case, way: str, where: Any, a: Revision, b: Revision) -> tu
         return true
 
     can = settled(differ)
-    not_always = settled({name: z3.Not(differ[name]) for name in can})
+    not_always = settled({name: z3.Not(term) for name, term in differ.items() if name in can})
     return [n for n in differ if n in can - not_always], [n for n in differ if n in can & not_always]
 
 

@@ -195,5 +195,5 @@ def coverage(by: str) -> pd.Series[int]:
         pairs = {(case[by], case["id"]) for case in cases}
     else:
         raise InputError(f"cases are counted by step, flag, vm_type, revision or topic, not by {by!r}")
-    counts = Counter(thing for thing, _ in pairs)
+    counts = Counter(thing for thing, _ in sorted(pairs))
     return pd.Series({**dict.fromkeys(known, 0), **counts}, name="cases").rename_axis(by)

@@ -117,10 +117,10 @@ def test_a_revision_made_elsewhere_is_compared_with_its_diff():
 
 def test_a_step_without_source_is_still_compared():
     scope = {}
-    exec("def sanitize(error_code):\n    return error_code, 0\n", scope)
-    found = compare("posted", POSTED.derive("typed", sanitize=scope["sanitize"]), way="kvm_mmu_page_fault")
+    exec("def npf_synthetic(error_code):\n    return error_code & 7, 0\n", scope)
+    found = compare("posted", POSTED.derive("typed", npf_synthetic=scope["npf_synthetic"]), way="source")
     assert found.kinds
-    assert found.diff().startswith("sanitize: ")
+    assert found.diff().startswith("npf_synthetic: ")
 
 
 def test_changed_steps_are_those_of_the_revision():
