@@ -16,8 +16,11 @@ CORPUS = load_corpus()
 ROWS = 40
 
 
-@pytest.mark.parametrize("table", CORPUS.vector_tables, ids="_".join)
-def test_every_output_column_of_every_kernel_vector_agrees(table):
+@pytest.mark.parametrize(
+    "table", [("cases", "posted"), ("sources", "v7_3"), ("faultin", "v6_12")], ids="_".join
+)
+def test_every_output_column_of_kernel_vectors_agrees(table):
+    """One table of each kind; `make conformance` compares them all."""
     kind, revision = table
     report = check_table(CORPUS.vector_tables[table])
     assert report.differing == 0, str(report)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import pairwise
 
 import pytest
 
@@ -196,8 +196,9 @@ def test_a_condition_holds_of_its_smallest_state(five):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_some_states_can_exist_in_any_two_revisions(way):
+def test_some_states_can_exist_in_two_revisions(way):
+    """Each beside the next, and beside posted: a comparison over no state would find no difference."""
     case = Case()
     names = [name for name in REVISIONS if "+" not in name]
-    for one, other in combinations(names, 2):
+    for one, other in {*pairwise(names), *(("posted", name) for name in names)}:
         assert case.possible(given(way, get(one), get(other), True)(case)), (one, other)
