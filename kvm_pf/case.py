@@ -368,6 +368,17 @@ class Case:
                 value = choose(attrgetter(output.path)(result) == number, ANSWERS.index(name), value)
         return attrgetter(output.reached)(result) != 0 if output.reached else True, value
 
+    def written(self, way: str, output: Output, revision: Revision) -> str:
+        """Write an output of a state for people: warnings and labels by name, "–" for what is not reached."""
+        reached, value = self.cell(way, output, revision)
+        if not reached:
+            return "–"
+        if output.kind == "warns":
+            return "|".join(name for n, name in enumerate(output.labels) if value >> n & 1) or "none"
+        if output.kind == "label":
+            return str(output.labels[value])
+        return hex(value) if output.kind == "u64" else str(int(value))
+
     def has_meaning(self, revision: str | Revision) -> Any:
         """Whether the inputs mean something in `revision`: the handler's answer, and the MMIO SPTEs' format."""
         known = answers(get(revision))

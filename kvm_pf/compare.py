@@ -483,20 +483,11 @@ def _place(case: Case, way: str, region: Region, states: Region, a: Revision, b:
     always, sometimes = _differing(case, way, inside & assumed, a, b)
     plain = Case(state)
     shown = {
-        o.column: (_written(plain, way, o, a), _written(plain, way, o, b))
+        o.column: (plain.written(way, o, a), plain.written(way, o, b))
         for o in common_outputs(way, a, b)
         if plain.differs(way, o, a, b)
     }
     return Place(way, conditions, exact, always, sometimes, state, shown)
-
-
-def _written(case: Case, way: str, output: Output, revision: Revision) -> str:
-    reached, value = case.cell(way, output, revision)
-    if not reached:
-        return "–"
-    if output.kind == "warns":
-        return "|".join(name for n, name in enumerate(output.labels) if value >> n & 1) or "none"
-    return hex(value) if output.kind == "u64" else str(int(value))
 
 
 def _differing(case: Case, way: str, where: Any, a: Revision, b: Revision) -> tuple[list[str], list[str]]:

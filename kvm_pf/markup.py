@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 __all__ = (
-    "Html", "beside", "bold", "cell", "changed", "cited", "code", "element", "framed", "join", "notice", "source_line",
-    "table",
+    "Html", "Shown", "beside", "bold", "cell", "changed", "cited", "code", "element", "framed", "join", "notice",
+    "source_line", "table",
 )  # fmt: skip
 
 STYLE = """<style>
@@ -40,6 +40,20 @@ STYLE = """<style>
 
 class Html(str):
     """Text that is HTML already; all other text is escaped where it is used."""
+
+
+class Shown:
+    """Something to be looked at: HTML where that is read, a name elsewhere."""
+
+    def __init__(self, name: str, html: Html) -> None:
+        self.name = name
+        self.html = html
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 def markup(content: object) -> str:

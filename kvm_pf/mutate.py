@@ -464,22 +464,11 @@ class Doubt:
             return None
         plain = Case(state)
         seen = {
-            o.column: (_written(o, plain, self.door, self.a), _written(o, plain, self.door, self.b))
+            o.column: (plain.written(self.door, o, self.a), plain.written(self.door, o, self.b))
             for o in self.outputs
             if plain.differs(self.door, o, self.a, self.b)
         }
         return Apart(WAYS[self.door].title, state, seen)
-
-
-def _written(output: Output, case: Case, way: str, revision: Revision) -> str:
-    reached, value = case.cell(way, output, revision)
-    if not reached:
-        return "not reached"
-    if output.kind == "warns":
-        return "|".join(word for n, word in enumerate(output.labels) if value >> n & 1) or "none"
-    if output.kind == "label":
-        return str(output.labels[value])
-    return hex(value) if output.kind == "u64" else str(int(value))
 
 
 def _differ(one: tuple[Any, Any], other: tuple[Any, Any]) -> Any:

@@ -13,7 +13,7 @@ from kvm_pf.errors import InputError
 from kvm_pf.expect import Why
 from kvm_pf.follow import Seen, answer, carried, scenario_of, shown
 from kvm_pf.inputs import case_values
-from kvm_pf.markup import Html, bold, code, framed, join, table
+from kvm_pf.markup import Html, Shown, bold, code, framed, join, table
 from kvm_pf.patch import ledger
 from kvm_pf.revisions import Revision, get
 from kvm_pf.trace import read_recording
@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ("Asked", "Shown", "ask", "cases", "change", "differ", "faults", "lines", "log", "results", "story")
-
-
-class Shown:
-    """A table to be looked at."""
-
-    def __init__(self, name: str, html: Html) -> None:
-        self.name = name
-        self.html = html
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 def lines(*which: str) -> Shown:

@@ -26,7 +26,7 @@ from ipywidgets import (
 from kvm_pf.bits import PFERR, Bit, encode
 from kvm_pf.errors import InputError
 from kvm_pf.inputs import U64_MAX
-from kvm_pf.markup import Html, bold, code, element, framed, join, notice
+from kvm_pf.markup import Html, Shown, bold, code, element, framed, join, notice
 
 _HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,64})", re.ASCII)
 
@@ -101,20 +101,6 @@ def line(*parts: Any) -> Box:
 # The panel
 
 
-class Static:
-    """A widget as it stood: what is shown where no kernel runs, the same bytes each time."""
-
-    def __init__(self, name: str, html: Html) -> None:
-        self.name = name
-        self.html = html
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return f"{self.name}, as it stands"
-
-
 class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
     """Controls, a place for complaints, and the output.
 
@@ -168,9 +154,9 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
         ]
         return join(told, " · ")
 
-    def static(self) -> Static:
+    def static(self) -> Shown:
         """Return what the widget shows now, to stand in a page without a kernel."""
-        return Static(repr(self), framed(self.told()))
+        return Shown(f"{self!r}, as it stands", framed(self.told()))
 
     def told(self) -> Html:
         """Return what `static` shows, without the frame."""
