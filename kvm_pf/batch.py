@@ -173,7 +173,9 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
             return numba.njit(function, nogil=True, error_model="numpy", cache=True)
         key = digest(function, {})
         if key not in _compiled:
-            _compiled[key] = numba.njit(function, nogil=True, error_model="numpy", forceinline=True)
+            # Only the loop is ever called from Python: without wrappers, all is compiled in half the time.
+            inner: Any = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+            _compiled[key] = numba.njit(function, nogil=True, error_model="numpy", **inner)
         return _compiled[key]
 
     loop = link(_loop(table, wanted), revision.names, bind, _signed)

@@ -30,6 +30,7 @@ from kvm_pf.prove import (
     one_of,
     satisfiable,
     smallest,
+    some,
 )
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.sources import KIND_TDX, SEV_SNP, SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
@@ -393,14 +394,19 @@ class Case:
         """Whether there is a state in which `condition` holds.  Raises Unknown if the solver gives up."""
         return satisfiable(new_solver(*(bool_term(truth) for truth in [condition, *self.bounds])))
 
-    def smallest(self, condition: Any, columns: Sequence[str] | None = None) -> dict[str, int] | None:
-        """The smallest state in which `condition` holds, as numbers by name; None if there is none."""
+    def smallest(
+        self, condition: Any, columns: Sequence[str] | None = None, shrink: bool = True
+    ) -> dict[str, int] | None:
+        """The smallest state in which `condition` holds, as numbers by name; None if there is none.
+
+        Without `shrink`, it is whichever the solver finds first, which is quicker.
+        """
         names = list(self.terms) if columns is None else columns
         variables = {
             name: Variable(self.terms[name], default(COLUMNS[name]) if name in COLUMNS else 0, name in CODES)
             for name in sorted(names, key=_place)
         }
-        found = smallest(all_of([condition, *self.bounds]), variables)
+        found = (smallest if shrink else some)(all_of([condition, *self.bounds]), variables)
         return None if found is None else {name: _signed(name, value) for name, value in found.items()}
 
 

@@ -961,23 +961,24 @@ def find(name: str | Claim) -> Claim:
     return CLAIMS[name]
 
 
-def prove(name: str | Claim, revision: str | Revision = "posted") -> Answer:
+def prove(name: str | Claim, revision: str | Revision = "posted", *, shrink: bool = True) -> Answer:
     """Ask whether a claim holds for a revision; a solver that gives up makes the answer unknown.
 
+    The witness against a claim is the smallest state in which it is false; without `shrink`, some such state.
     Raises InputError if there is no such claim or revision.
     """
     answer = Answer(find(name), get(revision))
     start = time.process_time()
     try:
-        _settle(answer)
+        _settle(answer, shrink)
     except Unknown:
         answer.said = UNKNOWN
     answer.seconds = time.process_time() - start
     return answer
 
 
-def _settle(answer: Answer) -> None:
-    """Find out what is true; if the claim is refuted, with the smallest state in which it is false."""
+def _settle(answer: Answer, shrink: bool) -> None:
+    """Find out what is true; if the claim is refuted, with a state in which it is false."""
     claim, revision = answer.claim, answer.revision
     check: Any = claim.check
     if claim.rung == STATED:
@@ -985,7 +986,7 @@ def _settle(answer: Answer) -> None:
     elif claim.rung == PROVED:
         case = Case()
         wrong, means = no(check(case, revision)), case.has_meaning(revision)
-        state = case.smallest(wrong & means)
+        state = case.smallest(wrong & means, shrink=shrink)
         if state is not None:
             answer.witness = Witness(claim, revision, state, not check(Case(state), revision))
             answer.said = FAILS

@@ -249,7 +249,8 @@ def _all(condition: list[_Literal]) -> z3.BoolRef:
 
 
 def _said(found: list[list[_Literal]]) -> list[Condition]:
-    return [tuple(literal.words for literal in condition) for condition in found]
+    said = [tuple(literal.words for literal in condition) for condition in found]
+    return sorted(said, key=lambda words: (len(words), words))
 
 
 def _here(model: z3.ModelRef, told_by: Sequence[Fact], names: Sequence[z3.BoolRef]) -> Iterator[_Literal]:
@@ -425,6 +426,7 @@ def compare(
     for way in ways:
         if fingerprint(way, a) == fingerprint(way, b):
             continue
+        places: dict[Topic, Place] = {}
         earlier: list[Topic] = []
         states = given(way, a, b, reachable)
         for topic in TOPICS:
@@ -435,7 +437,9 @@ def compare(
             if place:
                 key = topic.title if topic.everywhere else f"{topic.title}: {WAYS[way].title}"
                 kinds.setdefault(key, Kind(key, [])).places.append(place)
-                _look_for(place, region, states, a, b)
+                places[topic] = place
+        if places:
+            _look_for(places, way, states, a, b)
     order = [topic.title for topic in TOPICS]
     told = sorted(kinds.values(), key=lambda kind: order.index(kind.topic.split(":")[0]))
     return Comparison(a, b, reachable, ways, told, changed_steps(a, b))
@@ -493,7 +497,9 @@ def _place(case: Case, way: str, region: Region, states: Region, a: Revision, b:
 def _differing(case: Case, way: str, where: Any, a: Revision, b: Revision) -> tuple[list[str], list[str]]:
     """The outputs that differ in all states of a region, and those that differ in some."""
     differ = {o.column: bool_term(case.differs(way, o, a, b)) for o in common_outputs(way, a, b)}
-    solver = new_solver(bool_term(where), *map(bool_term, case.bounds))
+    names = {column: z3.Bool(f"{column} differs") for column in differ}
+    meanings = [name == differ[column] for column, name in names.items()]
+    solver = new_solver(bool_term(where), *map(bool_term, case.bounds), *meanings)
 
     def settled(of: dict[str, z3.BoolRef]) -> set[str]:
         """Those of the terms that hold in some state."""
@@ -507,8 +513,8 @@ def _differing(case: Case, way: str, where: Any, a: Revision, b: Revision) -> tu
             }
         return true
 
-    can = settled(differ)
-    not_always = settled({name: z3.Not(term) for name, term in differ.items() if name in can})
+    can = settled(names)
+    not_always = settled({column: z3.Not(name) for column, name in names.items() if column in can})
     return [n for n in differ if n in can - not_always], [n for n in differ if n in can & not_always]
 
 
@@ -528,18 +534,26 @@ def changed_steps(a: Revision, b: Revision) -> list[str]:
 # --- what shows it ---
 
 
-def _look_for(place: Place, region: Region, states: Region, a: Revision, b: Revision) -> None:
-    """Name the curated cases whose state is one of these, and the recorded faults that tell the two apart."""
+def _look_for(places: Mapping[Topic, Place], way: str, states: Region, a: Revision, b: Revision) -> None:
+    """Name the curated cases whose state is one of a place's, and the recorded faults that tell the two apart."""
 
-    def here(state: Mapping[str, int]) -> bool:
+    def place(state: Mapping[str, int]) -> Place | None:
         case = Case(state)
-        return bool(states(case)) and bool(region(case))
+        if states(case):
+            for topic in places:
+                if any(case.differs(way, output, a, b) for output in _outputs(way, topic, a, b)):
+                    return places[topic]
+        return None
 
-    place.cases = sorted({name for name, state in curated(place.way, a) if here(state)})
-    if place.way == "kvm_mmu_page_fault":
+    for name, state in curated(way, a):
+        if found := place(state):
+            found.cases.append(name)
+    for found in places.values():
+        found.cases.sort()
+    if way == "kvm_mmu_page_fault":
         for name, state, seen in recorded():
-            if any(column in seen for column in (*place.always, *place.sometimes)) and here(state):
-                place.recordings += _tells(name, state, seen, a, b)
+            if found := place(state):
+                found.recordings += _tells(name, state, seen, a, b)
 
 
 def _tells(

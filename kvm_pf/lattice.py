@@ -102,7 +102,7 @@ def table(revisions: Mapping[str, str | Revision], claims: Sequence[str | Claim]
     """
     import pandas as pd
 
-    rows = [[prove(claim, revision).said for claim in claims] for revision in revisions.values()]
+    rows = [[prove(claim, r, shrink=False).said for claim in claims] for r in revisions.values()]
     columns = [find(claim).name for claim in claims]
     return pd.DataFrame(rows, pd.Index(list(revisions), name="revision"), columns, dtype="str")
 

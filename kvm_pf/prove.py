@@ -440,6 +440,10 @@ class _Shrinking:
         self.exists = satisfiable(self.solver)
         self.model = self.solver.model() if self.exists else None
 
+    def values(self, variables: Mapping[str, Variable]) -> dict[str, int]:
+        """The unsigned values of variables in the state, by name."""
+        return {name: self.value(v.term) for name, v in variables.items()}
+
     def value(self, term: Int | Bool) -> int:
         """The unsigned value of a term in the state; a truth value's is 0 or 1."""
         assert self.model is not None
@@ -455,11 +459,18 @@ class _Shrinking:
         self.solver.add(truth.term)
         return True
 
-    def fewest(self, truths: list[z3.BoolRef]) -> None:
-        """From here on, hold to as few of `truths` as possible."""
+    def fewest(self, truths: list[z3.BoolRef]) -> int:
+        """From here on, hold to as few of `truths` as possible; return how many."""
         most = 0
-        while truths and not self.wish(Bool(z3.AtMost(*truths, most))):
+        while not self.wish(Bool(z3.AtMost(*truths, most) if most else z3.Not(z3.Or(*truths)))):
             most += 1
+        return most
+
+
+def some(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
+    """Return a state in which `condition` holds, in unsigned values; None if there is none.  Raises Unknown."""
+    state = _Shrinking(condition)
+    return state.values(variables) if state.exists else None
 
 
 def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
@@ -477,7 +488,8 @@ def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int
     state.fewest([bool_term(v.term != v.default) for v in others])
     unlike = [v.term for v in others if not state.wish(v.term == v.default)]
     for term in (*codes, *unlike):
-        state.fewest(_bits(term))
-        for bit in reversed(_bits(term)):  # the smallest: clear what can be cleared, from the top
-            state.wish(Bool(z3.Not(bit)))
-    return {name: state.value(v.term) for name, v in variables.items()}
+        bits = _bits(term)
+        if state.fewest(bits):
+            for bit in reversed(bits):  # the smallest: clear what can be cleared, from the top
+                state.wish(Bool(z3.Not(bit)))
+    return state.values(variables)
