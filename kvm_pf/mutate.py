@@ -257,7 +257,7 @@ def _stop(*_: Any) -> None:
 def fails(row: Row, revision: Revision) -> bool:
     """Whether a case's expectations are not met, or the run ends badly, or not at all."""
     signal.signal(signal.SIGVTALRM, _stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)  # again, should a destructor have swallowed the first
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)  # again, if a destructor swallows it
     try:
         return not passes(row, revision)
     except Exception:  # whatever a mutant does that no kernel would
