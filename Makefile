@@ -12,7 +12,8 @@ LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits corpus faultin 
     permission prove revisions sources v6_1))
 
 # What `make test` runs, the longest first; each line of output says which it is from.
-CHECKS := unit browser nbval logic conformance types lint
+CHECKS := browser unit nbval logic conformance types lint
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
 SAY = 2>&1 | sed -u 's/^/$@: /'
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -63,16 +64,16 @@ env: .venv/ready ## make .venv from requirements.lock and install the project in
 	@touch $@
 
 unit: env ## unit and property tests of all but the logic
-	@$(BIN)/pytest -q -m "not browser" $(filter-out $(LOGIC),$(wildcard tests/test_*.py)) $(SAY)
+	@$(PYTEST) -m "not browser" $(filter-out $(LOGIC),$(wildcard tests/test_*.py)) $(SAY)
 
 logic: env ## tests of the logic; its line and branch coverage must be complete
-	@$(BIN)/pytest -q $(LOGIC) --cov $(SAY)
+	@$(PYTEST) $(LOGIC) --cov $(SAY)
 
 browser: env ## the notebooks and widgets in JupyterLab and a real Chromium
 	@$(BIN)/pytest -q -m browser tests/test_browser.py $(SAY)
 
 nbval: env ## the notebooks print and draw what they are committed with
-	@$(BIN)/pytest -q -n 2 --dist loadscope --nbval notebooks $(SAY)
+	@$(PYTEST) --nbval notebooks $(SAY)
 
 claims: env ## every claim about the patch, asked of a solver
 	@$(BIN)/kvm-pf prove $(SAY)

@@ -11,7 +11,7 @@ import gzip
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -168,14 +168,19 @@ class Difference(NamedTuple):
 
 
 class Corpus:
-    """The three tables; each is read and checked when first used."""
+    """The three tables; each is read and checked when first used, and everyone gets a copy to change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._vectors: dict[tuple[str, str], pd.DataFrame] = {}
 
-    @cached_property
+    @property
     def cases(self) -> pd.DataFrame:
         """Curated cases: one row for each case and revision; columns as in CASE_COLUMNS."""
+        return self._cases.copy()
+
+    @cached_property
+    def _cases(self) -> pd.DataFrame:
         files = sorted((self.folder / "cases").glob("*.toml"))
         rows = [row for file in files for row in _read_cases(file)]
         frame = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
@@ -198,6 +203,11 @@ class Corpus:
         if (kind, revision) not in self.vector_tables:
             have = ", ".join("_".join(key) for key in self.vector_tables)
             raise InputError(f"there are no kernel vectors {kind}_{revision}; there are {have}")
+        if (kind, revision) not in self._vectors:
+            self._vectors[kind, revision] = self._read_vectors(kind, revision)
+        return self._vectors[kind, revision].copy()
+
+    def _read_vectors(self, kind: str, revision: str) -> pd.DataFrame:
         path = self.vector_tables[kind, revision]
         types = {**_types(kind, revision), "case_id": "Int64"}
         try:
@@ -209,9 +219,13 @@ class Corpus:
             raise InputError(f"{path}: not a table of kernel vectors ({brief(str(error))})") from None
         return _checked(frame, vector_schema(kind, revision), [f"{path.name}, row {n}" for n in frame.index])
 
-    @cached_property
+    @property
     def recordings(self) -> pd.DataFrame:
         """Recorded faults, one row each; columns as in data/recordings/README.md."""
+        return self._recordings.copy()
+
+    @cached_property
+    def _recordings(self) -> pd.DataFrame:
         from kvm_pf.trace import fault_frame, load_faults
 
         return fault_frame(load_faults(self.folder / "recordings" / "faults.csv.gz"))
@@ -295,11 +309,18 @@ def _checked(frame: pd.DataFrame, schema: Any, places: list[str]) -> pd.DataFram
 def load_corpus(folder: str | Path | None = None) -> Corpus:
     """Return the corpus: the package's own, or the one in `folder` (laid out like data/).
 
+    It is read once, and again when a file of it has changed.
     Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
     """
     folder = data_dir() if folder is None else Path(folder)
     if not any((folder / "cases").glob("*.toml")):
         raise InputError(f"{folder}: no cases/*.toml here")
+    return _corpus(folder, tuple((file, file.stat().st_mtime_ns) for file in sorted(folder.glob("*/*"))))
+
+
+@lru_cache(maxsize=4)
+def _corpus(folder: Path, files: tuple[tuple[Path, int], ...]) -> Corpus:
+    """The corpus as its files, with the times of their last change, have it."""
     return Corpus(folder)
 
 

@@ -147,6 +147,7 @@ class Lab:
         self.page = page
         self.address = address
         self.complaints: list[str] = []
+        self.kernel = ""
         page.set_default_timeout(1000 * SECONDS)
         page.on("console", self.hear)
         page.on("pageerror", lambda error: self.complain(f"page error: {error}"))
@@ -169,10 +170,10 @@ class Lab:
         self.page.goto(f"{self.address}/lab{name and '/tree/'}{name}?token={TOKEN}")
         self.page.wait_for_function(LOADED, arg=name)
 
-    def start(self, name: str) -> None:
-        """Open a notebook with a new kernel."""
+    def start(self, name: str, kernel: str = "") -> None:
+        """Open a notebook with a new kernel, or with one that runs already."""
         with notebooks.kernel_start():
-            self.page.evaluate(START, name)
+            self.kernel = self.page.evaluate(START, [name, kernel])
 
     def run(self) -> None:
         """Run all cells; do not wait for them."""
@@ -181,6 +182,10 @@ class Lab:
     def read(self) -> nbformat.NotebookNode:
         """Return the notebook once it has run, each cell with the number of widgets `drawn` in it."""
         return nbformat.from_dict({"cells": self.page.evaluate(READ)})
+
+    def leave(self) -> None:
+        """Close the notebook, and make its kernel as good as new."""
+        self.page.evaluate(LEAVE, RESET)
 
     def stop(self) -> None:
         """Close the notebook and end its kernel."""
@@ -197,9 +202,10 @@ LOADED = """name => {
         && (!name || app.shell.currentWidget?.context?.path === name);
 }"""
 
-START = """async path => {
+START = """async ([path, id]) => {
     await jupyterapp.restored;
-    window.panel = await jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'});
+    const kernel = id ? {id} : undefined;
+    window.panel = await jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook', kernel});
     await panel.context.ready;
     await panel.sessionContext.ready;
     await panel.sessionContext.session.kernel.info;
@@ -207,6 +213,7 @@ START = """async path => {
         jupyterapp.shell.activateById(panel.id);
         await new Promise(go => setTimeout(go, 50));
     }
+    return panel.sessionContext.session.kernel.id;
 }"""
 
 READ = """async () => {
@@ -217,6 +224,13 @@ READ = """async () => {
     for (let n = 0; n < 50 && drawn(panel.node) < wanted; n++) await new Promise(go => setTimeout(go, 100));
     return cells().map((cell, n) => ({...cell, drawn: drawn(panel.content.widgets[n].node)}));
 }"""
+
+LEAVE = """async code => {
+    await panel.sessionContext.session.kernel.requestExecute({code, silent: true}).done;
+    panel.dispose();
+}"""
+
+RESET = "import ipywidgets; ipywidgets.Widget.close_all(); get_ipython().reset()"
 
 STOP = """async () => {
     await panel.sessionContext.shutdown();
@@ -263,14 +277,15 @@ def quiet(lab) -> Iterator[Lab]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_clean_and_draws_its_widgets(quiet, path):
-    quiet.start(path.name)
+    """One kernel does for all, emptied in between; nbval gives each notebook a kernel of its own."""
+    quiet.start(path.name, quiet.kernel)
     quiet.run()
     ran = quiet.read()
     assert findings(ran) == []
     stored = [output for cell in notebooks.code_cells(notebooks.read(path)) for output in cell.outputs]
     named = [output.data["text/plain"] for output in stored if site.is_live(output)]
     assert [name for cell in ran.cells for name in views(cell)] == named
-    quiet.stop()
+    quiet.leave()
 
 
 def test_whatever_is_wrong_is_noticed(lab):

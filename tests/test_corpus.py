@@ -315,6 +315,22 @@ class TestDamage:
         assert "a-case" in message or "A Case" in message or old in ('"a-case"', 'id = "a-case"\n')
         assert len(message.splitlines()) == 1
 
+    def test_it_is_read_once_and_again_when_a_file_has_changed(self, tmp_path):
+        assert list(self.load(tmp_path, CASE)["why"].unique()) == ["It shows something."]
+        assert load_corpus(tmp_path) is load_corpus(str(tmp_path))
+        assert list(self.load(tmp_path, CASE.replace("something", "more"))["why"].unique()) == [
+            "It shows more."
+        ]
+
+    def test_everyone_gets_a_copy_to_change(self, tmp_path):
+        mine = self.load(tmp_path, CASE)
+        mine["why"] = "no more"
+        mine.loc[0, "id"] = "mine"
+        theirs = load_corpus(tmp_path).cases
+        assert theirs.loc[0, ["id", "why"]].tolist() == ["a-case", "It shows something."]
+        assert load_corpus().vectors() is not load_corpus().vectors()
+        assert load_corpus().recordings is not load_corpus().recordings
+
     def test_an_id_used_twice_is_refused(self, tmp_path):
         with pytest.raises(InputError, match="a-case"):
             self.load(tmp_path, CASE + CASE)
