@@ -20,7 +20,7 @@ SHELL := bash
 
 # Compiled modules are kept: every notebook and command starts a Python of its own.  These are left for later.
 unexport PYTHONDONTWRITEBYTECODE
-RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|debugpy|pygments|numba|playwright|hypothesis
+RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|pygments|textual
 
 # uv installs eight times as fast as pip; where it finds nothing, pip may, which knows of its own settings.
 LOCKED := --no-deps --require-hashes --requirement

@@ -25,11 +25,6 @@ def test_nothing_makes_the_comparison_worthless(path):
     assert notebooks.check(path) == []
 
 
-def test_executed_again_the_first_is_the_same_to_the_byte():
-    """Nbval does the same for the outputs and figures of all (notebooks/conftest.py)."""
-    assert notebooks.reproduce(NOTEBOOKS[0]) == []
-
-
 # A small notebook with one of each: a printed line, a value, a figure, a widget.
 
 LOGIC = "MASK = 1 << 34\n"
