@@ -8,7 +8,7 @@ VECTORS := $(or $(wildcard $(SHARED)/vectors/*.csv.gz),$(wildcard data/vectors/*
 RECORDINGS := $(patsubst %/,%,$(or $(wildcard $(SHARED)/recordings/*/),$(wildcard data/recordings/*/)))
 
 # What is tested by these, and by these alone, must be covered wholly.
-LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits corpus faultin link machine memslots mmio path \
+LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits cases faultin link machine memslots mmio path \
     permission prove revisions sources v6_1))
 
 # What `make test` runs, the longest first; each line of output says which it is from.

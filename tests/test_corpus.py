@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The corpus: complete, described, checked when read, and agreed with by the model."""
+"""The corpus: complete, described, and checked when read."""
 
 import re
 from collections import Counter
@@ -56,12 +56,6 @@ def flags_of(cases):
 
 
 class TestCases:
-    @pytest.mark.parametrize("kind", [*TABLES, "call"])
-    def test_the_model_agrees_with_every_curated_case(self, cases, kind):
-        chosen = cases[cases["kind"] == kind]
-        assert len(chosen) > 50
-        assert differences(chosen) == []
-
     def test_each_row_has_every_column_documented(self, cases):
         assert list(cases) == list(CASE_COLUMNS)
         assert len(case_schema().validate(cases)) == len(cases)

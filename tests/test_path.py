@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The fault path step by step, with outcomes reasoned by hand; the curated cases (test_corpus) cover the rest of it."""
+"""The fault path step by step, with outcomes reasoned by hand; the curated cases (test_cases) cover the rest of it."""
 
 import pytest
 from hypothesis import given, settings
