@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 PYTHON ?= python3
-SHARED ?= ../shared
 
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-VECTORS := $(or $(wildcard $(SHARED)/vectors/*.csv.gz),$(wildcard data/vectors/*.parquet))
-RECORDINGS := $(patsubst %/,%,$(or $(wildcard $(SHARED)/recordings/*/),$(wildcard data/recordings/*/)))
+VECTORS ?= $(wildcard data/vectors/*.parquet)
+RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
 
 # What is tested by these, and by these alone, must be covered wholly.
 LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits cases faultin link machine memslots mmio path \
@@ -22,7 +21,7 @@ SHELL := bash
 unexport PYTHONDONTWRITEBYTECODE
 RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|pygments|textual
 
-# uv installs eight times as fast as pip; where it finds nothing, pip may, which knows of its own settings.
+# uv installs several times as fast as pip; where it finds nothing, pip may, which reads settings of its own.
 LOCKED := --no-deps --require-hashes --requirement
 
 # matplotlib builds its font list on first use and says so in the notebook: keep one here, made with the environment.
@@ -55,8 +54,8 @@ env: .venv/ready ## make .venv from requirements.lock and install the project in
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "making .venv (once; half a minute, or a minute more without uv)"
 	@$(PYTHON) -m venv --clear .venv
-	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >.venv/uv.lock
-	@$(BIN)/python -m pip install -qq $(LOCKED) .venv/uv.lock
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >.venv/uv.txt
+	@$(BIN)/python -m pip install -qq $(LOCKED) .venv/uv.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) requirements.lock \
 	    || $(BIN)/python -m pip install -qq --no-compile $(LOCKED) requirements.lock
 	@$(BIN)/python -m compileall -qq -j 2 -x '/($(RARE))/' .venv/lib
@@ -78,7 +77,7 @@ nbval: env ## the notebooks print and draw what they are committed with
 claims: env ## every claim about the patch, asked of a solver
 	@$(BIN)/kvm-pf prove $(SAY)
 
-conformance: env ## every kernel vector and recording at hand, value by value
+conformance: env ## every kernel vector and recording, value by value (others: VECTORS=... RECORDINGS=...)
 	@$(BIN)/kvm-pf check $(VECTORS) $(SAY)
 	@$(BIN)/kvm-pf replay $(RECORDINGS) $(SAY)
 

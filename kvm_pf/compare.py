@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from textwrap import fill
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -319,6 +320,14 @@ def _either(words: Sequence[str]) -> str:
 # --- comparing ---
 
 
+def _wrapped(line: str) -> str:
+    """Break a long line after commas; what follows stands further in than it."""
+    inward = " " * (len(line) - len(line.lstrip()) + 4)
+    kept = line.replace(" ", "\0").replace(",\0", ", ")
+    broken = fill(kept, 110, subsequent_indent=inward, break_long_words=False, break_on_hyphens=False)
+    return broken.replace("\0", " ")
+
+
 @dataclass
 class Place:
     """Where one kind of difference shows: a way into the path, and the states in which it does."""
@@ -336,7 +345,7 @@ class Place:
     def __str__(self) -> str:
         told = [", ".join(condition) for condition in self.conditions]
         told += [] if self.exact else ["in states that these facts do not tell"]
-        lines = [f"  {WAYS[self.way].title}, if " + "\n      or ".join(told)]
+        lines = [f"  {WAYS[self.way].title}, if {told[0]}", *(f"      or {other}" for other in told[1:])]
         lines += [f"    always differ: {', '.join(self.always)}"] if self.always else []
         lines += [f"    may differ: {', '.join(self.sometimes)}"] if self.sometimes else []
         seen = ", ".join(f"{name} {one} → {other}" for name, (one, other) in self.shown.items())
@@ -344,7 +353,7 @@ class Place:
         for title, names in (("cases", self.cases), ("recorded", self.recordings)):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines += [f"    {title}: {', '.join(names[:3])}{more}"] if names else []
-        return "\n".join(lines)
+        return "\n".join(map(_wrapped, lines))
 
 
 @dataclass
@@ -399,7 +408,7 @@ class Comparison:
     __repr__ = __str__
 
 
-Region = Callable[[Case], Any]
+States = Callable[[Case], Any]
 
 
 def compare(
@@ -427,13 +436,14 @@ def compare(
         if fingerprint(way, a) == fingerprint(way, b):
             continue
         places: dict[Topic, Place] = {}
-        earlier: list[Topic] = []
         states = given(way, a, b, reachable)
+        assumed = states(case)
+        told: Any = False  # whether an earlier topic shows it
         for topic in TOPICS:
             tell(f"{WAYS[way].title}: {topic.title}")
-            region = _region(way, topic, tuple(earlier), a, b)
-            earlier.append(topic)
-            place = _place(case, way, region, states, a, b)
+            shows = _shows(case, way, topic, a, b)
+            place = _place(case, way, shows & no(told), assumed, a, b)
+            told = told | shows
             if place:
                 key = topic.title if topic.everywhere else f"{topic.title}: {WAYS[way].title}"
                 kinds.setdefault(key, Kind(key, [])).places.append(place)
@@ -441,11 +451,11 @@ def compare(
         if places:
             _look_for(places, way, states, a, b)
     order = [topic.title for topic in TOPICS]
-    told = sorted(kinds.values(), key=lambda kind: order.index(kind.topic.split(":")[0]))
-    return Comparison(a, b, reachable, ways, told, changed_steps(a, b))
+    found = sorted(kinds.values(), key=lambda kind: order.index(kind.topic.split(":")[0]))
+    return Comparison(a, b, reachable, ways, found, changed_steps(a, b))
 
 
-def given(way: str, a: Revision, b: Revision, reachable: bool) -> Region:
+def given(way: str, a: Revision, b: Revision, reachable: bool) -> States:
     """The states that are compared: those that mean something in both revisions, and can exist there."""
 
     def states(c: Case) -> Any:
@@ -463,21 +473,13 @@ def _outputs(way: str, topic: Topic, a: Revision, b: Revision) -> list[Output]:
     return [o for o in common_outputs(way, a, b) if topic_of(o.column) is topic]
 
 
-def _region(way: str, topic: Topic, earlier: tuple[Topic, ...], a: Revision, b: Revision) -> Region:
-    """The states that a topic is the first to show."""
-
-    def region(c: Case) -> Any:
-        def differ(topic: Topic) -> Any:
-            return one_of(c.differs(way, o, a, b) for o in _outputs(way, topic, a, b))
-
-        return all_of([differ(topic), *(no(differ(other)) for other in earlier)])
-
-    return region
+def _shows(case: Case, way: str, topic: Topic, a: Revision, b: Revision) -> Any:
+    """Whether an output of a topic differs."""
+    return one_of(case.differs(way, output, a, b) for output in _outputs(way, topic, a, b))
 
 
-def _place(case: Case, way: str, region: Region, states: Region, a: Revision, b: Revision) -> Place | None:
-    """Describe the states of a region; None if there are none."""
-    inside, assumed = region(case), states(case)
+def _place(case: Case, way: str, inside: Any, assumed: Any, a: Revision, b: Revision) -> Place | None:
+    """Describe the states that are inside, among those assumed; None if there are none."""
     if inside is False or not case.possible(inside & assumed):
         return None
     columns = [i.column for i in WAYS[way].inputs if i.column in case.terms]
@@ -534,22 +536,18 @@ def changed_steps(a: Revision, b: Revision) -> list[str]:
 # --- what shows it ---
 
 
-def _look_for(places: Mapping[Topic, Place], way: str, states: Region, a: Revision, b: Revision) -> None:
+def _look_for(places: Mapping[Topic, Place], way: str, states: States, a: Revision, b: Revision) -> None:
     """Name the curated cases whose state is one of a place's, and the recorded faults that tell the two apart."""
 
     def place(state: Mapping[str, int]) -> Place | None:
         case = Case(state)
         if states(case):
-            for topic in places:
-                if any(case.differs(way, output, a, b) for output in _outputs(way, topic, a, b)):
-                    return places[topic]
+            return next((places[topic] for topic in places if _shows(case, way, topic, a, b)), None)
         return None
 
     for name, state in curated(way, a):
         if found := place(state):
             found.cases.append(name)
-    for found in places.values():
-        found.cases.sort()
     if way == "kvm_mmu_page_fault":
         for name, state, seen in recorded():
             if found := place(state):
@@ -587,7 +585,7 @@ def curated(way: str, revision: Revision) -> list[tuple[str, dict[str, int]]]:
     from kvm_pf.corpus import load_corpus
 
     kinds = {"kvm_mmu_page_fault": "cases", "source": "sources", "kvm_faultin_pfn": "faultin"}
-    cases = load_corpus().cases.drop_duplicates("id")
+    cases = load_corpus().cases.drop_duplicates("id").sort_values("id")
     found = []
     for row in cases.to_dict("records"):
         given: dict[str, Any] = row["input"]

@@ -168,16 +168,18 @@ class Difference(NamedTuple):
 
 
 class Corpus:
-    """The three tables; each is read and checked when first used, and everyone gets a copy to change."""
+    """The three tables; each is read and checked when used, and everyone gets a copy to change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._vectors: dict[tuple[str, str], pd.DataFrame] = {}
 
     @property
     def cases(self) -> pd.DataFrame:
         """Curated cases: one row for each case and revision; columns as in CASE_COLUMNS."""
-        return self._cases.copy()
+        frame = self._cases.copy()
+        for part in ("input", "expect"):
+            frame[part] = frame[part].map(dict)
+        return frame
 
     @cached_property
     def _cases(self) -> pd.DataFrame:
@@ -203,11 +205,6 @@ class Corpus:
         if (kind, revision) not in self.vector_tables:
             have = ", ".join("_".join(key) for key in self.vector_tables)
             raise InputError(f"there are no kernel vectors {kind}_{revision}; there are {have}")
-        if (kind, revision) not in self._vectors:
-            self._vectors[kind, revision] = self._read_vectors(kind, revision)
-        return self._vectors[kind, revision].copy()
-
-    def _read_vectors(self, kind: str, revision: str) -> pd.DataFrame:
         path = self.vector_tables[kind, revision]
         types = {**_types(kind, revision), "case_id": "Int64"}
         try:
@@ -309,13 +306,14 @@ def _checked(frame: pd.DataFrame, schema: Any, places: list[str]) -> pd.DataFram
 def load_corpus(folder: str | Path | None = None) -> Corpus:
     """Return the corpus: the package's own, or the one in `folder` (laid out like data/).
 
-    It is read once, and again when a file of it has changed.
+    Cases and recordings are read once, and again when a file has changed; a table of vectors, whenever asked for.
     Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
     """
     folder = data_dir() if folder is None else Path(folder)
     if not any((folder / "cases").glob("*.toml")):
         raise InputError(f"{folder}: no cases/*.toml here")
-    return _corpus(folder, tuple((file, file.stat().st_mtime_ns) for file in sorted(folder.glob("*/*"))))
+    files = sorted(folder.glob("*/*"))
+    return _corpus(folder, tuple((file, file.stat().st_mtime_ns if file.exists() else 0) for file in files))
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ from kvm_pf.widgets.hunks import lines_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ("Asked", "Shown", "ask", "cases", "change", "differ", "faults", "lines", "log", "results", "story")
+__all__ = ("Asked", "ask", "cases", "change", "differ", "faults", "lines", "log", "results", "story")
 
 
 def lines(*which: str) -> Shown:

@@ -190,6 +190,7 @@ class Lab:
     def stop(self) -> None:
         """Close the notebook and end its kernel."""
         self.page.evaluate(STOP)
+        self.kernel = ""
 
     def cell(self, number: int) -> Locator:
         """The output of a cell of the open notebook, counted from 0."""

@@ -65,6 +65,12 @@ def test_a_claim_is_refuted_by_the_smallest_state_which_is_real(claim, revision,
     assert answer.as_expected
 
 
+def test_any_state_that_refutes_a_claim_is_real_if_not_the_smallest():
+    for claim, revision, _ in REFUTED[:3]:
+        answer = prove(claim, revision, shrink=False)
+        assert (answer.said, answer.rung, answer.witness.real) == ("fails", "refuted, run again", True)
+
+
 @pytest.mark.parametrize(("claim", "revision"), PROVED_ONES)
 def test_a_claim_is_proved(claim, revision):
     answer = prove(claim, revision)

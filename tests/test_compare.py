@@ -88,6 +88,8 @@ def test_the_text_says_all_of_it(five):
         "before → posted, states that can exist in both: 5 kinds of difference; nothing else "
     )
     assert text.endswith("steps that are not the same: sanitize, mark_private, is_private")
+    assert all(output in text for place in five.kinds[0].places for output in place.sometimes)
+    assert max(map(len, text.splitlines())) <= 110
     assert "+             error_code |= PFERR_PRIVATE_ACCESS\n" in five.diff()
 
 

@@ -320,10 +320,24 @@ class TestDamage:
         mine = self.load(tmp_path, CASE)
         mine["why"] = "no more"
         mine.loc[0, "id"] = "mine"
+        mine.loc[0, "input"]["error_code"] = 7
         theirs = load_corpus(tmp_path).cases
-        assert theirs.loc[0, ["id", "why"]].tolist() == ["a-case", "It shows something."]
-        assert load_corpus().vectors() is not load_corpus().vectors()
-        assert load_corpus().recordings is not load_corpus().recordings
+        assert theirs.loc[0, ["id", "why", "input"]].tolist() == [
+            "a-case",
+            "It shows something.",
+            {"error_code": 6},
+        ]
+        faults = load_corpus().recordings
+        faults["pf_err"] = 0
+        assert (load_corpus().recordings["pf_err"] != 0).any()
+
+    def test_a_link_to_nowhere_is_no_table(self, tmp_path):
+        (tmp_path / "cases").mkdir()
+        (tmp_path / "cases" / ".#made.txt").symlink_to("nobody@nowhere:1")  # an editor's lock
+        assert len(self.load(tmp_path, CASE)) == 2
+        (tmp_path / "cases" / "gone.toml").symlink_to("nowhere")
+        with pytest.raises(InputError, match=r"gone\.toml: not a file of cases"):
+            load_corpus(tmp_path).cases  # noqa: B018
 
     def test_an_id_used_twice_is_refused(self, tmp_path):
         with pytest.raises(InputError, match="a-case"):

@@ -66,6 +66,10 @@ def test_the_lock_holds_what_is_declared(lock, declared):
     assert all(allowed.values()), [name for name, good in allowed.items() if not good]
 
 
+def test_the_lock_leaves_out_what_makes_jupyter_slow_to_start(lock):
+    assert "\nrfc3987-syntax==" not in lock
+
+
 def test_the_lock_names_no_place(lock):
     assert not re.search(r"://|file:| @ |index-url|find-links", lock)
 
