@@ -6,9 +6,8 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 VECTORS ?= $(wildcard data/vectors/*.parquet)
 RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
 
-# What is tested by these, and by these alone, must be covered wholly.
-LOGIC := $(addprefix tests/test_,$(addsuffix .py,attributes bits cases faultin link machine memslots mmio path \
-    permission prove revisions sources v6_1))
+# What the tests of the path, and these alone, run must be the whole path, line by line and branch by branch.
+LOGIC := tests/path
 
 # What `make test` runs, the longest first; each line of output says which it is from.
 CHECKS := browser unit nbval logic conformance types lint
@@ -63,7 +62,7 @@ env: .venv/ready ## make .venv from requirements.lock and install the project in
 	@touch $@
 
 unit: env ## unit and property tests of all but the logic
-	@$(PYTEST) -m "not browser" $(filter-out $(LOGIC),$(wildcard tests/test_*.py)) $(SAY)
+	@$(PYTEST) -m "not browser" $(wildcard tests/test_*.py) $(SAY)
 
 logic: env ## tests of the logic; its line and branch coverage must be complete
 	@$(PYTEST) $(LOGIC) --cov $(SAY)

@@ -24,9 +24,10 @@ import numpy as np
 import pandas as pd
 
 import kvm_pf
-from kvm_pf import batch, entry, tables
-from kvm_pf.link import link
+from kvm_pf import entry
 from kvm_pf.revisions import get
+from kvm_pf.revisions.link import link
+from kvm_pf.run import batch, tables
 from kvm_pf.state import Mmu, Vm
 
 HERE = Path(__file__).resolve().parent

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
-from kvm_pf import explain, widgets
+from kvm_pf.run.watch import explain
+from kvm_pf.show import widgets
 
 LIMIT = 50
 """Milliseconds after which a person feels a wait."""

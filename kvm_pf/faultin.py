@@ -518,3 +518,11 @@ def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Fa
     if not looked.found.slot:
         return kvm_handle_noslot_fault(vcpu, fault, access, memory, looked)
     return recheck_invalidation(memory, looked)
+
+
+def handle_abnormal_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory, before: Faultin) -> Faultin:
+    """Look at what kvm_faultin_pfn() left to its caller: nothing.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, direct_page_fault() (v6.8).
+    """
+    return before

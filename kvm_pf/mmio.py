@@ -8,6 +8,15 @@ the gfn, the access rights and the memslots' generation, so that a change of slo
 
 from __future__ import annotations
 
+from kvm_pf.spte import (
+    EPT_RSVD_1G,
+    EPT_RSVD_2M,
+    EPT_RSVD_SMALL,
+    EPT_RSVD_TABLE,
+    ept_bad_mt_xwr,
+    is_rsvd_spte,
+    is_shadow_present_pte,
+)
 from kvm_pf.state import (
     EINVAL,
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
@@ -22,7 +31,6 @@ from kvm_pf.state import (
     Vcpu,
     Walk,
     gpa_to_gfn,
-    select,
 )
 
 # Where the generation stands in an MMIO SPTE: 8 low and 11 high bits, 19 in all.
@@ -32,21 +40,24 @@ MMIO_SPTE_GEN_LOW_BITS = 8
 MMIO_SPTE_GEN_HIGH_START = 52
 MMIO_SPTE_GEN_HIGH_BITS = 11
 
-SPTE_MMU_PRESENT_MASK = 1 << 11
 SHADOW_NONPRESENT_OR_RSVD_MASK_LEN = 5
 
-# Reserved bits of an EPT entry besides the address bits, by level; a large page (bit 7) has others.
-# Source: Linux `arch/x86/kvm/mmu/mmu.c`, __reset_rsvds_bits_mask_ept() (v6.8).
-PT_PAGE_SIZE_SHIFT = 7
-EPT_RSVD_TABLE = 0xF8  # bits 7:3, levels 5 and 4
-EPT_RSVD_SMALL = 0x78  # bits 6:3, an entry of level 3 or 2 that points to a table
-EPT_RSVD_1G = 0x3FFFF000  # bits 29:12
-EPT_RSVD_2M = 0x1FF000  # bits 20:12
-EPT_MT_XWR_MASK = 0x3F
-EPT_BAD_MEMTYPE = 0xFF << 2 * 8 | 0xFF << 3 * 8 | 0xFF << 7 * 8
-EPT_BAD_W = 0x0404040404040404
-EPT_BAD_WX = 0x4040404040404040
-EPT_BAD_X = 0x1010101010101010
+MMIO_EPT = 0  # EPT, no L1TF mask
+MMIO_EPT_L1TF = 1  # EPT, with an L1TF mask
+MMIO_NPT = 2  # nested or shadow paging, a reserved physical-address bit
+MMIO_TDX = 3  # from 7.3: EPT, and the VM's MMIO value is 0
+
+# Host physical addresses have 46 bits under EPT here, 48 under NPT.
+EPT_VALUE = 0x6  # write and execute without read: a misconfiguration
+EPT_MASK = 0x7
+EPT_HIGH = 0xFC00000000000  # bits 51:46
+EPT_LOWER_GFN_MASK = 0x3FFFFFFFF000  # bits 45:12
+L1TF_MASK = 0x3E0000000000  # bits 45:41
+L1TF_LOWER_GFN_MASK = 0x1FFFFFFF000  # bits 40:12
+NPT_VALUE = 1 << 51 | 1
+NPT_ACCESS_MASK = 0x6  # write, user
+NPT_HIGH = 0xF000000000000  # bits 51:48
+NPT_LOWER_GFN_MASK = 0xFFFFFFFFF000  # bits 47:12
 
 
 def mmio_spte_gen_mask() -> int:
@@ -98,37 +109,6 @@ def get_mmio_spte_gfn(mmio: MmioFormat, spte: int) -> int:
 def is_mmio_spte(mmio: MmioFormat, spte: int) -> bool:
     """Source: Linux `arch/x86/kvm/mmu/spte.h`, is_mmio_spte() (v6.8)."""
     return spte & mmio.mask == mmio.value and mmio.caching
-
-
-def is_shadow_present_pte(spte: int) -> bool:
-    """Source: Linux `arch/x86/kvm/mmu/spte.h`, is_shadow_present_pte() (v6.8)."""
-    return spte & SPTE_MMU_PRESENT_MASK != 0
-
-
-def mt_xwr(spte: int) -> int:
-    """The memory type and permissions of an EPT entry, as the table of illegal combinations counts them.
-
-    Source: Linux `arch/x86/kvm/mmu/spte.h`, __is_bad_mt_xwr() (v6.8).
-    """
-    return spte & EPT_MT_XWR_MASK
-
-
-def rsvd_bits(mmio: MmioFormat, spte: int, table: int, page: int) -> int:
-    """The reserved bits that are set in `spte`; `table` and `page` are EPT's for small and large entries.
-
-    Source: Linux `arch/x86/kvm/mmu/spte.h`, __is_rsvd_bits_set(), `arch/x86/kvm/mmu/mmu.c`,
-    __reset_rsvds_bits_mask_ept() (v6.8).
-    """
-    by_level = select(spte >> PT_PAGE_SIZE_SHIFT & 1, page, table)
-    return spte & (mmio.rsvd_high | select(mmio.ept & 1, by_level, 0))
-
-
-def is_rsvd_spte(mmio: MmioFormat, spte: int, table: int, page: int) -> bool:
-    """Say whether the CPU would refuse `spte` for a reserved bit or an illegal memory type.
-
-    Source: Linux `arch/x86/kvm/mmu/spte.h`, is_rsvd_spte() (v6.8).
-    """
-    return (rsvd_bits(mmio, spte, table, page) | mmio.bad_mt_xwr >> mt_xwr(spte) & 1) != 0
 
 
 def get_mmio_spte(mmio: MmioFormat, walk: Walk) -> tuple[int, bool]:
@@ -202,6 +182,22 @@ def vcpu_cache_mmio_info(
     if update_in_progress(gen):
         return cache
     return MmioCache(0 if nested else gva & ~PAGE_OFFSET_MASK, gfn, gen, access)
+
+
+def mmio_format(mmio_cfg: int) -> MmioFormat:
+    """The MMIO SPTE formats that the tables' `mmio_cfg` numbers: MMIO_EPT, MMIO_EPT_L1TF, MMIO_NPT, MMIO_TDX.
+
+    Source: Linux `arch/x86/kvm/mmu/spte.c`, kvm_mmu_set_ept_masks(), kvm_mmu_reset_all_pte_masks() (v6.8).
+    """
+    if mmio_cfg == MMIO_NPT:
+        return MmioFormat(
+            True, NPT_VALUE, NPT_VALUE, NPT_ACCESS_MASK, 0, NPT_LOWER_GFN_MASK, NPT_HIGH, False, 0
+        )
+    bad = ept_bad_mt_xwr(mmio_cfg)
+    if mmio_cfg == MMIO_EPT_L1TF:
+        return MmioFormat(True, EPT_VALUE, EPT_MASK, 0, L1TF_MASK, L1TF_LOWER_GFN_MASK, EPT_HIGH, True, bad)
+    value = 0 if mmio_cfg == MMIO_TDX else EPT_VALUE
+    return MmioFormat(True, value, EPT_MASK, 0, 0, EPT_LOWER_GFN_MASK, EPT_HIGH, True, bad)
 
 
 def mmio_result(ret: int, warns: int, cache: MmioCache) -> Mmio:

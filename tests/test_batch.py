@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvm_pf import batch
-from kvm_pf.batch import (
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.corpus import load_corpus
+from kvm_pf.revisions import REVISIONS, get
+from kvm_pf.run import batch
+from kvm_pf.run.batch import (
     EVALUATE,
     TABLES,
     evaluate,
@@ -25,11 +28,8 @@ from kvm_pf.batch import (
     evaluate_sources,
     outputs,
 )
-from kvm_pf.corpus import load_corpus
-from kvm_pf.errors import InputError
-from kvm_pf.inputs import case_state, case_values, limits, words
-from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.tables import MODE_COLUMNS, MODES
+from kvm_pf.run.inputs import case_state, case_values, limits, words
+from kvm_pf.run.tables import MODE_COLUMNS, MODES
 
 fixed = settings(derandomize=True, deadline=None)
 u64 = st.integers(0, 2**64 - 1)

@@ -76,7 +76,7 @@ def folder(tmp_path_factory) -> Path:
     """A copy of the notebooks, with three of our own: with one widget, with every widget, with every fault."""
     folder = tmp_path_factory.mktemp("lab") / "notebooks"
     shutil.copytree(notebooks.FOLDER, folder, ignore=shutil.ignore_patterns(".*", "_*"))
-    imports = "import kvm_pf\nfrom kvm_pf.widgets import *"
+    imports = "import kvm_pf\nfrom kvm_pf.show.widgets import *"
     store(folder / "first.ipynb", imports, WIDGETS[0])
     store(folder / "widgets.ipynb", imports, *WIDGETS)
     store(folder / "bad.ipynb", *BAD)

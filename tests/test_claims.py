@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from kvm_pf import claims
 from kvm_pf.attributes import kvm_mem_is_private
 from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
-from kvm_pf.claims import CLAIMS, PROVED, Answer, Claim, Witness, asked, flaws, prove, prove_all, steps
-from kvm_pf.errors import InputError
-from kvm_pf.patch import ledger
-from kvm_pf.prove import patience
+from kvm_pf.common.errors import InputError
+from kvm_pf.patch.reader import ledger
+from kvm_pf.proof import claims
+from kvm_pf.proof.claims import CLAIMS, PROVED, Answer, Claim, Witness, asked, flaws, prove, prove_all, steps
+from kvm_pf.proof.terms import patience
 from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.state import NO_LOOKUP, gpa_to_gfn
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from kvm_pf.bits import PFERR, decode
 from kvm_pf.cli import main
-from kvm_pf.corpus import load_corpus
-from kvm_pf.tables import CASE_INPUTS
+from kvm_pf.conformance.corpus import load_corpus
+from kvm_pf.run.tables import CASE_INPUTS
 
 fixed = settings(derandomize=True, deadline=None)
 
@@ -256,7 +256,7 @@ class TestEvaluateAndExport:
 
     def test_the_corpus_is_exported(self, tmp_path, monkeypatch):
         records = [("cases", {"id": "x"}), ("cases", {"id": "y"}), ("recordings", {"id": "z"})]
-        monkeypatch.setattr("kvm_pf.corpus.Corpus.records", lambda self: iter(records))
+        monkeypatch.setattr("kvm_pf.conformance.corpus.Corpus.records", lambda self: iter(records))
         status, out, _ = run("export", str(tmp_path / "out"))
         assert status == 0
         assert [line.split(": ")[1] for line in out.splitlines()] == ["1 rows", "2 rows", "1 rows"]

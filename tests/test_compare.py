@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from kvm_pf import compare as public
 from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
-from kvm_pf.case import WAYS, Case
-from kvm_pf.compare import changed_steps, compare, cover, curated, facts, given, recorded
-from kvm_pf.errors import InputError
-from kvm_pf.prove import all_of
+from kvm_pf.common.errors import InputError
+from kvm_pf.proof.case import WAYS, Case
+from kvm_pf.proof.compare import changed_steps, compare, cover, curated, facts, given, recorded
+from kvm_pf.proof.compare import compare as public
+from kvm_pf.proof.terms import all_of
 from kvm_pf.revisions import REVISIONS, get
 
 BEFORE, POSTED = get("before"), get("posted")
@@ -45,7 +45,7 @@ FIVE = [
 
 
 def test_before_and_posted_differ_in_five_ways_no_more_no_fewer(five):
-    from kvm_pf.case import spelled
+    from kvm_pf.proof.case import spelled
 
     assert five.exact
     assert [kind.topic for kind in five.kinds] == [topic for topic, _ in FIVE]

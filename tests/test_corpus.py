@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from kvm_pf.batch import TABLES, outputs
-from kvm_pf.corpus import (
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.corpus import (
     CALLS,
     CASE_COLUMNS,
     Corpus,
@@ -18,12 +18,12 @@ from kvm_pf.corpus import (
     run_cases,
     vector_schema,
 )
-from kvm_pf.errors import InputError
+from kvm_pf.exits import SOURCE_WARN_NAMES
 from kvm_pf.faultin import FAULTIN_WARN_NAMES
 from kvm_pf.revisions import HUNK_STEPS, LATTICE, REVISIONS, get
-from kvm_pf.sources import SOURCE_WARN_NAMES
+from kvm_pf.run.batch import TABLES, outputs
+from kvm_pf.run.tables import BREAK_KINDS, KINDS, MODES, SEV_KINDS, SLOT_KINDS, VM_TYPES
 from kvm_pf.state import WARN_NAMES
-from kvm_pf.tables import BREAK_KINDS, KINDS, MODES, SEV_KINDS, SLOT_KINDS, VM_TYPES
 
 RELEASED = ("before", "posted", "posted_series", "merged_patch", "v6_10", "v6_12", "v7_3")
 CURATED = (*RELEASED, "guest_enc_gated", "guest_enc_ungated", "posted_u32", "posted_on_6_12")

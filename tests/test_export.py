@@ -8,7 +8,7 @@ import jsonschema
 import pandas as pd
 import pytest
 
-from kvm_pf.corpus import Corpus, export, json_schema, load_corpus
+from kvm_pf.conformance.corpus import Corpus, export, json_schema, load_corpus
 
 
 @pytest.fixture(scope="module")

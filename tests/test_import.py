@@ -13,7 +13,7 @@ import sys
 import pytest
 
 import kvm_pf
-from kvm_pf.revisions import LOGIC_ROOMS, REVISIONS
+from kvm_pf.revisions import path_modules, revision_modules
 
 HEAVY = {
     "IPython",
@@ -34,14 +34,42 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(kvm_pf.__path__, "kvm_pf.")
     if not module.name.endswith("__main__")
 )
-LOGIC = [f"kvm_pf.{room}" for room in LOGIC_ROOMS]
-LOGIC += [f"kvm_pf.revisions.{name}" for name in REVISIONS if f"kvm_pf.revisions.{name}" in MODULES]
-STORES = {"AttributeStore", "_check"}
-"""What stands in a logic room and is none of the logic."""
+LOGIC = [f"kvm_pf.{name}" for name in path_modules()]
+LOGIC += [f"kvm_pf.revisions.{name}" for name in revision_modules()]
 
 
 SENTENCE = re.compile(r"([A-Z`\"0-9-]|struct |\w+\(\)).*[.:?;,…]", re.DOTALL)
 """A sentence; the kernel's own names keep their small letters."""
+
+
+LAYERS = (
+    {"common"}, {"path"}, {"revisions"}, {"run", "patch"}, {"guest"}, {"conformance"}, {"trace"}, {"proof"}, {"show"},
+    {"cli"},
+)  # fmt: skip
+"""Who may import whom: a layer those before it, and itself; folders of one layer not each other."""
+
+
+def layer(name):
+    """The number of a module's layer and its folder: the modules beside `kvm_pf/__init__.py` are the path."""
+    folder = "path" if name.removeprefix("kvm_pf.") in path_modules() else name.split(".")[1]
+    return next(n for n, layers in enumerate(LAYERS) if folder in layers), folder
+
+
+def imported_by(name):
+    """The modules of ours that a module imports, at once or later; not what only types need."""
+    nodes = [tree(name)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kvm_pf."):
+            yield from (
+                deeper if (deeper := f"{node.module}.{alias.name}") in MODULES else node.module
+                for alias in node.names
+            )
+        elif isinstance(node, ast.ImportFrom) and node.module == "kvm_pf":
+            yield from (f"kvm_pf.{alias.name}" for alias in node.names)
 
 
 def loaded_by(code):
@@ -57,7 +85,7 @@ def tree(name):
 
 def functions(name):
     """The logic functions of a room."""
-    return [node for node in tree(name).body if isinstance(node, ast.FunctionDef) and node.name not in STORES]
+    return [node for node in tree(name).body if isinstance(node, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +105,13 @@ def test_no_library_is_loaded_before_it_is_used(code):
 
 
 @pytest.mark.parametrize(
-    "code", ["import kvm_pf.corpus", "import kvm_pf.check", "kvm_pf.evaluate", "kvm_pf.load_corpus"]
+    "code",
+    [
+        "import kvm_pf.conformance.corpus",
+        "import kvm_pf.conformance.vectors",
+        "kvm_pf.evaluate",
+        "kvm_pf.load_corpus",
+    ],
 )
 def test_tables_load_pandas_but_nothing_to_compile_prove_or_draw(code):
     loaded = loaded_by(f"import kvm_pf\n{code}")
@@ -95,7 +129,7 @@ def test_every_public_name_is_there_and_no_other():
 
 @pytest.mark.parametrize("name", LOGIC)
 def test_the_logic_imports_only_the_standard_library_and_itself(name):
-    own = {*LOGIC, "kvm_pf", "kvm_pf.errors"}
+    own = {*LOGIC, "kvm_pf", "kvm_pf.common.errors"}
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             assert {alias.name.split(".")[0] for alias in node.names} <= sys.stdlib_module_names
@@ -143,6 +177,14 @@ def test_every_argument_and_result_of_the_logic_is_annotated(name):
         assert function.returns is not None, function.name
         for argument in function.args.args:
             assert argument.annotation is not None, function.name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_one_way(name):
+    mine, folder = layer(name)
+    for other in imported_by(name):
+        theirs, elsewhere = layer(other)
+        assert theirs < mine or elsewhere == folder, f"{name} imports {other}"
 
 
 @pytest.mark.parametrize("name", MODULES)

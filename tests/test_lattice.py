@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from kvm_pf import plot
-from kvm_pf.errors import InputError
-from kvm_pf.lattice import closed, combinations, later, opened, stages, table
+from kvm_pf.common.errors import InputError
+from kvm_pf.proof.lattice import closed, combinations, later, opened, stages, table
+from kvm_pf.show import plot
 
 HOLDS, EMPTY, FAILS, UNKNOWN = "holds", "empty", "fails", "unknown"
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvm_pf.bits import encode
-from kvm_pf.errors import InputError
-from kvm_pf.machine import Access, Exit, Machine, nested_lookup_example
-from kvm_pf.memory import BASE_SLOT_SIZE, HARDWARE
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.recordings import faults, read_recording
+from kvm_pf.guest.machine import Access, Exit, Machine, nested_lookup_example
+from kvm_pf.guest.memory import BASE_SLOT_SIZE, HARDWARE
+from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.state import MemoryFault
-from kvm_pf.tables import VM_TYPES
-from kvm_pf.trace import faults, read_recording
 
 DATA = Path(__file__).parents[1] / "data" / "recordings"
 BOOTS = {

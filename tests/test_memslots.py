@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_pf.errors import InputError
-from kvm_pf.memslots import KVM_MEM_MAX_NR_PAGES, Memslot, Memslots
-from kvm_pf.tables import SLOT_KINDS, faultin_slot
+from kvm_pf.common.errors import InputError
+from kvm_pf.guest.memslots import KVM_MEM_MAX_NR_PAGES, Memslot, Memslots
+from kvm_pf.run.tables import SLOT_KINDS, faultin_slot
 
 EEXIST, EINVAL = 17, 22
 LOG, READONLY, GMEM, INVALID, GMEM_ONLY = 1, 2, 4, 1 << 16, 1 << 17

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 import kvm_pf
-from kvm_pf import page
-from kvm_pf.errors import InputError
-from kvm_pf.follow import mmio_moments
-from kvm_pf.patch import ledger
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.follow import mmio_moments
+from kvm_pf.patch.reader import ledger
+from kvm_pf.show import page
 from tools.notebooks import FOLDER
 
 ROWS = ledger()
@@ -200,8 +200,8 @@ class TestCases:
 
 
 def test_importing_a_room_leaves_the_package_as_it_is():
-    import kvm_pf.follow
-    import kvm_pf.replay
+    import kvm_pf.conformance.follow
+    import kvm_pf.conformance.replay
 
     assert callable(kvm_pf.follow)
     assert callable(kvm_pf.replay)

@@ -21,8 +21,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvm_pf import bits, patch
-from kvm_pf.errors import InputError
+from kvm_pf import bits
+from kvm_pf.common.errors import InputError
+from kvm_pf.patch import reader as patch
 
 MAIL = "000_ebfdf82abda4905c.txt"
 SPANS = [(267, 7, 267, 18), (5839, 19, 5839, 31), (306, 7, 306, 7)]
@@ -782,7 +783,7 @@ def test_merged_form_is_another_that_holds_19_lines(posted, tmp_path):
 def test_steps_are_found_by_the_kernels_names():
     assert patch.steps_of("kvm_mmu_do_page_fault") == ("fault.kvm_mmu_do_page_fault",)
     assert patch.steps_of("kvm_mem_is_private") == ("attributes.kvm_mem_is_private",)
-    assert patch.steps_of("npf_interception") == ("sources.npf_interception",)
+    assert patch.steps_of("npf_interception") == ("exits.npf_interception",)
     assert patch.steps_of("schedule") == ()
 
 

@@ -18,13 +18,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from kvm_pf import plot
-from kvm_pf.attributes import AttributeStore
 from kvm_pf.bits import EPT, PFERR
-from kvm_pf.errors import InputError
-from kvm_pf.memslots import Memslots
+from kvm_pf.common.errors import InputError
+from kvm_pf.guest.attribute_store import AttributeStore
+from kvm_pf.guest.memslots import Memslots
 from kvm_pf.revisions import get
-from kvm_pf.watch import explain
+from kvm_pf.run.watch import explain
+from kvm_pf.show import plot
 
 # Facts: bits and codes, by their numbers
 WRITE, USER, RSVD, FINAL, IMPLICIT, PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 32, 1 << 48, 1 << 49
@@ -232,7 +232,8 @@ def test_settings_of_matplotlib_stay_as_they_are():
 
 def test_pyplot_is_not_loaded():
     program = (
-        "import sys; from kvm_pf import explain, plot; plot.png(plot.decision_path(explain('WRITE')));"
+        "import sys; from kvm_pf import explain; from kvm_pf.show import plot\n"
+        "plot.png(plot.decision_path(explain('WRITE')));"
         "plot.png(plot.mmio_generation([(0, 2, 2, True)])); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kvm_pf.cli import main
-from kvm_pf.errors import InputError
-from kvm_pf.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
-from kvm_pf.replay import Difference, Replay, Report, replay, revision_for
-from kvm_pf.trace import columns, faults, read_recording
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
+from kvm_pf.conformance.recordings import columns, faults, read_recording
+from kvm_pf.conformance.replay import Difference, Replay, Report, replay, revision_for
 
 DATA = Path(__file__).parents[1] / "data" / "recordings"
 REVISION = {

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from kvm_pf.widgets import error_code_explorer
+from kvm_pf.show.widgets.error_code import error_code_explorer
 from tools import notebooks, site
 
 FIRST = """# Bit 49 & *others*

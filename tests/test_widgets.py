@@ -9,26 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvm_pf import explain
-from kvm_pf.corpus import load_corpus, run_cases
-from kvm_pf.diff import diff_html, diff_text, source_lines, step_diff
-from kvm_pf.errors import InputError
-from kvm_pf.inputs import case_values
-from kvm_pf.markup import element, notice
-from kvm_pf.patch import digest, ledger
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.corpus import load_corpus, run_cases
+from kvm_pf.conformance.recordings import columns
+from kvm_pf.patch.diff import diff_text, source_lines, step_diff
+from kvm_pf.patch.reader import digest, ledger
 from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.trace import columns
-from kvm_pf.widgets import (
-    corpus_browser,
-    error_code_explorer,
-    fault_explorer,
-    hunk_viewer,
-    scenario_player,
-    step_player,
-)
-from kvm_pf.widgets.corpus import results
-from kvm_pf.widgets.fault import MMIO, OTHER
-from kvm_pf.widgets.panel import ids, read_code, show
+from kvm_pf.run.inputs import case_values
+from kvm_pf.run.watch import explain
+from kvm_pf.show.diff import diff_html
+from kvm_pf.show.markup import element, notice
+from kvm_pf.show.widgets.corpus import corpus_browser, results
+from kvm_pf.show.widgets.error_code import error_code_explorer
+from kvm_pf.show.widgets.fault import MMIO, OTHER, fault_explorer
+from kvm_pf.show.widgets.hunks import hunk_viewer
+from kvm_pf.show.widgets.panel import ids, read_code, show
+from kvm_pf.show.widgets.scenario import scenario_player
+from kvm_pf.show.widgets.steps import step_player
 
 PRIVATE = {"vm_type": "sw-protected", "private": True}
 SCENARIO = ("posted-on-6.12", "4-inject-swprot")

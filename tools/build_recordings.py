@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kvm_pf.errors import InputError  # noqa: E402
-from kvm_pf.trace import Recording, columns, dump_faults, faults, read_recording  # noqa: E402
+from kvm_pf.common.errors import InputError  # noqa: E402
+from kvm_pf.conformance.recordings import Recording, columns, dump_faults, faults, read_recording  # noqa: E402
 
 KEEP = {
     "dmesg.txt": re.compile(

@@ -25,8 +25,8 @@ from mutmut.mutation import mutators
 from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
 from mutmut.mutation.pragma_handling import IgnoredCode
 
-from kvm_pf.link import global_names
-from kvm_pf.mutate import MODULES, Mutant, reached
+from kvm_pf.proof.mutants import MODULES, Mutant, reached
+from kvm_pf.revisions.link import global_names
 
 # --- functions ---
 

@@ -17,9 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from kvm_pf import kills, mutate
-from kvm_pf.mutate import MODULES, Mutant, Settled
-from kvm_pf.paths import data_dir
+from kvm_pf.common.paths import data_dir
+from kvm_pf.proof import kills
+from kvm_pf.proof import mutants as mutate
+from kvm_pf.proof.mutants import MODULES, Mutant, Settled
 from tools.mutants import mutants
 
 _MUTANTS: list[Mutant] = []  # what the processes share: a mutant's function cannot be sent to another

@@ -23,13 +23,13 @@ from nbconvert.filters import markdown2html_mistune
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-import kvm_pf.widgets
+import kvm_pf.show.widgets
 from tools import notebooks
 
 TITLE = "kvm_pf: a KVM patch that you can run"
 LEAD = "The walkthrough, to be read. Nothing runs here: where a notebook has a widget, you see how it stood."
 
-LIVE = re.compile(rf"(?:{'|'.join(kvm_pf.widgets.__all__)})\(.*\)\Z", re.DOTALL)
+LIVE = re.compile(rf"(?:{'|'.join(kvm_pf.show.widgets.__all__)})\(.*\)\Z", re.DOTALL)
 """How a widget calls itself in plain text; its twin adds words after the bracket."""
 
 TEMPLATE = """\

@@ -14,26 +14,23 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pkgutil import iter_modules
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
-from kvm_pf.errors import InputError
-from kvm_pf.link import digest, link
+import kvm_pf
+from kvm_pf.common.errors import InputError
+from kvm_pf.revisions.link import digest, link
 
-__all__ = ("REVISIONS", "Revision", "get", "logic_names")
+__all__ = ("REVISIONS", "Revision", "get", "logic_names", "path_modules", "revision_modules")
 
-LOGIC_ROOMS = (
-    "bits",
-    "state",
-    "attributes",
-    "entry",
-    "mmio",
-    "fault",
-    "faultin",
-    "sources",
-    "permission",
-    "tables",
-)
+
+@cache
+def path_modules() -> tuple[str, ...]:
+    """The modules of the fault path: those that stand beside this package, not in a folder of their own."""
+    return tuple(
+        sorted(m.name for m in iter_modules(kvm_pf.__path__) if not m.ispkg and not m.name.startswith("_"))
+    )
 
 
 def _own(module: ModuleType) -> dict[str, Any]:
@@ -63,11 +60,17 @@ def _changes(module: ModuleType) -> dict[str, Any]:
 
 
 @cache
+def revision_modules() -> tuple[str, ...]:
+    """The modules of this package that hold what one revision does differently."""
+    return tuple(sorted(m.name for m in iter_modules(__path__) if m.name != "link"))
+
+
+@cache
 def logic_names() -> Mapping[str, Any]:
     """Every function and constant of the path as posted, by name."""
     names: dict[str, Any] = {}
-    for room in LOGIC_ROOMS:
-        names |= _own(importlib.import_module(f"kvm_pf.{room}"))
+    for module in path_modules():
+        names |= _own(importlib.import_module(f"kvm_pf.{module}"))
     return MappingProxyType(names)
 
 
@@ -88,11 +91,14 @@ class Revision:
         """What each changed name means in this revision, the bases' changes included."""
         return {**(self.base.names if self.base else {}), **self.changes}
 
-    def step(self, name: str) -> Any:
+    def step(self, name: str | Callable[..., Any]) -> Any:
         """Return the function or constant that this revision uses under `name`.
 
-        Raises InputError if the path has no such name.
+        A function that is not of the path, but calls it, stands for itself.  Raises InputError if the path has
+        no such name.
         """
+        if not isinstance(name, str):
+            return self.names.get(name.__name__, name)
         if name in self.names:
             return self.names[name]
         posted = logic_names()
@@ -100,7 +106,7 @@ class Revision:
             raise InputError(f"the path has no step or constant {name!r}")
         return posted[name]
 
-    def link(self, name: str, bind: Callable[[FunctionType], Any] | None = None) -> Any:
+    def link(self, name: str | Callable[..., Any], bind: Callable[[FunctionType], Any] | None = None) -> Any:
         """Return the function `name` with all names bound as in this revision; plain and runnable by default."""
         if bind is None:
             if name not in self._plain:
@@ -109,10 +115,10 @@ class Revision:
         return link(self.step(name), self.names, bind)
 
     @cached_property
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> dict[str | Callable[..., Any], Any]:
         return {}
 
-    def digest(self, name: str) -> str:
+    def digest(self, name: str | Callable[..., Any]) -> str:
         """Return a fingerprint of everything that `name` does in this revision."""
         return digest(self.step(name), self.names)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from kvm_pf.bits import PFERR_SYNTHETIC_MASK
-from kvm_pf.sources import PF_LOWER32_MASK, PF_UPPER32_MASK, WARN_NPF_SYNTHETIC, WARN_PF_UPPER32
+from kvm_pf.exits import PF_LOWER32_MASK, PF_UPPER32_MASK, WARN_NPF_SYNTHETIC, WARN_PF_UPPER32
 
 
 def sanitize(error_code: int) -> tuple[int, int]:

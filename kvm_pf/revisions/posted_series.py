@@ -6,11 +6,11 @@ from __future__ import annotations
 from kvm_pf import state
 from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_SYNTHETIC_MASK
 from kvm_pf.entry import TO_FAULT, TO_MMIO
+from kvm_pf.exits import PF_LOWER32_MASK, PF_UPPER32_MASK, WARN_NPF_SYNTHETIC, WARN_PF_UPPER32
 from kvm_pf.faultin import Faultin, Memory
 from kvm_pf.revisions.v6_10 import faultin_pfn as faultin_pfn_6_10
 from kvm_pf.revisions.v6_10 import kvm_faultin_pfn as kvm_faultin_pfn_6_10
 from kvm_pf.revisions.v6_10 import kvm_handle_noslot_fault as kvm_handle_noslot_fault_6_10
-from kvm_pf.sources import PF_LOWER32_MASK, PF_UPPER32_MASK, WARN_NPF_SYNTHETIC, WARN_PF_UPPER32
 from kvm_pf.state import WARN_PRIVATE_RSVD, Fault, Vcpu
 
 INITIAL_PFN = state.KVM_PFN_ERR_FAULT

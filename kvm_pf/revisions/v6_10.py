@@ -6,6 +6,7 @@ from __future__ import annotations
 from kvm_pf import state
 from kvm_pf.bits import PFERR_PRIVATE_ACCESS
 from kvm_pf.entry import REFUSED, TO_MMIO
+from kvm_pf.exits import WARN_ASYNC_PRIVATE
 from kvm_pf.faultin import (
     APIC_ACCESS_PAGE_PRIVATE_MEMSLOT,
     KVM_MEMSLOT_INVALID,
@@ -29,7 +30,6 @@ from kvm_pf.faultin import (
     recheck_invalidation,
     warned,
 )
-from kvm_pf.sources import WARN_ASYNC_PRIVATE
 from kvm_pf.state import EFAULT, RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY, WARN_PRIVATE_RSVD, Fault, Vcpu
 
 INITIAL_PFN = state.KVM_PFN_ERR_FAULT

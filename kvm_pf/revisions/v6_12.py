@@ -22,11 +22,7 @@ from kvm_pf.bits import (
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
-from kvm_pf.fault import NO_FAULT, After, emulate, kvm_mmu_do_page_fault
-from kvm_pf.faultin import Memory, kvm_max_level_for_order
-from kvm_pf.mmio import mmio_info_in_cache
-from kvm_pf.revisions.guest_enc_gated import kvm_arch_has_private_mem
-from kvm_pf.sources import (
+from kvm_pf.exits import (
     NO_RMP_FAULT,
     WARN_PREFAULT,
     Guest,
@@ -36,6 +32,10 @@ from kvm_pf.sources import (
     RmpFault,
     signal_pending,
 )
+from kvm_pf.fault import NO_FAULT, After, emulate, kvm_mmu_do_page_fault
+from kvm_pf.faultin import Memory, kvm_max_level_for_order
+from kvm_pf.mmio import mmio_info_in_cache
+from kvm_pf.revisions.guest_enc_gated import kvm_arch_has_private_mem
 from kvm_pf.state import (
     EINTR,
     EINVAL,

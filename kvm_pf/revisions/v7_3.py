@@ -23,31 +23,7 @@ from kvm_pf.bits import (
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
-from kvm_pf.faultin import (
-    GUP_INTERRUPTIBLE,
-    GUP_NOWAIT,
-    GUP_OK,
-    GUP_SECOND_SHIFT,
-    GUP_WRITE,
-    KVM_MEM_READONLY,
-    KVM_MEMSLOT_GMEM_ONLY,
-    KVM_PFN_ERR_MASK,
-    KVM_PFN_ERR_RO_FAULT,
-    NO_CALLS,
-    Calls,
-    Faultin,
-    Found,
-    Memory,
-    Slot,
-    begin,
-    kvm_max_level_for_order,
-    outside_answers_pfn,
-    so_far,
-)
-from kvm_pf.mmio import EPT_BAD_MEMTYPE, EPT_BAD_W, EPT_BAD_WX, EPT_BAD_X, EPT_MT_XWR_MASK
-from kvm_pf.permission import PFEC_MASK
-from kvm_pf.revisions.v6_10 import kvm_faultin_pfn as kvm_faultin_pfn_6_10
-from kvm_pf.sources import (
+from kvm_pf.exits import (
     BREAK_EVENTS,
     BREAK_SLOT_INVALID,
     BREAK_VM_DEAD,
@@ -70,6 +46,31 @@ from kvm_pf.sources import (
     vt_is_tdx_private_gpa,
     with_mmu,
 )
+from kvm_pf.faultin import (
+    GUP_INTERRUPTIBLE,
+    GUP_NOWAIT,
+    GUP_OK,
+    GUP_SECOND_SHIFT,
+    GUP_WRITE,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_GMEM_ONLY,
+    KVM_PFN_ERR_MASK,
+    KVM_PFN_ERR_RO_FAULT,
+    NO_CALLS,
+    Calls,
+    Faultin,
+    Found,
+    Memory,
+    Slot,
+    begin,
+    kvm_max_level_for_order,
+    outside_answers_pfn,
+    so_far,
+)
+from kvm_pf.mmio import MMIO_EPT_L1TF
+from kvm_pf.permission import PFEC_MASK
+from kvm_pf.revisions.v6_10 import kvm_faultin_pfn as kvm_faultin_pfn_6_10
+from kvm_pf.spte import EPT_BAD_MEMTYPE, EPT_BAD_W, EPT_BAD_WX, EPT_BAD_X, EPT_MT_XWR_MASK
 from kvm_pf.state import (
     EAGAIN,
     EFAULT,
@@ -86,7 +87,6 @@ from kvm_pf.state import (
     Vm,
     gpa_to_gfn,
 )
-from kvm_pf.tables import MMIO_EPT_L1TF
 
 # Source: Linux `arch/x86/kvm/mmu/spte.h`, Linux 7.3.4: SPTE bit 10 is EPT's user-execute now.
 MMIO_SPTE_GEN_LOW_BITS = 7

@@ -1,0 +1,574 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The corpus: curated cases, kernel vectors and recorded faults, as tables that are checked when they are read.
+
+Curated cases (data/cases) are reasoned by hand from sources.  Kernel vectors (data/vectors) are what the
+kernel's own functions returned.  Recordings (data/recordings) are faults of a running KVM.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pandas as pd
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.paths import data_dir
+from kvm_pf.conformance.vectors import kind_and_revision
+from kvm_pf.exits import SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
+from kvm_pf.revisions import REVISIONS, get
+from kvm_pf.run.batch import EVALUATE, TABLES, outputs
+from kvm_pf.run.inputs import brief, case_state, case_values, limits, number
+from kvm_pf.run.tables import BREAK_KINDS, Input, Output
+from kvm_pf.state import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM, PAGE_SHIFT, PAGE_SIZE
+
+CASE_FIELDS = {
+    "id": str, "kind": str, "why": str, "flags": list, "source": str, "input": dict, "expect": dict,
+}  # fmt: skip
+"""What a case in data/cases has, and as what; one of kind call has a `function`, too."""
+
+CASE_COLUMNS = {
+    "id": "the case's name, a slug that names the property of its input",
+    "topic": "the file it stands in",
+    "kind": "cases, sources, faultin (a table of kvm_pf.run.tables) or call (one function)",
+    "function": 'kind call: the function\'s name; otherwise ""',
+    "revision": "the revision that this expectation is for",
+    "why": "what the case shows, in a sentence",
+    "flags": "properties of the input, a tuple of words",
+    "source": "where the expectation comes from: Linux path and commit, or message-id",
+    "input": "the inputs that differ from the defaults, by column",
+    "expect": "the outputs that the case fixes, by column; None: not reached",
+}
+"""The columns of `Corpus.cases`: text, but for flags (tuple), input and expect (dicts of int, str or None)."""
+
+
+def _values(given: Any, place: str) -> dict[str, Any]:
+    """Turn "0x…" into a number and "" into None; leave words alone."""
+    if not isinstance(given, dict):
+        raise InputError(f"{place}: {brief(given)} is no table of values")
+    values = {}
+    for name, value in given.items():
+        values[name] = value
+        if type(value) is not int and not isinstance(value, str):
+            raise InputError(f"{place}: {name} is {brief(value)}; it takes a number or text")
+        if isinstance(value, str) and value.startswith("0x"):
+            values[name] = number(value)
+            if values[name] is None:
+                raise InputError(f"{place}: {name} is {brief(value)}, which is no number")
+        elif value == "" and name != "warns":  # no warning is the empty text, not a blank
+            values[name] = None
+    return values
+
+
+def _read_cases(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        cases = tomllib.loads(path.read_text(encoding="utf-8"))["case"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, OSError) as error:
+        raise InputError(f"{path}: not a file of cases ({error})") from None
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise InputError(f"{path}: not a file of cases (case is no array of tables)")
+    for count, case in enumerate(cases, 1):
+        place = f"{path}, case {count} ({brief(case.get('id', 'no id'))})"
+        fields = {**CASE_FIELDS, "function": str} if "function" in case else CASE_FIELDS
+        wrong = set(case) ^ set(fields) or {f for f, kind in fields.items() if not isinstance(case[f], kind)}
+        if wrong:
+            right = ", ".join(f"{field} ({kind.__name__})" for field, kind in fields.items())
+            raise InputError(f"{place}: {', '.join(sorted(wrong))}: a case has {right}")
+        common = {key: case[key] for key in ("id", "kind", "why", "source")}
+        common |= {"topic": path.stem, "function": case.get("function", ""), "flags": tuple(case["flags"])}
+        common["input"] = _values(case["input"], place)
+        for revisions, expect in case["expect"].items():
+            if isinstance(expect, dict) and isinstance(expect.get("result"), dict):
+                expect = expect["result"]  # a call with several results
+            for revision in revisions.split():
+                yield {**common, "revision": revision, "expect": _values(expect, f"{place}, {revision}")}
+
+
+def case_schema() -> Any:
+    """Return the pandera schema of `Corpus.cases`."""
+    import pandera.pandas as pa
+
+    text: dict[str, Any] = {"dtype": "str", "nullable": False}
+    known = {kind: {i.column for i in t.inputs} | set(t.labels) for kind, t in TABLES.items()}
+    made = {kind: {o.column for o in t.outputs} for kind, t in TABLES.items()}
+
+    def known_columns(column: str, columns: dict[str, set[str]]) -> Any:
+        def good(frame: pd.DataFrame) -> pd.Series:
+            pairs = zip(frame["kind"], frame[column], strict=True)
+            return pd.Series(
+                [kind not in columns or set(values) <= columns[kind] for kind, values in pairs], frame.index
+            )
+
+        return pa.Check(good, name=f"{column} columns are those of the table")
+
+    return pa.DataFrameSchema(
+        {
+            "id": pa.Column(**text, checks=pa.Check.str_matches(r"^[a-z0-9][a-z0-9-]*$")),
+            "topic": pa.Column(**text),
+            "kind": pa.Column(**text, checks=pa.Check.isin([*TABLES, "call"])),
+            "function": pa.Column(**text),
+            "revision": pa.Column(**text, checks=pa.Check.isin(list(REVISIONS))),
+            "why": pa.Column(**text, checks=pa.Check.str_length(min_value=10, max_value=500)),
+            "flags": pa.Column(
+                object,
+                pa.Check(
+                    lambda flags: bool(flags) and all(isinstance(f, str) for f in flags),
+                    element_wise=True,
+                    name="words",
+                ),
+            ),
+            "source": pa.Column(**text, checks=pa.Check.str_length(min_value=5)),
+            "input": pa.Column(object),
+            "expect": pa.Column(
+                object, pa.Check(lambda expect: bool(expect), element_wise=True, name="something")
+            ),
+        },
+        checks=[known_columns("input", known), known_columns("expect", made)],
+        unique=["id", "revision"],
+        strict=True,
+        ordered=True,
+    )
+
+
+def vector_schema(kind: str, revision: str) -> Any:
+    """Return the pandera schema of a table of kernel vectors: every column, its type and its range."""
+    import pandera.pandas as pa
+
+    table = TABLES[kind]
+    columns: dict[str, Any] = {"case_id": pa.Column("Int64", unique=True)}
+    for label in table.labels:
+        if label != "case_id":
+            columns[label] = pa.Column("str", required=False)
+    for column in table.inputs:
+        low, high, _ = limits(column)
+        if column.kind == "label":
+            check, dtype = pa.Check.isin(list(column.labels)), "str"
+        else:
+            check, dtype = pa.Check.in_range(low, high), "UInt64" if column.kind == "u64" else "Int64"
+        columns[column.column] = pa.Column(dtype, check, required=False)
+    for output in outputs(kind, get(revision)):
+        dtype = {"u64": "UInt64", "warns": "str", "label": "str"}.get(output.kind, "Int64")
+        columns[output.column] = pa.Column(dtype, nullable=True, required=False)
+    return pa.DataFrameSchema(columns, strict=True)
+
+
+class Difference(NamedTuple):
+    """One value in which the model differs from a curated case."""
+
+    id: str
+    revision: str
+    column: str
+    expected: Any
+    got: Any
+
+
+class Corpus:
+    """The three tables; each is read and checked when used, and everyone gets a copy to change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """Curated cases: one row for each case and revision; columns as in CASE_COLUMNS."""
+        frame = self._cases.copy()
+        for part in ("input", "expect"):
+            frame[part] = frame[part].map(dict)
+        return frame
+
+    @cached_property
+    def _cases(self) -> pd.DataFrame:
+        files = sorted((self.folder / "cases").glob("*.toml"))
+        rows = [row for file in files for row in _read_cases(file)]
+        frame = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
+        for column in CASE_COLUMNS:
+            frame[column] = frame[column].astype(object if column in ("flags", "input", "expect") else "str")
+        places = [f"{row.topic}.toml, case {row.id}, {row.revision}" for row in frame.itertuples()]
+        return _checked(frame, case_schema(), places)
+
+    @cached_property
+    def vector_tables(self) -> dict[tuple[str, str], Path]:
+        """The files of kernel vectors by kind and revision."""
+        files = sorted((self.folder / "vectors").glob("*.parquet"))
+        return {kind_and_revision(file): file for file in files}
+
+    def vectors(self, kind: str = "cases", revision: str = "posted") -> pd.DataFrame:
+        """Read a table of kernel vectors: inputs and outputs of one revision's own functions.
+
+        Raises InputError if there is no such table, or if it does not fit its schema.
+        """
+        if (kind, revision) not in self.vector_tables:
+            have = ", ".join("_".join(key) for key in self.vector_tables)
+            raise InputError(f"there are no kernel vectors {kind}_{revision}; there are {have}")
+        path = self.vector_tables[kind, revision]
+        types = {**_types(kind, revision), "case_id": "Int64"}
+        try:
+            frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+            numbers = [str(column) for column in frame if types.get(str(column), "str") != "str"]
+            frame[numbers] = frame[numbers].replace("", pd.NA)  # nothing but blanks was written as text
+            frame = frame.astype({str(column): types.get(str(column), "str") for column in frame})
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: not a table of kernel vectors ({brief(str(error))})") from None
+        return _checked(frame, vector_schema(kind, revision), [f"{path.name}, row {n}" for n in frame.index])
+
+    @property
+    def recordings(self) -> pd.DataFrame:
+        """Recorded faults, one row each; columns as in data/recordings/README.md."""
+        return self._recordings.copy()
+
+    @cached_property
+    def _recordings(self) -> pd.DataFrame:
+        from kvm_pf.conformance.recordings import fault_frame, load_faults
+
+        return fault_frame(load_faults(self.folder / "recordings" / "faults.csv.gz"))
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (name of table, record) for every row of the corpus, as JSON takes it.
+
+        What has 64 bits is text with 0x, because many a reader of JSON makes a float of a long number.
+        """
+        for case in self.cases.to_dict("records"):
+            told = {part: _told(case["kind"], case[part]) for part in ("input", "expect")}
+            yield "cases", {**dict[Any, Any](case), "flags": list(case["flags"]), **told}
+        for (kind, revision), path in self.vector_tables.items():
+            frame = self.vectors(kind, revision)
+            inputs = [c.column for c in TABLES[kind].inputs if c.column in frame]
+            made = [o.column for o in TABLES[kind].outputs if o.column in frame]
+            for row in _rows(frame):
+                yield (
+                    path.stem,
+                    {
+                        "id": f"{path.stem}-{row['case_id']}",
+                        "kind": kind,
+                        "revision": revision,
+                        "source": "kernel",
+                        "input": {c: row[c] for c in inputs},
+                        "expect": {c: row[c] for c in made},
+                    },
+                )
+        for row in _rows(self.recordings):
+            name = f"{row['recording']}-{row['scenario']}-{row['fault']}"
+            yield "recordings", {"id": name, "kind": "recording", "source": "recording", "fault": row}
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as JSON takes them."""
+    wide = frame.select_dtypes("UInt64")
+    frame = frame.assign(**{str(c): wide[c].map(hex, na_action="ignore").astype(object) for c in wide})
+    rows: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return rows
+
+
+def _told(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A curated case's values as JSON takes them; of a call's, a number beyond 32 bits is taken for a wide one."""
+
+    def is_wide(name: str, value: int) -> bool:
+        return name in _wide(kind) if kind in TABLES else value >> 32 > 0
+
+    return {
+        name: hex(value) if isinstance(value, int) and is_wide(name, value) else value
+        for name, value in values.items()
+    }
+
+
+@cache
+def _wide(kind: str) -> set[str]:
+    """The columns of 64 bits in tables of a kind."""
+    columns: list[Input | Output] = [*TABLES[kind].inputs, *TABLES[kind].outputs]
+    return {column.column for column in columns if column.kind == "u64"}
+
+
+def _types(kind: str, revision: str) -> dict[str, str]:
+    spec: list[Input | Output] = [*TABLES[kind].inputs, *outputs(kind, get(revision))]
+    return {s.column: {"u64": "UInt64", "warns": "str", "label": "str"}.get(s.kind, "Int64") for s in spec}
+
+
+def _checked(frame: pd.DataFrame, schema: Any, places: list[str]) -> pd.DataFrame:
+    """Check a table, whose rows stand in `places`; complain of the first row and column that do not fit."""
+    import pandera.errors
+
+    try:
+        checked: pd.DataFrame = schema.validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        first = error.failure_cases.sort_values("index", kind="stable").iloc[0]
+        place = places[0] if pd.isna(first["index"]) else places[int(first["index"])]
+        raise InputError(
+            f"{place}: {first['column']}: {brief(first['failure_case'])} fails {first['check']}"
+        ) from None
+    return checked
+
+
+def load_corpus(folder: str | Path | None = None) -> Corpus:
+    """Return the corpus: the package's own, or the one in `folder` (laid out like data/).
+
+    Cases and recordings are read once, and again when a file has changed; a table of vectors, whenever asked for.
+    Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
+    """
+    folder = data_dir() if folder is None else Path(folder)
+    if not any((folder / "cases").glob("*.toml")):
+        raise InputError(f"{folder}: no cases/*.toml here")
+    files = sorted(folder.glob("*/*"))
+    return _corpus(folder, tuple((file, file.stat().st_mtime_ns if file.exists() else 0) for file in files))
+
+
+@lru_cache(maxsize=4)
+def _corpus(folder: Path, files: tuple[tuple[Path, int], ...]) -> Corpus:
+    """The corpus as its files, with the times of their last change, have it."""
+    return Corpus(folder)
+
+
+# Running curated cases
+
+
+def _inputs(kind: str, revision: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All input columns of one case: what it gives, and the defaults."""
+    if kind == "cases":
+        return dict(case_values(revision, **given))
+    values = {c.column: given.get(c.column, c.default) for c in TABLES[kind].inputs}
+    if "addr" in given and "gfn" in values:
+        values["gfn"] = given.get("gfn", given["addr"] >> PAGE_SHIFT)
+    return values
+
+
+def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
+    """Run curated cases and return `cases` with a column `got`: the model's values of the expected columns.
+
+    `revision` runs them all on one revision (a name, or one made in a notebook) whatever they are for.
+    """
+    got: dict[Any, dict[str, Any]] = {}
+    groups: Any = cases.groupby(["kind", "revision"], sort=False)
+    for (kind, name), group in groups:
+        run_on = get(name if revision is None else revision)
+        if kind == "call":
+            for label, row in group.iterrows():
+                got[label] = call(row["function"], row["input"], run_on)
+            continue
+        frame = pd.DataFrame(
+            [_inputs(kind, run_on, given) for given in group["input"]], group.index, dtype=object
+        )
+        result = EVALUATE[kind](frame, run_on, engine="plain")
+        for label, values in zip(group.index, result.astype(object).to_dict("records"), strict=True):
+            got[label] = {str(k): None if v is pd.NA else v for k, v in values.items()}
+    return cases.assign(got=pd.Series(got, dtype=object).reindex(cases.index))
+
+
+def differences(cases: pd.DataFrame, revision: Any = None) -> list[Difference]:
+    """Run curated cases and list every expected value that the model does not give."""
+    ran = run_cases(cases, revision)
+    return [
+        Difference(row["id"], row["revision"], column, expected, row["got"].get(column, "no such output"))
+        for _, row in ran.iterrows()
+        for column, expected in row["expect"].items()
+        if row["got"].get(column, "no such output") != expected
+    ]
+
+
+def _result(function: str) -> Callable[..., dict[str, Any]]:
+    def called(revision: Any, **given: int) -> dict[str, Any]:
+        return {"result": int(revision.link(function)(**given))}
+
+    return called
+
+
+def _with_format(function: str) -> Callable[..., dict[str, Any]]:
+    def called(revision: Any, mmio_cfg: int, **given: int) -> dict[str, Any]:
+        return {"result": revision.link(function)(revision.link("mmio_format")(mmio_cfg), **given)}
+
+    return called
+
+
+def _vcpu(revision: Any, **given: Any) -> Any:
+    return case_state(case_values(revision, **given), revision)
+
+
+def _fields(record: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `given` what is a field of a record."""
+    return {name: given.pop(name) for name in record._fields if name in given}
+
+
+def _page_ready(revision: Any, **given: Any) -> dict[str, Any]:
+    work = AsyncPf(**{"cr2_or_gpa": PAGE_SIZE, **_fields(AsyncPf, given)})
+    ready = revision.link("kvm_arch_async_page_ready")(_vcpu(revision, **given), work)
+    fault = ready.handled.fault if ready.handled.called else None
+    return {
+        "mmu_called": int(ready.handled.called),
+        "mmu_addr": fault and fault.addr,
+        "mmu_error_code": fault and fault.error_code,
+        "prefetch": fault and int(fault.prefetch),
+        "is_private": fault and int(fault.is_private),
+        "attr_lookups": ready.handled.lookups.count,
+        "warns": _warns(ready.warns),
+        **{name: getattr(ready.handled.stats, name) + count for name, count in ready.stats._asdict().items()},
+    }
+
+
+def _warns(bits: int) -> str:
+    return "|".join(SOURCE_WARN_NAMES[n] for n in range(bits.bit_length()) if bits >> n & 1)
+
+
+def _pre_fault(
+    revision: Any, gpa: int, has_private_mem: int, attrs: int, direct_bits: int, **given: Any
+) -> dict[str, Any]:
+    private = KVM_X86_TDX_VM if direct_bits else KVM_X86_SW_PROTECTED_VM
+    vm_type = private if has_private_mem else KVM_X86_DEFAULT_VM
+    retry = _fields(Retry, given)
+    if "break_kind" in retry:
+        retry["break_kind"] = BREAK_KINDS.index(retry["break_kind"])
+    request = PreFault(**{"gpa": gpa, "size": PAGE_SIZE, **_fields(PreFault, given)}, retry=Retry(**retry))
+    vcpu = _vcpu(revision, vm_type=vm_type, attrs=attrs, direct_bits=direct_bits, **given)
+    done = revision.link("kvm_arch_vcpu_pre_fault_memory")(vcpu, request)
+    return {
+        "result": done.ret,
+        "error_code": done.error_code,
+        "addr": done.addr,
+        "calls": done.calls,
+        "prefetch": int(done.handled.fault.prefetch) if done.handled.called else None,
+        "attr_lookups": done.lookups.count,
+        "warns": _warns(done.warns),
+    }
+
+
+def _pfec(revision: Any, access: int) -> dict[str, Any]:
+    pfec, warned = revision.link("permission_pfec")(access)
+    return {"result": pfec, "warned": int(warned)}
+
+
+CALLS: dict[str, Callable[..., dict[str, Any]]] = {
+    "get_mmio_spte_generation": _result("get_mmio_spte_generation"),
+    "get_mmio_spte_gfn": _with_format("get_mmio_spte_gfn"),
+    "kvm_arch_async_page_ready": _page_ready,
+    "kvm_arch_vcpu_pre_fault_memory": _pre_fault,
+    "kvm_vm_ioctl_set_mem_attributes": _result("kvm_vm_ioctl_set_mem_attributes"),
+    "make_mmio_spte": _with_format("make_mmio_spte"),
+    "permission_pfec": _pfec,
+    "smap_applies": _result("smap_applies"),
+}
+"""What a case of kind `call` calls: from revision and inputs to results by name; one without a name is "result"."""
+
+
+def call(function: str, given: Mapping[str, Any], revision: Any) -> dict[str, Any]:
+    """Call one function of the path as a case of kind `call` asks for it.
+
+    Raises InputError if cases cannot call that function, or not with these inputs.
+    """
+    if function not in CALLS:
+        raise InputError(f"a case cannot call {function!r}; it can call {', '.join(CALLS)}")
+    try:
+        return CALLS[function](revision, **given)
+    except TypeError as error:
+        raise InputError(f"{function}: {error}") from None
+
+
+# Export
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of one exported record."""
+    wide = {"type": "string", "pattern": "^0x[0-9a-f]{1,16}$"}
+
+    def values(*types: str) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": {"type": [*types]}}
+
+    def expected(column: Output) -> dict[str, Any]:
+        if column.kind == "u64":
+            return {"anyOf": [wide, {"type": "null"}]}
+        return {"type": ["string" if column.kind in ("warns", "label") else "integer", "null"]}
+
+    def inputs(kind: str) -> dict[str, Any]:
+        properties: dict[str, Any] = {label: {"type": "string"} for label in TABLES[kind].labels}
+        for column in TABLES[kind].inputs:
+            low, high, _ = limits(column)
+            about: dict[str, Any] = {"description": column.means, "default": column.default}
+            if column.kind == "label":
+                about["enum"] = list(column.labels)
+            elif column.kind == "u64":
+                about |= {**wide, "default": hex(int(column.default))}
+            else:
+                about |= {"type": ["integer", "string"], "minimum": low, "maximum": high}
+            properties[column.column] = about
+        return {"properties": properties, "additionalProperties": False}
+
+    def of_kind(kind: str, inputs: Any, outputs: Any) -> dict[str, Any]:
+        then = {
+            "required": ["revision", "input", "expect"],
+            "properties": {"input": inputs, "expect": outputs},
+        }
+        return {"if": {"properties": {"kind": {"const": kind}}}, "then": then}
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A fault of KVM's page-fault path: what went in, what must come out",
+        "type": "object",
+        "required": ["id", "kind", "source"],
+        "properties": {
+            "id": {"type": "string"},
+            "kind": {"enum": [*TABLES, "call", "recording"]},
+            "revision": {"enum": list(REVISIONS)},
+            "source": {"type": "string"},
+            "why": {"type": "string"},
+            "topic": {"type": "string"},
+            "function": {"type": "string"},
+            "flags": {"type": "array", "items": {"type": "string"}},
+            "input": values("integer", "string"),
+            "expect": values("integer", "string", "null"),
+            "fault": values("integer", "string", "boolean", "null"),
+        },
+        "additionalProperties": False,
+        "allOf": [
+            *(
+                of_kind(
+                    kind,
+                    inputs(kind),
+                    {
+                        "properties": {o.column: expected(o) for o in table.outputs},
+                        "additionalProperties": False,
+                    },
+                )
+                for kind, table in TABLES.items()
+            ),
+            of_kind("call", True, True),
+        ],
+    }
+
+
+def export(
+    folder: str | Path, progress: Callable[[str], None] | None = None, corpus: Corpus | None = None
+) -> dict[Path, int]:
+    """Write a corpus (without one: ours) as JSON lines, one gzipped file a table, and schema.json beside them.
+
+    Returns the number of records in each file.  What has 64 bits is text with 0x.  `progress` is called with each
+    table's name as it is begun.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = folder / "schema.json"
+    schema.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    written: dict[Path, int] = {schema: 1}
+    name, file = "", None
+    try:
+        for table, record in (corpus or load_corpus()).records():
+            if table != name:
+                if file is not None:
+                    file.close()
+                name, path = table, folder / f"{table}.jsonl.gz"
+                file, written[path] = _open(path), 0
+                if progress:
+                    progress(table)
+            assert file is not None
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            written[path] += 1
+    finally:
+        if file is not None:
+            file.close()
+    return written
+
+
+def _open(path: Path) -> IO[str]:
+    import io
+
+    return io.TextIOWrapper(gzip.GzipFile(path, "wb", compresslevel=6, mtime=0), encoding="utf-8")

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Replay recordings of a running KVM: every recorded fault through the model, value beside value.
+
+A `Machine` carries out what user space did and takes each fault as the CPU reported it (after the change that
+was made on purpose, where one was).  What KVM then traced, returned, counted and warned of is compared with what
+the model says.  Nothing that is compared is also an input to it.  Given from the recording, and counted as
+given, are answers from outside the path: the emulator's, whether the host dropped mappings during a fault, and
+KVM's page-table entries as earlier events told them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvm_pf import exits
+from kvm_pf.bits import EPT_VIOLATION_PROT_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.expect import (
+    COMPARED,
+    EMULATOR,
+    LATER,
+    NOT_COMPARED,
+    RUN_FIELDS,
+    SITES,
+    TRACEPOINTS,
+    Why,
+    expected,
+)
+from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, Step, VmState, read_recording, walk
+from kvm_pf.guest.machine import Machine, Taken
+from kvm_pf.guest.memory import Given, Options
+from kvm_pf.revisions import Revision, get
+from kvm_pf.spte import SPTE_WRITE
+from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
+
+__all__ = ("Difference", "Replay", "Report", "Why", "replay", "revision_for")
+
+# --- which revision ---
+
+KERNELS = (((6, 1), "v6_1"), ((6, 8), "before"), ((6, 10), "v6_10"), ((6, 12), "v6_12"), ((7, 3), "v7_3"))
+"""Kernels and the revisions made from them; any other kernel takes the one before it."""
+
+
+def revision_for(kernel: str | None) -> tuple[Revision, str]:
+    """Return the revision for a kernel's release, and a remark if it is only the nearest older one.
+
+    Raises InputError for a release that says no version or one older than all of them.
+    """
+    if kernel and "seedv1" in kernel:
+        return get("posted_on_6_12"), ""
+    found = re.match(r"(\d+)\.(\d+)", kernel or "")
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    names = [name for first, name in KERNELS if first <= version]
+    if not names:
+        raise InputError(f"kernel {kernel!r}: 6.1 or newer can be replayed; name a revision for another")
+    exact = version in ((6, 1), (6, 10), (6, 12), (7, 3))
+    return get(names[-1]), "" if exact else f"the nearest older than {version[0]}.{version[1]}"
+
+
+# --- the report ---
+
+
+class Difference(NamedTuple):
+    """One value on which the kernel and the model differ; `fault` says where it stands."""
+
+    fault: str
+    field: str
+    recorded: object
+    model: object
+
+    def __str__(self) -> str:
+        return f"{self.fault}: {self.field}: kernel {_shown(self.recorded)}, model {_shown(self.model)}"
+
+
+def _shown(value: object) -> str:
+    if type(value) is int and not -4096 < value < 10:
+        return hex(value)
+    return "-" if value is None else str(value)
+
+
+@dataclass
+class Report:
+    """What replaying one directory showed."""
+
+    name: str
+    kernel: str | None
+    revision: str
+    remark: str = ""
+    faults: int = 0
+    compared: Counter[str] = field(default_factory=Counter)
+    not_compared: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    given: Counter[str] = field(default_factory=Counter)
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def differing(self) -> int:
+        """How many faults, system calls and warnings differ in at least one value."""
+        return len({difference.fault for difference in self.differences})
+
+    def __str__(self) -> str:
+        remark = f" ({self.remark})" if self.remark else ""
+        lines = [
+            f"{self.name}: {self.kernel} as {self.revision}{remark}: {self.faults} faults, "
+            f"{len(self.compared)} fields, {self.compared.total()} values compared, "
+            f"{len(self.differences)} differences in {self.differing} places"
+        ]
+        lines += [f"  {difference}" for difference in self.differences[:10]]
+        if self.differences[10:]:
+            by_field = Counter(difference.field for difference in self.differences)
+            lines.append("  by field: " + ", ".join(f"{name} {n}" for name, n in by_field.most_common()))
+        lines.append("  given: " + (", ".join(f"{what} {n}" for what, n in self.given.items()) or "nothing"))
+        by_reason: defaultdict[str, list[str]] = defaultdict(list)
+        for name, reasons in self.not_compared.items():
+            for reason, n in reasons.items():
+                by_reason[reason].append(f"{name} {n}")
+        lines += [f"  not compared, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        return "\n".join(lines)
+
+
+# --- the machine that a recording asks for ---
+
+
+def _number(value: object, where: str) -> int:
+    try:
+        return int(str(value), 0)
+    except ValueError:
+        raise InputError(f"{where}: {value!r} is no number") from None
+
+
+def _yes(recording: Recording, name: str, default: bool) -> bool:
+    return recording.parameters.get(name, "Y" if default else "N")[:1] in ("Y", "y", "1", "f")  # f: force
+
+
+def _page_offset(rows: list[FaultRow]) -> int:
+    """Where the host maps its memory: one of the two usual places, if the pointers seen lie there; else 0."""
+    seen = [p for row in rows for p in (row.in_slot, row.mark_sptep) if p and p >> 63]  # others are hashed
+    for start in (KVM_HVA_ERR_BAD, 0xFF11000000000000):
+        if seen and all(start <= pointer < start + (1 << 36) for pointer in seen):
+            return start
+    return 0
+
+
+_ADDRESS = 0x7FFFFFFFFF000
+"""Bits 50:12: in an MMIO entry the address, and the bits that L1TF keeps set, which the first one made shows."""
+
+
+def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], revision: Revision) -> Options:
+    """Tell how the recorded boot was set up."""
+    caps = {name: _number(value, f"{scenario.name}: {name}") for name, value in scenario.caps.items()}
+    known = revision.name != "v6_1"
+    grown = [
+        (row.mark_gen or row.check_kvm_gen, row.state_updates) for row in rows if row.state_vm == "default"
+    ]
+    spaces = next((gen // updates for gen, updates in grown if gen and updates), 1)
+    ept = any(row.source in ("ept", "miscfg") for row in rows)
+    made = next((row for row in rows if row.mark_gfn is not None and row.changed_gfn == row.mark_gfn), None)
+    kept = (made.changed_new or 0) & _ADDRESS & ~((made.mark_gfn or 0) << PAGE_SHIFT) if made else 0
+    return Options(
+        sw_protected=known and caps.get("vm_types", 2) & 2 != 0,
+        private_mem=known and caps.get("memory_attributes", 8) & 8 != 0,
+        address_spaces=min(max(spaces, 1), 2),
+        mmio_caching=_yes(recording, "kvm.mmio_caching", True),
+        nx_huge_pages=_yes(recording, "kvm.nx_huge_pages", False),
+        tdp_mmu=_yes(recording, "kvm.tdp_mmu", True),
+        accessed_dirty=not ept or _yes(recording, "kvm_intel.eptad", True),
+        pml=ept and _yes(recording, "kvm_intel.pml", True) and _yes(recording, "kvm_intel.eptad", True),
+        mbec=ept and _yes(recording, "kvm_intel.mbec", False),
+        nrips=_yes(recording, "kvm_amd.nrips", True),
+        l1tf_mask=kept,
+        page_offset=_page_offset(rows),
+    )
+
+
+# --- the replay ---
+
+_KINDS = {
+    "npf": exits.KIND_NPF,
+    "ept": exits.KIND_EPT,
+    "miscfg": exits.KIND_MISCFG,
+    "pf": exits.KIND_PF,
+}
+_RUNS = ("r", "w", "x", "i", "e", "s")
+_CALLS = ("vm", "slot", "attr")
+_VALID = 1 << 31
+"""The bit of (VM exit or vectoring) interruption information that says that there is some."""
+
+
+def _reported(row: FaultRow) -> tuple[int | None, int | None, tuple[str, ...]]:
+    """The code and the address that the CPU reported, and the columns other than the exit's read for them."""
+    if row.source == "miscfg":
+        column = "pf_gpa" if row.fast_mmio_gpa is None else "fast_mmio_gpa"
+        return 0, getattr(row, column), (column,)
+    names = ("khpf_err", "khpf_addr") if row.source == "pf" else ("trace_error_code", "trace_address")
+    exit_ = (row.cpu_code, row.cpu_address)
+    code, addr = (
+        getattr(row, name) if value is None else value for name, value in zip(names, exit_, strict=True)
+    )
+    return code, addr, tuple(name for name, value in zip(names, exit_, strict=True) if value is None)
+
+
+class Replay:
+    """One recording on its way through the model; `fields` and `cell` can be overridden to look on."""
+
+    def __init__(self, recording: Recording, revision: Revision, report: Report) -> None:
+        self.recording, self.revision, self.report = recording, revision, report
+        self.rows = list(walk(recording))
+        rows = [row for row, _ in self.rows]
+        self.live = {name for name in COMPARED if any(getattr(row, name) is not None for row in rows)}
+        if any(name.startswith(TRACEPOINTS) for name in self.live):
+            self.live |= {name for name in COMPARED if name.startswith(TRACEPOINTS)}
+        found = {row.source for row in rows}
+        told = "ept" if found & {"ept", "miscfg"} else "shadow" if "pf" in found else "npt"
+        self.machine = Machine("default", recording.mode or told, revision)
+        self.warned = self.machine.warned
+        self.printed: list[tuple[str, int, str]] = []
+        self.put_off: dict[int, int] = {}
+        self.armed: list[tuple[str, int, int, int]] = []
+
+    def note(self, name: str, why: Why, count: int = 1) -> None:
+        """Count values that are not compared."""
+        self.report.not_compared[name][why.reason] += count
+
+    def compare(self, where: str, name: str, recorded: object, want: object) -> None:
+        """Hold a recorded value against the model's."""
+        if isinstance(want, Why):
+            if recorded is not None:
+                self.note(name, want)
+            return
+        self.report.compared[name] += 1
+        if recorded != want:
+            self.report.differences.append(Difference(where, name, recorded, want))
+
+    def scenario(self, scenario: Scenario) -> None:
+        """Replay one scenario, step by step."""
+        mine = [(row, state) for row, state in self.rows if row.scenario == scenario.name]
+        options = _options(self.recording, scenario, [row for row, _ in self.rows], self.revision)
+        if self.machine.options != options:
+            self.machine = Machine("default", self.machine.hardware, self.revision, **options._asdict())
+            self.machine.warned = self.warned
+        self.machine.reset("default")
+        self.armed = []
+        self.whole = not (scenario.trace.lost or scenario.trace.missing)
+        by_step: defaultdict[int | None, list[tuple[FaultRow, VmState]]] = defaultdict(list)
+        for row, state in mine:
+            by_step[row.step].append((row, state))
+        for row, _ in by_step[None]:
+            self.note(row.source, Why("no step says what user space did"))
+        for step in scenario.steps:
+            verb, where = step.op.partition(" ")[0], f"{scenario.name}, step {step.number} ({step.op})"
+            if verb in _RUNS:
+                self.runs(step, by_step[step.number], where)
+            elif verb == "prefault":
+                self.prefault(step, by_step[step.number], where)
+            elif verb == "sh":
+                self.arm(step, where)
+            else:
+                self.call(step, where)
+
+    def arm(self, step: Step, where: str) -> None:
+        """Remember a change of error codes that was armed: sh inj AT SET CLEAR GPA COUNT."""
+        match step.op.split():
+            case ["sh", "inj", at, *words] if len(words) == 4:
+                set_, clear, addr, _ = (_number(word, where) for word in words)
+                self.armed.append((at, set_, clear, addr))
+
+    def injected(self, row: FaultRow, places: tuple[str, ...], addr: int) -> tuple[int, int]:
+        """Return the bits to set and to clear, if the row says that the code was changed at one of `places`."""
+        if not set(places) & set((row.inject_at or "").split("+")):
+            return 0, 0
+        page = addr >> PAGE_SHIFT
+        armed = (x[1:3] for x in reversed(self.armed) if x[0] in places and x[3] >> PAGE_SHIFT == page)
+        return next(armed, (0, 0))
+
+    def call(self, step: Step, where: str) -> None:
+        """Carry out an operation of user space, and compare its result if it is a system call of KVM's."""
+        verb, told = step.op.partition(" ")[0], step.result or {}
+        try:
+            ret = self.machine.run(step.op)
+        except InputError:
+            self.note(verb, Why("an operation that is not followed"))
+            return
+        if verb in _CALLS and isinstance(ret, int):
+            self.returned(where, verb, told, ret)
+
+    def returned(self, where: str, verb: str, told: Mapping[str, Any], ret: int) -> None:
+        """Compare the result of a system call: `ret` is 0 or more, or a negative errno."""
+        for name, want in (("rc", -1 if ret < 0 else 0), ("errno", max(-ret, 0))):
+            if name in told:
+                self.compare(where, f"{verb}_{name}", told[name], want)
+
+    def runs(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+        """Take the faults of a step and compare each KVM_RUN's result and statistics."""
+        taken: defaultdict[int, list[Taken]] = defaultdict(list)
+        for row, state in rows:
+            if fault := self.fault(row, state, f"{where}, line {row.first_line}"):
+                taken[row.run or 0].append(fault)
+        for name, told in (step.result or {}).items():
+            if found := re.fullmatch(r"run(\d+)", name):
+                self.run(f"{where}, {name}", told, taken[int(found[1])])
+
+    def run(self, where: str, told: Mapping[str, Any], faults: list[Taken]) -> None:
+        """Compare the result of one KVM_RUN and what it counted."""
+        counted: Counter[str] = sum((fault.stats for fault in faults), Counter())
+        want: dict[str, object] = dict.fromkeys(("rc", "errno", "exit"), LATER)
+        if faults and faults[-1].ret <= 0:
+            ret, exit_ = faults[-1].ret, faults[-1].exit
+            want = {"rc": -1 if ret < 0 else 0, "errno": -ret}
+            want["exit"] = exit_.exit_reason if ret < 0 else EMULATOR
+            if exit_.exit_reason:
+                want |= {f"memory_fault_{name}": getattr(exit_, name) for name in ("gpa", "size", "flags")}
+        recorded = dict(told)
+        exit_parts = told.get("memory_fault", {}).items()
+        recorded |= {f"memory_fault_{name}": _number(value, where) for name, value in exit_parts}
+        if "stats" in told:
+            stats = [name for name in RUN_FIELDS if name.startswith("stat_")]
+            recorded |= {name: told["stats"].get(name.removeprefix("stat_"), 0) for name in stats}
+            want |= {name: counted[name.removeprefix("stat_")] for name in stats}
+        for name in RUN_FIELDS:
+            if name in recorded or name in want:
+                lost = Why("events were lost")
+                self.compare(where, name, recorded.get(name), want.get(name) if self.whole else lost)
+
+    def prefault(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+        """Map pages ahead, page by page, and compare the system call's result."""
+        words = step.op.split()[1:]
+        if len(words) != 2:
+            raise InputError(f"{where}: an address and a size are wanted")
+        gpa, size = (_number(word, where) for word in words)
+        left, ret = size, 0
+        for row, state in rows:
+            self.sync(row, state, gpa + size - left)
+            taken = self.machine.pre_fault(gpa + size - left, left, self.given(row))
+            self.fields(row, taken, self.machine.nonpresent, f"{where}, line {row.first_line}")
+            ret = taken.ret
+            left -= max(ret, 0)
+        if not rows:
+            ret = self.machine.pre_fault(gpa, size).ret
+            left -= max(ret, 0)
+        told = step.result or {}
+        self.returned(where, "prefault", told, ret if left == size else 0)
+        if "left" in told:
+            self.compare(where, "prefault_left", _number(told["left"], where), left)
+
+    def fault(self, row: FaultRow, state: VmState, where: str) -> Taken | None:
+        """Take one recorded fault and compare it."""
+        if row.source == "async" and row.in_addr is not None:
+            self.sync(row, state, row.in_addr)
+            given = self.given(row)
+            taken = self.machine.page_ready(row.in_addr, self.put_off.get(row.in_addr, 0), given)
+            self.fields(row, taken, self.machine.nonpresent, where)
+            return taken
+        event = self.event(row)
+        if event is None:
+            self.note(row.source, Why("the trace does not show what the CPU reported"))
+            return None
+        self.sync(row, state, event.addr)
+        mmu = self.machine.mmu
+        gpa = event.addr if mmu.direct else self.machine.translate(event.addr)[0]
+        before, _ = self.machine.entry(gpa >> PAGE_SHIFT)
+        taken = self.machine.take(event, self.given(row))
+        self.printed += [(name, row.pid, where) for name in taken.printed]
+        self.put_off[event.addr] = taken.error_code
+        self.fields(row, taken, before, where)
+        return taken
+
+    def event(self, row: FaultRow) -> exits.Event | None:
+        """The exit as the CPU reported it, with the change that was made on purpose."""
+        kind = _KINDS.get(row.source)
+        code, addr, _ = _reported(row)
+        if kind is None or code is None or addr is None:
+            return None
+        set_, clear = self.injected(row, ("npf", "ept"), addr)
+        vectoring = row.intr_info if kind == exits.KIND_NPF else row.info2 if kind != exits.KIND_PF else 0
+        guest = self.machine.guest._replace(
+            fast_mmio=self.machine.ioeventfds.get(addr) == 0,
+            vectoring=(vectoring or 0) & _VALID != 0,
+            next_rip_known=row.fast_mmio_gpa is not None,  # SVM only
+        )
+        return exits.Event(
+            kind, (code | set_) & ~clear, addr, bool(row.pf_insn), row.pf_insn_len or 0, guest=guest
+        )
+
+    def given(self, row: FaultRow) -> Given:
+        """What the recording answers for the world outside the path."""
+        set_, clear = self.injected(row, ("pf",), row.address or 0)
+        emu_ret = row.emul_ret if row.emul_in_pf else None
+        self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
+        self.report.given.update({"host mappings dropped"} if row.invalidated else ())
+        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret)
+
+    def sync(self, row: FaultRow, state: VmState, addr: int) -> None:
+        """Set the entry for an address to what earlier events and, without the TDP MMU, the CPU tell of it.
+
+        The TDP MMU traces every change.  Other page tables lose entries without a word, but the CPU reports
+        whether it found one.
+        """
+        machine = self.machine
+        gfn = (addr if machine.mmu.direct else machine.translate(addr)[0]) >> PAGE_SHIFT
+        spte, level = state.spte(gfn) or (None, PG_LEVEL_4K)
+        traced = machine.mmu.direct and machine.options.tdp_mmu
+        if spte is not None and level <= PG_LEVEL_2M:
+            machine.put(gfn, spte, level)
+            self.report.given["page-table entry"] += 1
+        elif traced:
+            machine.drop(gfn, gfn + 1)
+        if traced or row.cpu_code is None:
+            return
+        found = EPT_VIOLATION_PROT_MASK if row.source == "ept" else PFERR_PRESENT_MASK | PFERR_RSVD_MASK
+        spte, level = machine.entry(gfn)
+        if row.source != "miscfg" and not row.cpu_code & found:
+            machine.drop(gfn, gfn + 1)
+        elif row.source != "miscfg" and row.cpu_code & PFERR_WRITE_MASK and not machine.is_mmio(spte):
+            machine.put(gfn, spte & ~SPTE_WRITE, level)  # write-protected since
+
+    def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:
+        """Compare every column of a row."""
+        machine = self.machine
+        want = expected(taken, machine, before, self.recording.vendor == "amd")
+        if taken.handler and not taken.handler.decided:
+            self.report.given["handler's result"] += 1
+        want |= dict.fromkeys(_reported(row)[2], Why("the exit does not show it: it was the input"))
+        changed = set((row.inject_at or "").split("+"))
+        if taken.event and changed & {"npf", "ept"}:
+            want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}
+        if taken.source and "pf" in changed:
+            want |= {"inject_pf_from": taken.source.mmu.error_code, "inject_pf_to": taken.error_code}
+        for name in COMPARED:
+            self.cell(row, name, want.get(name), where)
+        for name, why in NOT_COMPARED.items():
+            if getattr(row, name) not in (None, 0) and not (name.startswith("exit") and not row.last_of_run):
+                self.note(name, why)
+        if not (machine.mmu.direct and machine.options.tdp_mmu) and row.mark_gfn is not None:
+            access, gen = row.mark_access or 0, row.mark_gen or 0
+            machine.put(row.mark_gfn, machine.make_mmio_spte(machine.format, gen, row.mark_gfn, access))
+
+    def cell(self, row: FaultRow, name: str, want: object, where: str) -> None:
+        """Compare one cell; None: not reached."""
+        recorded = getattr(row, name)
+        if name == "in_slot" and recorded is not None:
+            recorded = recorded != 0
+        if name.startswith("emul_") and not row.emul_in_pf:
+            recorded = None
+        if recorded is None and (want is None or isinstance(want, Why)):
+            return
+        if recorded is None and name not in self.live:
+            want = Why("not recorded in this boot")
+            self.note(name, want)
+        elif recorded is None and not (row.complete and self.whole):
+            self.note(name, Why("the trace does not show all of the fault"))
+        else:
+            self.compare(where, name, recorded, want)
+
+    def warnings(self, told: bool) -> None:
+        """Compare the WARNs of the kernel log with those that the model printed: each once, in order."""
+        sites = {site for name in SITES for site in SITES[name]} | {"kvm_mmu_page_fault"}
+        recorded = [warn for warn in self.recording.warnings if warn.function in sites]
+        if not told:
+            self.note("warning", Why("there is no kernel log"), len(self.printed))
+            return
+        for n in range(max(len(recorded), len(self.printed))):
+            warn = recorded[n] if n < len(recorded) else None
+            kernel = warn and f"{warn.function}, task {warn.pid}"
+            if n >= len(self.printed):
+                self.compare(f"kernel log, WARN {n}", "warning", kernel, None)
+                continue
+            name, pid, where = self.printed[n]
+            known = SITES.get(name, ("kvm_mmu_page_fault",))
+            same = warn and warn.function in known and warn.pid in (pid, None)
+            self.compare(where, "warning", kernel, kernel if same else f"{known[0]} ({name}), task {pid}")
+        if others := len(self.recording.warnings) - len(recorded):
+            self.note("warning", Why("outside the path"), others)
+
+
+def replay(directory: str | Path, revision: str | Revision | None = None) -> Report:
+    """Replay a directory of recordings, raw or as carried in data/, and return what differs.
+
+    `revision` instead of the one that the kernel's release says.  Raises InputError for a directory that
+    cannot be read, or whose kernel stands for no revision.
+    """
+    directory = Path(directory)
+    recording = read_recording(directory)
+    chosen, remark = revision_for(recording.kernel) if revision is None else (get(revision), "by request")
+    report = Report(recording.name, recording.kernel, chosen.name, remark)
+    play = Replay(recording, chosen, report)
+    report.faults = len(play.rows)
+    for scenario in recording.scenarios:
+        play.scenario(scenario)
+    logs = [path for name in ("dmesg.txt", "console.log") for path in directory.glob(f"{name}*")]
+    play.warnings(told=bool(logs))
+    return report

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compare the model with tables of the kernel's own answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.revisions import REVISIONS, get
+from kvm_pf.run.batch import EVALUATE, TABLES, outputs, read_parquet
+from kvm_pf.run.inputs import number
+
+CHUNK_ROWS = 125_000
+CHUNK_BYTES = 1 << 25
+"""How much of a table is read at a time: rows of Parquet, bytes of CSV."""
+
+ALIASES = {
+    "R0": "before", "R1": "posted", "S16": "posted_series", "R2c": "merged_patch", "R2": "v6_10", "R3": "v6_12",
+    "R4": "v7_3", "ALTP": "guest_enc_gated", "ALTI": "guest_enc_ungated",
+}  # fmt: skip
+"""Short names of the revisions in the facts that the project started from."""
+
+
+@dataclass
+class Difference:
+    """One value of one row on which the table and the model differ."""
+
+    row: int  # counted from 0, the header not counted
+    case: str  # the row's case_id, if it has one
+    column: str
+    expected: str
+    got: str
+
+
+@dataclass
+class Report:
+    """What comparing one table showed."""
+
+    name: str
+    kind: str
+    revision: str
+    rows: int = 0
+    compared: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # output columns that the table does not have
+    foreign: list[str] = field(default_factory=list)  # and those that this revision does not have
+    differing: int = 0  # rows
+    by_column: dict[str, int] = field(default_factory=dict)
+    first: list[Difference] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.kind}, {self.revision}: {self.rows} rows, {len(self.compared)} columns compared, "
+            f"{self.differing} differing rows"
+        ]
+        if self.missing:
+            lines.append(f"  not in the table: {', '.join(self.missing)}")
+        if self.foreign:
+            lines.append(f"  not of this revision: {', '.join(self.foreign)}")
+        lines += [f"  {column}: {count} rows differ" for column, count in self.by_column.items()]
+        for d in self.first:
+            where = f"row {d.row}" + (f" (case_id {d.case})" if d.case else "")
+            lines.append(f"  {where}, {d.column}: table {d.expected or 'blank'}, model {d.got or 'blank'}")
+        return "\n".join(lines)
+
+
+def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str]:
+    """Read a table's kind and revision off its name: KIND_REVISION.csv, .csv.gz or .parquet.
+
+    `revision` overrules the name's; both may be short (ALIASES).
+    Raises InputError if the name does not say, or says what there is not.
+    """
+    parts = re.fullmatch(rf"({'|'.join(TABLES)})(?:_(.*))?\.(?:csv|csv\.gz|parquet)", path.name)
+    if not parts:
+        raise InputError(
+            f"{path}: a table's name is {' or '.join(TABLES)}, _, a revision, and .csv, .csv.gz or .parquet"
+        )
+    kind, named = parts[1], revision or parts[2] or ""
+    name = ALIASES.get(named, named)
+    if name not in REVISIONS:
+        known = ", ".join(n for n in REVISIONS if "+" not in n)
+        raise InputError(f"{path}: {name!r} is no revision; name one with --revision: {known}")
+    return kind, name
+
+
+def _chunks(path: Path) -> Iterator[pd.DataFrame]:
+    """Read a table in pieces: CSV as text, Parquet as it is typed."""
+    if path.suffix == ".parquet":
+        yield from (frame for frame, _ in read_parquet(path, CHUNK_ROWS))
+        return
+    import pyarrow as pa
+    from pyarrow import compute, csv
+
+    try:
+        with csv.open_csv(path) as head:
+            text = {name: pa.string() for name in head.schema.names}
+        blocks = csv.ReadOptions(block_size=CHUNK_BYTES)
+        with csv.open_csv(path, blocks, convert_options=csv.ConvertOptions(column_types=text)) as pieces:
+            for piece in pieces:
+                for name, column in zip(piece.schema.names, piece.columns, strict=True):
+                    if compute.any(compute.match_substring(column, "\n")).as_py():
+                        raise ValueError(f"column {name!r}: a quotation mark is not closed")
+                yield piece.to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from None
+
+
+def _expected(column: pd.Series) -> pd.Series:
+    """Read a column of the table: whole numbers as such, blanks and names as text."""
+    if pd.api.types.is_integer_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+        return _got(column)
+    texts = _got(column)
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"column {column.name!r} holds {column.dtype}; it takes integers or text")
+    values = {}
+    for text in texts.unique():
+        read = number(text)
+        values[text] = text if read is None else read
+    return texts.map(values).astype(object)
+
+
+def _got(column: pd.Series) -> pd.Series:
+    """The model's column with blanks for what was not reached."""
+    return column.astype(object).where(column.notna().to_numpy(), "")
+
+
+def _written(value: int | str) -> str:
+    return value if isinstance(value, str) else str(value) if -4096 < value < 10 else hex(value)
+
+
+def check_table(
+    path: str | Path,
+    revision: str | None = None,
+    *,
+    first: int = 5,
+    engine: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compare every output column of a table of kernel vectors with the model.
+
+    `path` is a CSV file (also gzipped) or a Parquet file with the columns of kvm_pf.run.tables; its name gives kind
+    and revision unless `revision` does.  `progress` is called with the number of rows done.
+    Raises InputError, naming the file, if it cannot be read or its inputs are wrong.
+    """
+    path = Path(path)
+    kind, name = kind_and_revision(path, revision)
+    report = Report(path.name, kind, name)
+    wanted = [o.column for o in outputs(kind, get(name))]
+    for frame in _chunks(path):
+        start = report.rows
+        frame.index = pd.RangeIndex(start, start + len(frame))
+        report.compared = [c for c in wanted if c in frame]
+        report.missing = [c for c in wanted if c not in frame]
+        if not report.compared:
+            raise InputError(f"{path}: no output column to compare; there would be {', '.join(wanted)}")
+        report.foreign = [
+            o.column for o in TABLES[kind].outputs if o.column in frame and o.column not in wanted
+        ]
+        try:
+            result = EVALUATE[kind](frame, name, engine=engine)
+            expectations = {column: _expected(frame[column]) for column in report.compared}
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        wrong_rows = pd.Series(False, index=frame.index)
+        for column, expected in expectations.items():
+            got = _got(result[column])
+            wrong = expected.to_numpy(dtype=object) != got.to_numpy(dtype=object)
+            if wrong.any():
+                wrong_rows |= wrong
+                report.by_column[column] = report.by_column.get(column, 0) + int(wrong.sum())
+                for row in frame.index[wrong][: max(0, first - len(report.first))]:
+                    case = str(frame["case_id"][row]) if "case_id" in frame else ""
+                    report.first.append(
+                        Difference(row, case, column, _written(expected[row]), _written(got[row]))
+                    )
+        report.differing += int(wrong_rows.sum())
+        report.rows += len(frame)
+        if progress:
+            progress(report.rows)
+    if not report.rows:
+        raise InputError(f"{path}: the table has no rows")
+    return report

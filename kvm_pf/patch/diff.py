@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The patch in Python: a step of one revision beside the same step of another, line by line."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from typing import NamedTuple
+
+from kvm_pf import bits
+from kvm_pf.revisions import Revision, get
+
+__all__ = ("Row", "diff_text", "source_lines", "step_diff")
+
+
+class Row(NamedTuple):
+    """One line of a comparison.
+
+    `tag` is difflib's: equal, replace, delete (only left) or insert (only right).  The side on which nothing
+    stands is "".
+    """
+
+    tag: str
+    left: str
+    right: str
+
+
+def source_lines(name: str, revision: str | Revision) -> list[str]:
+    """Return what `revision` means by `name`, as lines of Python: a function without its docstring, or a constant.
+
+    The name "bits" stands for the lines of the bit table that are about the bits that only KVM sets.
+    Raises InputError if there is no such revision, or if the path has no such name.
+    """
+    revision = get(revision)
+    if name == "bits":
+        return list(_synthetic_bits(revision))
+    meaning = revision.step(name)
+    if isinstance(meaning, int):
+        return [f"{name} = {meaning:#x}"]
+    source = textwrap.dedent(inspect.getsource(meaning))
+    lines = source.rstrip().split("\n")
+    written = ast.parse(source).body[0]
+    if isinstance(written, ast.FunctionDef) and ast.get_docstring(written) is not None:
+        docstring = written.body[0]
+        del lines[docstring.lineno - 1 : docstring.end_lineno]
+    return lines
+
+
+def _synthetic_bits(revision: Revision) -> Iterator[str]:
+    """Yield the lines of the bit table's module that name a bit of KVM's, unless the revision does not know it."""
+    names = {row.name: _knows(revision, row.since) for row in bits.PFERR if row.set_by is bits.KVM}
+    lines = inspect.getsource(bits).split("\n")
+    for statement in ast.parse("\n".join(lines)).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            for line in lines[statement.lineno - 1 : statement.end_lineno]:
+                told = [known for name, known in names.items() if name in line]
+                if told and all(told):
+                    yield line.strip()
+
+
+def _knows(revision: Revision, since: str) -> bool:
+    """Say whether a bit first named by the revision `since` has that name in `revision`."""
+    lineage = {revision.name}
+    while revision.base:
+        revision = revision.base
+        lineage.add(revision.name)
+    return since == "before" or (since in lineage and (since != "posted" or "before" not in lineage))
+
+
+def step_diff(name: str, a: str | Revision = "before", b: str | Revision = "posted") -> list[Row]:
+    """Compare a step or constant of two revisions, without docstrings; `name` as in `source_lines`.
+
+    >>> [row.tag for row in step_diff("passed_on", "posted", "posted_u32")]
+    ['equal', 'replace']
+    """
+    left, right = source_lines(name, a), source_lines(name, b)
+    return [
+        Row(tag, one or "", other or "")
+        for tag, i, j, m, n in SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+        for one, other in zip_longest(left[i:j], right[m:n])
+    ]
+
+
+def diff_text(rows: Sequence[Row]) -> str:
+    """Write a comparison as text: common lines after two blanks, others after "- " and "+ "."""
+    lines = []
+    for tag, left, right in rows:
+        if tag == "equal":
+            lines.append(f"  {left}")
+        else:
+            lines += [f"- {left}"] if left else []
+            lines += [f"+ {right}"] if right else []
+    return "\n".join(line.rstrip() for line in lines)

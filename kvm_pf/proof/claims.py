@@ -1,0 +1,1088 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Claims about the patch: each a sentence, a check, and the revisions for which it should hold or fail.
+
+A check is a function of a case and a revision that says whether the claim is true there.  `prove` gives it solver
+terms, so that it speaks of every state at once: all 64-bit codes and addresses, all attributes, generations and
+page-table entries, all answers.  A claim that is refuted comes with the smallest state in which it is false, run
+again through the plain functions.
+
+    prove("reserved-never-private", "before") -> Answer
+    prove_all() -> list of Answer
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import zip_longest
+from multiprocessing import get_context
+from types import FunctionType
+from typing import Any, NamedTuple, get_type_hints
+
+from kvm_pf.bits import (
+    EPT,
+    PFERR,
+    PFERR_GUEST_ENC_MASK,
+    PFERR_GUEST_RMP_MASK,
+    PFERR_GUEST_SIZEM_MASK,
+    PFERR_GUEST_VMPL_MASK,
+    PFERR_IMPLICIT_ACCESS,
+    PFERR_PRIVATE_ACCESS,
+    PFERR_RSVD_MASK,
+    PFERR_SYNTHETIC_MASK,
+    decode,
+    describe,
+    encode,
+)
+from kvm_pf.common.errors import InputError
+from kvm_pf.entry import TO_MMIO
+from kvm_pf.exits import KIND_EPT, KIND_NPF, KIND_PF, KIND_TDX, PF_LOWER32_MASK, SEV_SNP
+from kvm_pf.faultin import KVM_MEMSLOT_INVALID, KVM_PFN_NOSLOT, KVM_USER_MEM_SLOTS, Memory
+from kvm_pf.proof.case import ANSWERS, CODES, WAYS, Case, answers, common_outputs, default, is_one_of, spelled
+from kvm_pf.proof.terms import (
+    TIMEOUT_MS,
+    Summary,
+    Unknown,
+    all_of,
+    all_paths,
+    any_value,
+    complete,
+    implies,
+    no,
+    one_of,
+    patience,
+)
+from kvm_pf.revisions import REVISIONS, Revision, get
+from kvm_pf.run import tables
+from kvm_pf.run.inputs import U64_MAX, limits
+from kvm_pf.run.tables import Input
+from kvm_pf.run.watch import Record, flat
+from kvm_pf.state import (
+    EFAULT,
+    KVM_EXIT_MEMORY_FAULT,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    KVM_X86_DEFAULT_VM,
+    KVM_X86_SEV_ES_VM,
+    KVM_X86_SEV_VM,
+    KVM_X86_SNP_VM,
+    KVM_X86_SW_PROTECTED_VM,
+    KVM_X86_TDX_VM,
+    RET_PF_CONTINUE,
+    RET_PF_RETRY,
+)
+
+Check = Callable[[Case, Revision], Any]
+
+PROVED, EXHAUSTED, TESTED, STATED = "proved", "exhausted", "tested", "stated"
+"""The rungs: for all states by a solver; all of so many run; so many run; only read in a source."""
+
+HOLDS, EMPTY, FAILS, UNKNOWN = "holds", "empty", "fails", "unknown"
+"""The answers.  Empty: it holds, but because there is no state of the kind that it speaks of."""
+
+
+class Claim(NamedTuple):
+    """Something that is said about the path.
+
+    `lines` are the ids of the patch's lines that it covers, `holds` and `fails` the revisions that are expected
+    to keep and to break it, `empty` those in which there is nothing that it could be about; nothing is expected of
+    others.  `check` says whether it is true: of a case (rung `proved`); of a revision, with how many were run
+    (`exhausted`, `tested`); a `stated` claim has none.
+    """
+
+    name: str
+    statement: str
+    lines: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    check: Check | Callable[[Revision], tuple[bool, int]] | None = None
+    rung: str = PROVED
+    source: str = ""
+
+    def expected(self, revision: str) -> str | None:
+        """What the answer for a revision should be: holds, empty or fails; None if nobody said."""
+        named = {HOLDS: self.holds, EMPTY: self.empty, FAILS: self.fails}
+        return next((answer for answer, revisions in named.items() if revision in revisions), None)
+
+
+CLAIMS: dict[str, Claim] = {}
+"""All claims by name."""
+
+
+def claim(
+    name: str,
+    statement: str,
+    lines: str = "",
+    holds: str = "",
+    fails: str = "",
+    empty: str = "",
+    rung: str = PROVED,
+    source: str = "",
+) -> Callable[[Any], Any]:
+    """Enter a function into CLAIMS as the check of a claim; lists are words parted by blanks.
+
+    A check of a case says "if … then …" with `Case.given`, so that a premise that never comes true is noticed.
+    """
+
+    def enter(check: Any) -> Any:
+        words = [tuple(text.split()) for text in (lines, holds, fails, empty)]
+        CLAIMS[name] = Claim(name, statement, words[0], words[1], words[2], words[3], check, rung, source)
+        return check
+
+    return enter
+
+
+# --- revisions by what they do ---
+
+STRIPS = "posted posted_u32 posted_on_6_12"  # kvm_mmu_page_fault() drops both bits
+CALLERS_STRIP = "posted_series merged_patch v6_10 v6_12 v7_3"  # the exits' handlers do
+CUT = "posted_u32 v6_1"  # codes have 32 bits, so no fault is private
+BORROWS = "guest_enc_gated guest_enc_ungated"
+ALL = f"before {STRIPS} {CALLERS_STRIP} {BORROWS} v6_1"
+
+RSVD_PRIVATE_REFUSED = "v6_10 v6_12 v7_3"
+COMPARED_FIRST = "posted_series v6_10 v6_12 v7_3"  # kvm_faultin_pfn() begins with private against shared
+
+
+def _has(code: Any, mask: int) -> Any:
+    return code & mask != 0
+
+
+def _private_page(c: Case) -> Any:
+    return c.cfg_private_mem & _has(c.attrs, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+
+def _is_private(c: Case, r: str | Revision) -> Any:
+    """Whether the fault reaches the handler, and as a private one."""
+    handled = c.fault(r).handled
+    return handled.called & handled.fault.is_private
+
+
+# --- the bits from outside ---
+
+
+@claim(
+    "outside-bits-never-survive",
+    "Bits 48 and 49 that a caller hands in never survive the sanitiser.",
+    "h1+11 h2+04 h2+05 h2-06 h2-07",
+    STRIPS,
+    f"before {CALLERS_STRIP} {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    return no(_has(c.step("sanitize", r)(c.error_code)[0], PFERR_SYNTHETIC_MASK))
+
+
+@claim(
+    "sanitiser-is-a-mask",
+    "What leaves the sanitiser is the code without bits 48 and 49, whether it warned or not.",
+    "h1+11 h2+01 h2+02 h2+03 h2+04 h2+05",
+    STRIPS,
+    f"before {CALLERS_STRIP} {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.step("sanitize", r)(c.error_code)[0] == c.error_code & ~PFERR_SYNTHETIC_MASK
+
+
+@claim(
+    "sanitiser-warns-of-what-it-drops",
+    "The sanitiser warns if and only if it changes the code; given its own result, it does neither.",
+    "h2-03 h2-04 h2-05 h2-06 h2-07 h2+01 h2+02 h2+03 h2+04 h2+05",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    sanitize = c.step("sanitize", r)
+    code, warns = sanitize(c.error_code)
+    again, warns_again = sanitize(code)
+    return ((code != c.error_code) == (warns != 0)) & (again == code) & (warns_again == 0)
+
+
+@claim(
+    "other-bits-pass",
+    "Every other bit of the error code reaches the handler as the caller gave it.",
+    "h2+05",
+    f"before posted posted_on_6_12 {CALLERS_STRIP}",
+    f"posted_u32 {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled, kept = c.fault(r).handled, ~PFERR_SYNTHETIC_MASK
+    return c.given(handled.called, handled.fault.error_code & kept == c.error_code & kept)
+
+
+@claim(
+    "cpu-cannot-forge",
+    "A bit 48 or 49 that a CPU reports gets past the exit's handler and the sanitiser only if KVM put it there.",
+    "h2+04 h2+05",
+    f"{STRIPS} {CALLERS_STRIP}",
+    f"before {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    mmu = c.exit(r).mmu
+    code = c.step("sanitize", r)(mmu.error_code)[0]
+    snp = (c.kind == KIND_NPF) & (c.snp_guest | (c.sev_kind == SEV_SNP)) & _has(c.info, PFERR_GUEST_ENC_MASK)
+    tdx = c.step("vt_is_tdx_private_gpa", r)(c.direct_bits, c.addr) & (c.kind != KIND_NPF)
+    forged = _has(code, PFERR_IMPLICIT_ACCESS) | (_has(code, PFERR_PRIVATE_ACCESS) & no(snp | tdx))
+    return c.given(mmu.called, no(forged))
+
+
+@claim(
+    "ept-codes-are-clean",
+    "The error code of an EPT violation has none of bits 3, 31, 34 to 36, 48 and 49.",
+    holds=f"before {STRIPS} posted_series merged_patch v6_10 v6_12",
+    fails="v7_3",
+)
+def _(c: Case, r: Revision) -> Any:
+    never = PFERR_RSVD_MASK | PFERR_GUEST_RMP_MASK | PFERR_GUEST_ENC_MASK | PFERR_GUEST_SIZEM_MASK
+    never |= PFERR_GUEST_VMPL_MASK | PFERR_SYNTHETIC_MASK
+    mmu = c.exit(r).mmu
+    return c.given((c.kind == KIND_EPT) & mmu.called, no(_has(mmu.error_code, never)))
+
+
+@claim(
+    "pf-codes-have-32-bits",
+    "A legacy #PF hands on none of bits 32 to 63, and so neither of KVM's own.",
+    holds=f"{CALLERS_STRIP} posted_on_6_12",
+    fails=f"before posted {BORROWS}",
+    source="mail <20240228024147.41573-7-seanjc@google.com>, 2024-02-27",
+)
+def _(c: Case, r: Revision) -> Any:
+    mmu = c.exit(r).mmu
+    return c.given((c.kind == KIND_PF) & mmu.called, no(_has(mmu.error_code, U64_MAX ^ PF_LOWER32_MASK)))
+
+
+@claim(
+    "callers-may-say-private",
+    "A caller's bit 49 makes the fault private, so that TDX and SNP can say so.",
+    "h2+04 h2+05",
+    CALLERS_STRIP,
+    f"before {STRIPS} {BORROWS} v6_1",
+    source="mail <ZeCf-sJIyR7vuMtD@google.com>, 2024-02-29",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    return c.given(handled.called & _has(c.error_code, PFERR_PRIVATE_ACCESS), handled.fault.is_private)
+
+
+@claim(
+    "no-root-no-look-up",
+    "An invalid root ends the fault before any look-up: it is sent back, and nothing is counted or called.",
+    "h2+14",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    o = c.fault(r)
+    untouched = (o.lookups.count == 0) & no(o.mmio.called) & no(o.handled.called) & no(o.emulation.called)
+    return c.given(no(c.root_valid), untouched & (o.ret == RET_PF_RETRY) & (o.stats.taken == 0))
+
+
+# --- whose memory it is ---
+
+
+@claim(
+    "private-means-sw-protected",
+    "A private fault is a software-protected VM's.",
+    "h1+10 h2+08 h2+14 h2+16 h2+18 h3-01 h3+01",
+    "posted posted_on_6_12",
+    f"before {CALLERS_STRIP} {BORROWS}",
+    empty=CUT,
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(_is_private(c, r), c.vm_type == KVM_X86_SW_PROTECTED_VM)
+
+
+@claim(
+    "private-means-declared",
+    "A private fault is on a page that user space declared private.",
+    "h2+09 h2+17 h2+18 h3-01 h3+01",
+    "before posted posted_on_6_12",
+    f"{CALLERS_STRIP} {BORROWS}",
+    empty=CUT,
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(_is_private(c, r), _private_page(c))
+
+
+@claim(
+    "reserved-never-private",
+    "A reserved fault that reaches the handler is never private.",
+    "h2+07 h2+15 h3-01 h3+01",
+    f"{STRIPS} {RSVD_PRIVATE_REFUSED} v6_1",
+    f"before posted_series merged_patch {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    return c.given(handled.called & _has(c.error_code, PFERR_RSVD_MASK), no(handled.fault.is_private))
+
+
+def _declared(c: Case) -> Any:
+    """The posted patch's four tests, said once more: option, not reserved, type, attribute."""
+    ordinary = no(_has(c.error_code, PFERR_RSVD_MASK))
+    return c.cfg_sw_protected & ordinary & (c.vm_type == KVM_X86_SW_PROTECTED_VM) & _private_page(c)
+
+
+@claim(
+    "declared-is-private",
+    "An ordinary fault of a software-protected VM on a page that it declared private is private.",
+    "h1+10 h2+14 h2+16 h2+17 h2+18 h3+01",
+    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
+    CUT,
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    return c.given(handled.called & _declared(c), handled.fault.is_private)
+
+
+@claim(
+    "private-exactly-then",
+    "A fault is private exactly if the option is on, it is not reserved, the VM is software-protected, and the "
+    "page is declared private.",
+    "h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
+    "posted posted_on_6_12",
+    f"before posted_u32 {CALLERS_STRIP} {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(c.fault(r).handled.called, c.fault(r).handled.fault.is_private == _declared(c))
+
+
+@claim(
+    "code-says-private",
+    "A fault is private exactly if its error code has bit 49: one source of truth for every reader.",
+    "h1+07 h1+08 h1+10 h2+18 h3-01 h3+01",
+    f"{STRIPS} {CALLERS_STRIP} v6_1",
+    f"before {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    marked = _has(handled.fault.error_code, PFERR_PRIVATE_ACCESS)
+    return c.given(handled.called, handled.fault.is_private == marked)
+
+
+@claim(
+    "nothing-is-private",
+    "No fault is ever private: so it is with the error code cut to 32 bits on its way.",
+    "h1+10 h3+01",
+    "posted_u32 v6_1",
+    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(c.fault(r).handled.called, no(_is_private(c, r)))
+
+
+@claim(
+    "look-ups-where-needed",
+    "The attribute is looked up at most once in a fault, and only for a fault of a software-protected VM that is "
+    "not reserved.",
+    "h2+14 h2+15 h2+16 h2+17 h3-01",
+    f"{STRIPS} {CALLERS_STRIP}",
+    f"before {BORROWS}",
+    empty="v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    count = c.fault(r).lookups.count
+    wanted = (c.vm_type == KVM_X86_SW_PROTECTED_VM) & no(_has(c.error_code, PFERR_RSVD_MASK))
+    return c.given(count != 0, (count == 1) & wanted)
+
+
+@claim(
+    "private-is-not-emulated",
+    "If the handler asks for the emulation of a private fault, user space gets -EFAULT and an exit that says "
+    "private; nothing is emulated, and nothing counted as emulated.",
+    "h3+01",
+    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
+    empty=CUT,
+)
+def _(c: Case, r: Revision) -> Any:
+    o = c.fault(r)
+    told = (o.handled.exit.exit_reason == KVM_EXIT_MEMORY_FAULT) & (
+        o.handled.exit.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE
+    )
+    refused = (o.ret == -EFAULT) & told & no(o.emulation.called) & (o.stats.emulate == 0)
+    return c.given(_is_private(c, r) & (c.pf_ret == ANSWERS.index("EMULATE")), refused)
+
+
+# --- what the later patches close ---
+
+
+@claim(
+    "private-and-reserved-is-not-mmio",
+    "A fault that is private and reserved at once is not taken for MMIO.",
+    "h2+07 h2+15",
+    f"posted_series {RSVD_PRIVATE_REFUSED}",
+    "merged_patch",
+    empty=STRIPS,
+)
+def _(c: Case, r: Revision) -> Any:
+    way = c.step("route", r)(c.vcpu(r).mmu, c.vcpu(r).vm, c.cr2_or_gpa, c.error_code)
+    both = _has(way.error_code, PFERR_PRIVATE_ACCESS) & _has(way.error_code, PFERR_RSVD_MASK)
+    return c.given(both, way.to != TO_MMIO)
+
+
+@claim(
+    "private-and-reserved-is-refused",
+    "A fault that is private and reserved at once ends in -EFAULT, and no exit reason invites user space to mend it.",
+    "h2+07 h2+15",
+    RSVD_PRIVATE_REFUSED,
+    "posted_series merged_patch",
+    empty=STRIPS,
+)
+def _(c: Case, r: Revision) -> Any:
+    o = c.fault(r)
+    code = c.step("sanitize", r)(c.error_code)[0]
+    both = _has(code, PFERR_PRIVATE_ACCESS) & _has(code, PFERR_RSVD_MASK) & c.root_valid
+    return c.given(both, (o.ret == -EFAULT) & (o.handled.exit.exit_reason == 0))
+
+
+@claim(
+    "mapped-means-agreed",
+    "No frame is mapped unless the fault's idea of the page, private or shared, is user space's.",
+    "h3+01",
+    f"{COMPARED_FIRST} posted_on_6_12",
+    f"before posted merged_patch {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(c.fault_in(r).ret == RET_PF_CONTINUE, c.is_private == _private_page(c))
+
+
+@claim(
+    "private-is-never-mmio",
+    "A private fault never becomes MMIO: nothing is cached as such, and no missing slot is mapped.",
+    "h3+01",
+    f"{COMPARED_FIRST} posted_on_6_12",
+    f"before posted merged_patch {BORROWS}",
+)
+def _(c: Case, r: Revision) -> Any:
+    f = c.fault_in(r)
+    cached = (f.cache.gfn != 0) | (f.cache.gen != 0)
+    unmapped = (f.ret == RET_PF_CONTINUE) & (f.found.pfn == KVM_PFN_NOSLOT)
+    return c.given(c.is_private, no(cached | unmapped))
+
+
+@claim(
+    "page-ready-asks-again",
+    "When a page becomes ready, the fault that maps it is private exactly if the page is declared private.",
+    "h3-01 h3+01",
+    "before",
+    f"{STRIPS} {CALLERS_STRIP}",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.page_ready(r).handled
+    return c.given(handled.called, handled.fault.is_private == _private_page(c))
+
+
+@claim(
+    "private-page-ready-is-stopped",
+    "A private fault that was put off is not gone on with when its page is ready.",
+    "h3+01",
+    f"{RSVD_PRIVATE_REFUSED} posted_on_6_12",
+    "posted posted_u32 posted_series merged_patch",
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(_has(c.put_off_code, PFERR_PRIVATE_ACCESS), no(c.page_ready(r).handled.called))
+
+
+# --- what the patch changes ---
+
+
+def same(c: Case, way: str, a: str | Revision, b: str | Revision, but: str = "") -> Any:
+    """Whether all outputs of a way are the same in two revisions, but for those named."""
+    outputs = (o for o in common_outputs(way, a, b) if o.column not in but.split())
+    return no(one_of(c.differs(way, o, a, b) for o in outputs))
+
+
+def _clean(c: Case) -> Any:
+    return no(_has(c.error_code, PFERR_SYNTHETIC_MASK))
+
+
+@claim(
+    "other-vms-see-nothing",
+    "For a VM that is not software-protected, and without a caller's bit 48 or 49, nothing differs from before but "
+    "the number of attribute look-ups.",
+    "h2+16 h3-01 h3+01",
+    "posted merged_patch guest_enc_gated",
+    "posted_u32 posted_series v6_10 guest_enc_ungated",
+)
+def _(c: Case, r: Revision) -> Any:
+    others = c.reachable("before") & _clean(c) & (c.vm_type != KVM_X86_SW_PROTECTED_VM)
+    return c.given(others, same(c, "kvm_mmu_page_fault", "before", r, "attr_lookups attr_gfn"))
+
+
+class Difference(NamedTuple):
+    """A difference between `before` and `posted`: where, in what states, and what differs in all of them."""
+
+    name: str
+    sentence: str
+    where: dict[str, Callable[[Case], Any]]  # by way
+    columns: tuple[str, ...]
+
+
+def _reaches_handler(c: Case) -> Any:
+    return c.fault("before").handled.called
+
+
+def _reserved(c: Case) -> Any:
+    return _has(c.error_code, PFERR_RSVD_MASK)
+
+
+FIVE = (
+    Difference(
+        "callers-bits",
+        "a caller's bit 48 or 49: both go, with another warning; before, 49 went through",
+        {"kvm_mmu_page_fault": lambda c: no(_clean(c))},
+        ("warns",),
+    ),
+    Difference(
+        "marked-code",
+        "a private fault's error code carries bit 49",
+        {"kvm_mmu_page_fault": lambda c: c.root_valid & _clean(c) & _declared(c)},
+        ("f_error_code",),
+    ),
+    Difference(
+        "reserved-on-private",
+        "a reserved fault on a private page that reaches the handler is shared; before, private",
+        {
+            "kvm_mmu_page_fault": lambda c: (
+                _reaches_handler(c) & _reserved(c) & (c.vm_type == KVM_X86_SW_PROTECTED_VM) & _private_page(c)
+            )
+        },
+        ("f_is_private",),
+    ),
+    Difference(
+        "page-ready",
+        "a page that became ready and private is asked for as shared; before, as private",
+        {"kvm_arch_async_page_ready": lambda c: c.page_ready("before").handled.called & _private_page(c)},
+        ("f_is_private",),
+    ),
+    Difference(
+        "look-ups",
+        "no look-up for other VMs, for reserved faults, for pages that became ready; before, one for each fault "
+        "that reached the handler",
+        {
+            "kvm_mmu_page_fault": lambda c: (
+                c.cfg_private_mem
+                & _reaches_handler(c)
+                & (_reserved(c) | (c.vm_type != KVM_X86_SW_PROTECTED_VM))
+            ),
+            "kvm_arch_async_page_ready": lambda c: c.cfg_private_mem & c.page_ready("before").handled.called,
+        },
+        ("attr_lookups",),
+    ),
+)
+"""The five differences between before and posted, over states that can exist.
+
+Source: mails <20240228024147.41573-6-seanjc@google.com>, <20240228024147.41573-5-seanjc@google.com>; the kernel
+vectors of both revisions, row by row.
+"""
+
+
+@claim(
+    "five-differences",
+    "Over states that can exist the revision differs from before in exactly five ways: something differs in each "
+    "of the five, and nothing outside of them.",
+    "h1+10 h1+11 h2+04 h2+05 h2-06 h2-07 h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
+    "posted",
+    f"posted_u32 posted_series merged_patch v6_10 {BORROWS} v6_1",
+)
+def _(c: Case, r: Revision) -> Any:
+    can_be = c.reachable("before") & c.reachable("posted")
+    parts = []
+    for way in WAYS:
+        outputs = {o.column: c.differs(way, o, "before", r) for o in common_outputs(way, "before", r)}
+        here = [(d, can_be & d.where[way](c)) for d in FIVE if way in d.where]
+        inside = [c.given(where, one_of(outputs[column] for column in d.columns)) for d, where in here]
+        outside = implies(can_be & one_of(outputs.values()), one_of(where for _, where in here))
+        parts += [*inside, outside]
+    return all_of(parts)
+
+
+# --- the other way: borrowing bit 34 ---
+
+
+def _borrowed(c: Case, gated: bool) -> Any:
+    """Where the borrowed bit's is_private is not posted's, in a kernel with software-protected VMs."""
+    sw = c.vm_type == KVM_X86_SW_PROTECTED_VM
+    has_private = sw | is_one_of(c.vm_type, (KVM_X86_SNP_VM, KVM_X86_TDX_VM))
+    encrypted = _has(c.error_code, PFERR_GUEST_ENC_MASK)
+    reserved_on_private = sw & _private_page(c) & _reserved(c)
+    stray = sw & no(_private_page(c)) & encrypted
+    others = no(sw) & encrypted & (has_private if gated else True)
+    return reserved_on_private | stray | others
+
+
+def _borrowed_differs(c: Case, r: Revision, gated: bool) -> Any:
+    built = c.cfg_sw_protected & c.cfg_private_mem & _clean(c)
+    of = {
+        o.column: c.differs("kvm_mmu_page_fault", o, "posted", r) for o in WAYS["kvm_mmu_page_fault"].outputs
+    }
+    reached = c.fault("posted").handled.called
+    exact = of["f_is_private"] == (reached & _borrowed(c, gated))
+    rest = (o for name, o in of.items() if name not in ("f_error_code", "attr_lookups", "attr_gfn"))
+    return c.given(built, exact & implies(one_of(rest), of["f_is_private"]))
+
+
+@claim(
+    "gated-parts-here",
+    "Borrowing bit 34 behind the gate parts from posted exactly here: a reserved fault on a private page, a stray "
+    "bit 34 on a shared page of a software-protected VM, and bit 34 of an SNP or TDX VM.",
+    holds="guest_enc_gated",
+    fails="before guest_enc_ungated",
+    source="mail <20240227232100.478238-16-pbonzini@redhat.com>, 2024-02-27",
+)
+def _(c: Case, r: Revision) -> Any:
+    return _borrowed_differs(c, r, gated=True)
+
+
+@claim(
+    "ungated-parts-here",
+    "Borrowing bit 34 without a gate parts from posted there, and at bit 34 of every other VM.",
+    holds="guest_enc_ungated",
+    fails="before guest_enc_gated",
+    source="mail, TDX v19 013/130",
+)
+def _(c: Case, r: Revision) -> Any:
+    return _borrowed_differs(c, r, gated=False)
+
+
+def _encrypted(c: Case) -> Any:
+    """An encrypted access of a VM without private memory: SEV or SEV-ES, which older kernels number 0."""
+    sev = is_one_of(c.vm_type, (KVM_X86_DEFAULT_VM, KVM_X86_SEV_VM, KVM_X86_SEV_ES_VM))
+    return sev & (c.attrs == 0) & _clean(c) & _has(c.error_code, PFERR_GUEST_ENC_MASK)
+
+
+@claim(
+    "encrypted-is-not-private",
+    "An encrypted access of an SEV or SEV-ES VM is a shared fault.",
+    "h1+10 h3+01",
+    f"before {STRIPS} {CALLERS_STRIP} guest_enc_gated v6_1",
+    "guest_enc_ungated",
+    source="mail <ZeiBLjzDsEN0UsaW@google.com>, 2024-03-06",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    return c.given(_encrypted(c) & handled.called, no(handled.fault.is_private))
+
+
+@claim(
+    "encrypted-access-is-refused",
+    "Every encrypted access of an SEV or SEV-ES VM to an ordinary slot ends in -EFAULT and a memory-fault exit: "
+    "the VM cannot run.",
+    holds="guest_enc_ungated",
+    fails="before posted v6_10 guest_enc_gated",
+    source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22",
+)
+def _(c: Case, r: Revision) -> Any:
+    handled = c.fault(r).handled
+    memory = c.any(Memory, "memory")
+    slot = (memory.slot.id < KVM_USER_MEM_SLOTS) & no(_has(memory.slot.flags, KVM_MEMSLOT_INVALID))
+    quiet = no(memory.invalidation.covers_gfn)
+    f = c.step("kvm_faultin_pfn", r)(c.vcpu(r), handled.fault, r.step("ACC_ALL"), memory)
+    refused = (f.ret == -EFAULT) & (f.exit.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE)
+    return c.given(_encrypted(c) & handled.called & handled.fault.slot & slot & quiet, refused)
+
+
+# --- beside the patch ---
+
+
+class Access(NamedTuple):
+    """An access that the emulator makes for the guest."""
+
+    word: int
+    cpl: int
+    other_cpl: int
+    rflags_ac: bool
+    cr4_smap: bool
+    page_user: bool
+
+
+@claim(
+    "implicit-access-has-no-leave",
+    "With bit 48 neither the guest's leave (AC) nor its privilege level changes what SMAP forbids.",
+    "h1+02 h1+03 h1+04 h2-01 h2-02",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    a, smap = c.any(Access, "access"), c.step("smap_applies", r)
+    word = a.word | PFERR_IMPLICIT_ACCESS
+    asked = smap(word, a.cpl, a.rflags_ac, a.cr4_smap, a.page_user)
+    return asked == smap(word, a.other_cpl, no(a.rflags_ac), a.cr4_smap, a.page_user)
+
+
+@claim(
+    "mmio-spte-keeps-its-page",
+    "An MMIO SPTE gives back the gfn and the generation that it was made of, as far as they fit.",
+    "",
+    ALL,
+)
+def _(c: Case, r: Revision) -> Any:
+    form = c.step("mmio_format", r)(c.mmio_cfg)
+    fits = (c.mmio_gfn << 12) & ~(form.lower_gfn_mask | form.nonpresent_or_rsvd_mask) == 0
+    spte = c.step("make_mmio_spte", r)(form, c.gen, c.mmio_gfn, c.mmio_access)
+    gfn = c.step("get_mmio_spte_gfn", r)(form, spte)
+    gen = c.step("get_mmio_spte_generation", r)(spte)
+    kept = (gfn == c.mmio_gfn) & (gen == c.gen & c.step("mmio_spte_gen_mask", r)())
+    return c.given(fits & (c.mmio_gfn & ~((1 << 52) - 1) == 0), kept)
+
+
+# --- beside the solver ---
+
+DOORS = (
+    "kvm_mmu_page_fault", "source", "kvm_arch_async_page_ready", "kvm_arch_vcpu_pre_fault_memory", "kvm_faultin_pfn",
+    "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes", tables.case_vcpu, tables.source_event,
+    tables.faultin_row,
+)  # fmt: skip
+"""Functions from which every function of the path is reached."""
+
+
+def steps(revision: Revision) -> dict[str, Summary]:
+    """Every function of the path as `revision` has it, by fingerprint."""
+    found: dict[str, Summary] = {}
+
+    def bind(function: FunctionType) -> Summary:
+        summary = Summary(function)
+        found[summary.key] = summary
+        return summary
+
+    for door in DOORS:
+        revision.link(door, bind)
+    return found
+
+
+_flaws: dict[str, list[str]] = {}
+
+
+def flaws(step: Summary) -> list[str]:
+    """Say what is wrong with the paths that the explorer finds through one function, given any arguments."""
+    if step.key not in _flaws:
+        code, hints = step.function.__code__, get_type_hints(step.function)
+        arguments = [any_value(hints.get(name, int), name) for name in code.co_varnames[: code.co_argcount]]
+        _flaws[step.key] = list(complete(all_paths(step.function, *arguments)))
+    return _flaws[step.key]
+
+
+@claim(
+    "paths-are-complete",
+    "The paths that the explorer finds through each function cover every state, and no two of them overlap.",
+    holds=ALL,
+    rung=EXHAUSTED,
+)
+def _(r: Revision) -> tuple[bool, int]:
+    found = steps(r)
+    return not any(flaws(step) for step in found.values()), len(found)
+
+
+@claim(
+    "names-tell-the-code",
+    "Every combination of named bits is told by its names, and read back from them.",
+    "h1+10",
+    "posted",
+    rung=EXHAUSTED,
+)
+def _(r: Revision) -> tuple[bool, int]:
+    masks = [bit.mask for bit in PFERR]
+    count = 1 << len(masks)
+    codes = (sum(mask for n, mask in enumerate(masks) if code >> n & 1) for code in range(count))
+    return all(encode(describe(code)) == code for code in codes), count
+
+
+@claim(
+    "engines-agree",
+    "The plain functions, the tables' evaluation and the compiled code give the same outcomes.",
+    holds="posted",
+    rung=TESTED,
+)
+def _(r: Revision) -> tuple[bool, int]:
+    import pandas as pd
+
+    from kvm_pf.run.batch import evaluate, outputs
+
+    way, draw = WAYS["kvm_mmu_page_fault"], random.Random(1)
+    rows = [{column.column: any_number(column, draw) for column in way.inputs} for _ in range(2000)]
+    known = answers(r)
+    frame = pd.DataFrame([{**row, "pf_ret": known[ANSWERS[row["pf_ret"] % len(known)]]} for row in rows])
+    plain, compiled = (evaluate(frame, r, engine=engine) for engine in ("plain", "compiled"))
+    agree = bool(plain.equals(compiled))
+    columns = [o for o in outputs("cases", r) if o.kind != "warns" and "(" not in o.path]
+    for row, told in zip(rows, plain.to_dict("records"), strict=True):
+        case = Case({**row, "pf_ret": row["pf_ret"] % len(known)})
+        for output in columns:
+            reached, value = case.cell(way.name, output, r)
+            agree = agree and (told[output.column] == value if reached else pd.isna(told[output.column]))
+    return agree, len(rows)
+
+
+def any_number(column: Input, draw: random.Random) -> int:
+    """Draw a number that a column takes: its default, a mask of few bits, or anything."""
+    low, high, _ = limits(column)
+    if column.kind != "u64":
+        return draw.randint(0 if column.column == "pf_ret" else low, high)
+    few = 1 << draw.randrange(64) | 1 << draw.randrange(64)
+    return draw.choice((default(column), few, draw.getrandbits(64)))
+
+
+claim(
+    "never-released",
+    "The sanitiser in the form of the patch, in kvm_mmu_page_fault() and for both bits, was in no release.",
+    "h2+04 h2+05",
+    "posted",
+    rung=STATED,
+    source="Linux `arch/x86/kvm/svm/svm.c`, commit `dee281e4b435` (v6.10), merged before commit `b3d5dc629c32` "
+    '("KVM: x86/mmu: Use synthetic page fault error code to indicate private faults") (v6.10)',
+)(None)
+claim(
+    "hardware-sets-bit-34",
+    "A CPU that knows SNP sets bit 34 for every access with an effective C-bit of 1, of SEV and SEV-ES VMs too.",
+    holds=BORROWS,
+    rung=STATED,
+    source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22, after tests on two systems",
+)(None)
+
+
+# --- asking ---
+
+
+@dataclass
+class Witness:
+    """A state in which a claim is false for a revision: the inputs that are unlike their defaults."""
+
+    claim: Claim
+    revision: Revision
+    state: dict[str, int]
+    real: bool = False  # the claim is false of it in the plain functions, too
+
+    def __str__(self) -> str:
+        return spelled(self.state)
+
+    @property
+    def other(self) -> Revision:
+        """The revision to see it beside: one that keeps the claim, posted if it does; else posted or before."""
+        keeping = [name for name in self.claim.holds if name != self.revision.name]
+        if "posted" in keeping or not keeping:
+            return get("before" if self.revision.name == "posted" else "posted")
+        return get(keeping[0])
+
+    def steps(self, revision: str | Revision | None = None) -> list[Record]:
+        """The steps that the claim's check runs in this state, in this revision or another."""
+        check: Any = self.claim.check
+        case = Case(self.state, watch=True)
+        check(case, get(revision or self.revision))
+        return flat(case.records)
+
+    def beside(self, other: str | Revision | None = None) -> str:
+        """The state, its codes decoded, and the steps of this revision and of another one, side by side."""
+        other = get(other or self.other)
+        left, right = (_lines(self.steps(r)) for r in (self.revision, other))
+        width = max(map(len, [*left, self.revision.name]))
+        rows = zip_longest([self.revision.name, *left], [other.name, *right], fillvalue="")
+        return "\n".join([str(self), *self.codes(), *(f"{a:<{width}} │ {b}".rstrip() for a, b in rows)])
+
+    def codes(self) -> list[str]:
+        """The bits of the state's error codes, one line each."""
+        table = EPT if self.state.get("kind", KIND_NPF) in (KIND_EPT, KIND_TDX) else PFERR
+        return [
+            f"{name} {self.state[name]:#x}: bit {row.bit}, {row.label}: {row.means}"
+            for name in CODES
+            for row in decode(self.state.get(name, 0), table if name == "info" else PFERR)
+        ]
+
+
+def _lines(records: list[Record]) -> list[str]:
+    """One line for each step: its name, the code after it, and why."""
+    lines = []
+    for record in records:
+        after = f" → {record.after:#x}" if record.after not in (None, record.before) else ""
+        lines.append(f"{'  ' * record.depth}{record.step}{after}: {record.why}")
+    return lines
+
+
+@dataclass
+class Answer:
+    """What became of one claim for one revision."""
+
+    claim: Claim
+    revision: Revision
+    said: str = UNKNOWN  # holds, empty, fails, unknown
+    count: int | None = None  # rungs exhausted and tested: how many were run
+    witness: Witness | None = None
+    seconds: float = 0.0  # of the CPU
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the claim is true; None: unknown."""
+        return None if self.said == UNKNOWN else self.said != FAILS
+
+    @property
+    def expected(self) -> str | None:
+        """What it should be; None if nobody said."""
+        return self.claim.expected(self.revision.name)
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the answer is the expected one; unknown never is, nor a witness that is none when it is run."""
+        real = self.witness is None or self.witness.real
+        return real and self.said != UNKNOWN and self.expected in (None, self.said)
+
+    @property
+    def rung(self) -> str:
+        """How we know, in words."""
+        if self.said == UNKNOWN:
+            return "the solver gave up"
+        if self.witness:
+            return "refuted, run again" if self.witness.real else "refuted, but not when run again"
+        over = {EXHAUSTED: f" over {self.count:,}", TESTED: f" on {self.count:,}"} if self.count else {}
+        return self.claim.rung + over.get(self.claim.rung, "")
+
+    def told(self) -> dict[str, object]:
+        """The answer in plain values; 64-bit numbers as they are."""
+        return {
+            "claim": self.claim.name,
+            "revision": self.revision.name,
+            "expected": self.expected,
+            "answer": self.said,
+            "as_expected": self.as_expected,
+            "rung": self.rung,
+            "seconds": round(self.seconds, 3),
+            "witness": self.witness and self.witness.state,
+        }
+
+    def __str__(self) -> str:
+        seen = f": {self.witness}" if self.witness else ""
+        return f"{self.claim.name}, {self.revision.name}: {self.said} ({self.rung}){seen}"
+
+    __repr__ = __str__
+
+
+def find(name: str | Claim) -> Claim:
+    """Return the claim called `name`, or the claim itself.  Raises InputError naming the claims there are."""
+    if isinstance(name, Claim):
+        return name
+    if name not in CLAIMS:
+        raise InputError(f"there is no claim {name!r}; there are {', '.join(CLAIMS)}")
+    return CLAIMS[name]
+
+
+def prove(name: str | Claim, revision: str | Revision = "posted", *, shrink: bool = True) -> Answer:
+    """Ask whether a claim holds for a revision; a solver that gives up makes the answer unknown.
+
+    The witness against a claim is the smallest state in which it is false; without `shrink`, some such state.
+    Raises InputError if there is no such claim or revision.
+    """
+    answer = Answer(find(name), get(revision))
+    start = time.process_time()
+    try:
+        _settle(answer, shrink)
+    except Unknown:
+        answer.said = UNKNOWN
+    answer.seconds = time.process_time() - start
+    return answer
+
+
+def _settle(answer: Answer, shrink: bool) -> None:
+    """Find out what is true; if the claim is refuted, with a state in which it is false."""
+    claim, revision = answer.claim, answer.revision
+    check: Any = claim.check
+    if claim.rung == STATED:
+        answer.said = HOLDS
+    elif claim.rung == PROVED:
+        case = Case()
+        wrong, means = no(check(case, revision)), case.has_meaning(revision)
+        state = case.smallest(wrong & means, shrink=shrink)
+        if state is not None:
+            answer.witness = Witness(claim, revision, state, not check(Case(state), revision))
+            answer.said = FAILS
+        else:
+            answer.said = HOLDS if all(case.possible(premise & means) for premise in case.premises) else EMPTY
+    else:
+        holds, answer.count = check(revision)
+        answer.said = HOLDS if holds else FAILS
+
+
+Pair = tuple[Claim, Revision]
+
+
+def asked(names: Sequence[str | Claim] = (), revisions: Sequence[str | Revision] = ()) -> list[Pair]:
+    """List what to ask: each claim with each revision for which something is expected of it, or with those given.
+
+    Raises InputError if there is no such claim or revision.
+    """
+    given = [get(revision) for revision in revisions]
+    return [
+        (claim, revision)
+        for claim in map(find, names or CLAIMS)
+        for revision in given or [get(r) for r in REVISIONS if claim.expected(r) is not None]
+    ]
+
+
+_Told = tuple[str, int | None, tuple[dict[str, int], bool] | None, float]
+
+
+def _ask(names: list[tuple[str, str]], timeout_ms: int) -> list[_Told]:
+    """Ask pairs of claim and revision by name, in a process of its own; answer in plain values."""
+    told: list[_Told] = []
+    with patience(timeout_ms):
+        for name, revision in names:
+            a = prove(name, revision)
+            witness = (a.witness.state, a.witness.real) if a.witness else None
+            told.append((a.said, a.count, witness, a.seconds))
+    return told
+
+
+def _told(pair: Pair, told: _Told) -> Answer:
+    said, count, witness, seconds = told
+    return Answer(*pair, said, count, Witness(*pair, *witness) if witness else None, seconds)
+
+
+def _is_known(claim: Claim, revision: Revision) -> bool:
+    """Whether another process knows both by their names, too."""
+    ours = claim.check is None or claim.check.__module__ == __name__
+    return ours and CLAIMS.get(claim.name) is claim and REVISIONS.get(revision.name) is revision
+
+
+def _tasks(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Put together what shares work: the claims of a revision; the rest by claim, and first, for it is slower."""
+    tasks: dict[str, list[Pair]] = {}
+    for claim, revision in sorted(pairs, key=lambda pair: pair[0].rung == PROVED):
+        tasks.setdefault(revision.name if claim.rung == PROVED else claim.name, []).append((claim, revision))
+    return list(tasks.values())
+
+
+def prove_all(
+    names: Sequence[str | Claim] = (),
+    revisions: Sequence[str | Revision] = (),
+    jobs: int | None = None,
+    timeout_ms: int = TIMEOUT_MS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Ask all claims, or those given, of all revisions of which something is expected, or of those given.
+
+    The work is spread over `jobs` processes, as many as there are cores; claims and revisions that were made
+    elsewhere, such as in a notebook, are asked in this one.  The solver thinks for `timeout_ms` about a question
+    before it gives up.  `progress` is told how many of how many are answered.
+    A script that calls this keeps it under `if __name__ == "__main__":`, for the processes import the script.
+    Raises InputError if there is no such claim or revision.
+    """
+    pairs = asked(names, revisions)
+    tell = progress or (lambda done, of: None)
+    away = _tasks([pair for pair in pairs if _is_known(*pair)])
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(away))
+    answers: dict[tuple[str, str], Answer] = {}
+
+    def note(found: Iterable[Answer]) -> None:
+        answers.update(((a.claim.name, a.revision.name), a) for a in found)
+        tell(len(answers), len(pairs))
+
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            names_of = [[(claim.name, revision.name) for claim, revision in task] for task in away]
+            futures = {
+                pool.submit(_ask, names, timeout_ms): task for task, names in zip(away, names_of, strict=True)
+            }
+            for future in as_completed(futures):
+                note(map(_told, futures[future], future.result()))
+    with patience(timeout_ms):
+        for claim, revision in pairs:
+            if (claim.name, revision.name) not in answers:
+                note([prove(claim, revision)])
+    return [answers[claim.name, revision.name] for claim, revision in pairs]

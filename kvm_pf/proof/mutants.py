@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Break it: put a change in place of the original, and see which curated cases notice.
+
+A mutant is one function or constant of the logic, changed.  It takes the original's place by name, in every revision
+that uses the original, and the curated cases that reach it are run on the plain functions.  A mutant that no case
+tells from the original is either equivalent, which the solver proves, or a gap, shown with the smallest input on which
+the two differ.
+
+    killers(mutant) -> ids of the cases that fail
+    settle(mutant) -> Settled: why it is equivalent, or what no case notices
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from operator import attrgetter
+from types import CodeType, FrameType, FunctionType
+from typing import Any, NamedTuple, get_type_hints
+
+import z3
+
+from kvm_pf.conformance.corpus import CALLS, call, load_corpus
+from kvm_pf.proof.case import WAYS, Case, common_outputs, spelled
+from kvm_pf.proof.terms import (
+    Int,
+    Summary,
+    Unknown,
+    Variable,
+    any_value,
+    as_int,
+    bool_term,
+    int_term,
+    new_solver,
+    one_of,
+    satisfiable,
+    smallest,
+)
+from kvm_pf.revisions import REVISIONS, Revision, logic_names, path_modules, revision_modules
+from kvm_pf.revisions.link import digest, global_names, link
+from kvm_pf.run import tables
+from kvm_pf.run.inputs import case_values
+from kvm_pf.run.tables import (
+    CASE_INPUTS,
+    CASE_OUTPUTS,
+    FAULTIN_INPUTS,
+    FAULTIN_OUTPUTS,
+    SOURCE_INPUTS,
+    SOURCE_OUTPUTS,
+    Input,
+    Output,
+)
+from kvm_pf.state import PAGE_SHIFT
+
+MODULES = (*path_modules(), *(f"revisions.{name}" for name in revision_modules()))
+"""What is broken: the rooms of the logic, what revisions do differently, and the tables of bits and numbers."""
+
+SECONDS = 0.2
+"""A case that takes longer than this on the processor has met a mutant that does not end."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: where it stands, what it says, and what the changed names mean."""
+
+    module: str  # without "kvm_pf."
+    name: str  # of the function, the constant or the bit
+    line: int
+    change: str  # what stood there → what stands there now
+    names: Mapping[str, Any]  # the new function, or the numbers that changed
+    origin: Any = None  # the function that is replaced; None: constants are
+
+
+# --- the original's place ---
+
+
+@cache
+def reached() -> dict[CodeType, FunctionType]:
+    """The functions that the cases' doors lead to in any revision, by their code."""
+    found: dict[CodeType, FunctionType] = {}
+
+    def note(function: FunctionType) -> FunctionType:
+        found[function.__code__] = function
+        return function
+
+    for revision in REVISIONS.values():
+        doors: list[str | Callable[..., Any]] = ["kvm_mmu_page_fault", "source", tables.faultin_row, *CALLS]
+        for door in doors:
+            revision.link(door, note)
+    return found
+
+
+@cache
+def _aliases(function: FunctionType) -> frozenset[str]:
+    """Every name that some module of the logic has for a function."""
+    modules = [importlib.import_module(f"kvm_pf.{short}") for short in MODULES]
+    return frozenset(name for module in modules for name, value in vars(module).items() if value is function)
+
+
+@cache
+def _meanings(revision: Revision) -> dict[str, Any]:
+    return {**logic_names(), **revision.names}
+
+
+def _home(revision: Revision | None, name: str) -> str:
+    """The module that a revision has a constant from; "" for the rooms."""
+    while revision is not None and name not in revision.changes:
+        revision = revision.base
+    return f"revisions.{revision.name}" if revision else ""
+
+
+def placed(mutant: Mutant, revision: Revision) -> Revision | None:
+    """Return `revision` with the mutant in the original's place; None if it does not have the original."""
+    if mutant.origin is None:
+        home = mutant.module if mutant.module.startswith("revisions.") else ""
+        changes = {name: v for name, v in mutant.names.items() if _home(revision, name) == home}
+    else:
+        (new,) = mutant.names.values()
+        means = _meanings(revision)
+        changes = {n: new for n in _aliases(mutant.origin) if means.get(n, mutant.origin) is mutant.origin}
+    return Revision(f"{revision.name}, broken", revision, changes) if changes else None
+
+
+# --- running the cases ---
+
+
+class Row(NamedTuple):
+    """What one curated case expects of one revision, ready to run."""
+
+    id: str
+    revision: str
+    kind: str
+    function: str
+    given: dict[str, Any]  # arguments by name
+    expect: dict[str, Any]
+
+
+class _Kind(NamedTuple):
+    inputs: tuple[Input, ...]
+    outputs: dict[str, Any]
+
+
+_KINDS = {
+    "cases": _Kind(CASE_INPUTS, {o.column: o for o in CASE_OUTPUTS}),
+    "sources": _Kind(SOURCE_INPUTS, {o.column: o for o in SOURCE_OUTPUTS}),
+    "faultin": _Kind(FAULTIN_INPUTS, {o.column: o for o in FAULTIN_OUTPUTS}),
+}
+_ARGUMENTS = ("error_code", "cr2_or_gpa", "insn_len")
+_STATE = tuple(i.column for i in CASE_INPUTS if i.column not in _ARGUMENTS)
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Everything that the curated cases expect, in the order of the corpus."""
+    return tuple(_row(case) for case in load_corpus().cases.to_dict("records"))
+
+
+def _row(case: Mapping[Any, Any]) -> Row:
+    kind, revision, given = case["kind"], REVISIONS[case["revision"]], dict(case["input"])
+    if kind == "cases":
+        given = dict(case_values(revision, **given))
+    if kind == "faultin" and "addr" in given:
+        given.setdefault("gfn", given["addr"] >> PAGE_SHIFT)
+    if kind != "call":
+        given = {
+            i.column: _argument(i, given.get(i.column, i.default), revision) for i in _KINDS[kind].inputs
+        }
+    return Row(case["id"], revision.name, kind, case["function"], given, case["expect"])
+
+
+def _argument(column: Input, value: Any, revision: Revision) -> Any:
+    if isinstance(value, str):
+        value = column.labels.index(value) if column.labels else revision.step(value)
+    return bool(value) if column.kind == "bool" else value
+
+
+def _run(row: Row, revision: Revision) -> Any:
+    """Run a case's input on a revision's plain functions."""
+    given = row.given
+    if row.kind == "cases":
+        vcpu = revision.link(tables.case_vcpu)(*(given[name] for name in _STATE))
+        return revision.link("kvm_mmu_page_fault")(
+            vcpu, given["cr2_or_gpa"], given["error_code"], given["insn_len"]
+        )
+    if row.kind == "sources":
+        return revision.link("source")(revision.link(tables.source_event)(*given.values()))
+    if row.kind == "faultin":
+        return revision.link(tables.faultin_row)(*given.values())
+    return call(row.function, given, revision)
+
+
+def passes(row: Row, revision: Revision) -> bool:
+    """Whether a case's expectations are met."""
+    got = _run(row, revision)
+    if row.kind == "call":
+        return all(got.get(name) == value for name, value in row.expect.items())
+    return all(_got(row, got, revision, name) == value for name, value in row.expect.items())
+
+
+def _got(row: Row, got: Any, revision: Revision, name: str) -> Any:
+    output = _KINDS[row.kind].outputs[name]
+    if "(" in output.path:
+        return int(revision.link("vt_is_tdx_private_gpa")(row.given["direct_bits"], row.given["cr2_or_gpa"]))
+    if output.reached and not attrgetter(output.reached)(got):
+        return None
+    value = attrgetter(output.path)(got)
+    if output.kind == "warns":
+        return "|".join(output.labels[n] for n in range(value.bit_length()) if value >> n & 1)
+    return output.labels[value] if output.kind == "label" else int(value)
+
+
+def _note(seen: set[CodeType], frame: FrameType, event: str, argument: Any) -> None:
+    seen.add(frame.f_code)
+
+
+@cache
+def covered() -> list[tuple[Row, frozenset[CodeType]]]:
+    """Every row, with the code that it runs."""
+    found = []
+    for row in rows():
+        seen: set[CodeType] = set()
+        sys.setprofile(partial(_note, seen))
+        try:
+            _run(row, REVISIONS[row.revision])
+        finally:
+            sys.setprofile(None)
+        found.append((row, frozenset(seen & set(reached()))))
+    return found
+
+
+@cache
+def _loaded(codes: frozenset[CodeType]) -> frozenset[str]:
+    return frozenset(name for code in codes for name in global_names(code))
+
+
+def _meets(codes: frozenset[CodeType], mutant: Mutant) -> bool:
+    if mutant.origin is not None:
+        return mutant.origin.__code__ in codes
+    return not _loaded(codes).isdisjoint(mutant.names)
+
+
+class _TooLong(Exception):
+    """A mutant does not end."""
+
+
+def _stop(*_: Any) -> None:
+    raise _TooLong
+
+
+def fails(row: Row, revision: Revision) -> bool:
+    """Whether a case's expectations are not met, or the run ends badly, or not at all."""
+    signal.signal(signal.SIGVTALRM, _stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)  # again, if a destructor swallows it
+    try:
+        return not passes(row, revision)
+    except Exception:  # whatever a mutant does that no kernel would
+        return True
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def killers(mutant: Mutant, without: frozenset[str] = frozenset()) -> list[str]:
+    """Return the ids of the curated cases that notice a mutant, in the order of the corpus; some may be left out."""
+    broken: dict[str, Revision | None] = {}
+    found: dict[str, None] = {}
+    for row, codes in covered():
+        if row.id in found or row.id in without or not _meets(codes, mutant):
+            continue
+        if row.revision not in broken:
+            broken[row.revision] = placed(mutant, REVISIONS[row.revision])
+        revision = broken[row.revision]
+        if revision is not None and fails(row, revision):
+            found[row.id] = None
+    return list(found)
+
+
+# --- survivors: equivalent, or a gap ---
+
+FUNCTION = "the function gives the same for all arguments"
+PATH = "every way into the path gives the same for all inputs"
+REACHABLE = "every way into the path gives the same in all states that can exist"
+UNSIGNED = (
+    "the function gives the same for all arguments as unsigned numbers; compiled code reads them as signed"
+)
+"""The rungs of a proof that a mutant is equivalent."""
+
+
+FEW_CALLS = 3
+"""A loop of the path that retries is proved for so many calls; run, it makes PATIENCE."""
+
+
+class Settled(NamedTuple):
+    """What is known of a mutant that no case kills: why it is equivalent, or how it shows."""
+
+    proof: str
+    gap: str
+
+
+def settle(mutant: Mutant) -> Settled:
+    """Prove a mutant equivalent, or find the smallest input that tells it from the original; unknown is a gap."""
+    if "PATIENCE" in mutant.names:
+        return Settled("", "not asked: proofs have a patience of their own")
+    proof, seen = PATH, set()
+    try:
+        if mutant.origin is not None and _same_function(mutant):
+            return Settled(FUNCTION, "")
+        for original in _impatient():
+            broken = placed(mutant, original)
+            if broken is None:
+                continue
+            for door in DOORS:
+                inside = behind(original, door)
+                if not _meets(inside.codes, mutant) or (door, inside.digests) in seen:
+                    continue
+                seen.add((door, inside.digests))
+                doubt = Doubt(door, original, broken)
+                if doubt.possible():
+                    proof = REACHABLE
+                    if apart := doubt.smallest(reachable=True):
+                        if mutant.origin is not None and _same_unsigned(mutant):
+                            return Settled(UNSIGNED, "")
+                        return Settled("", f"{original.name}, {apart}")
+    except Unknown as error:
+        return Settled("", f"unknown: {error}")
+    except Exception as error:  # the mutant cannot be fed with solver terms
+        return Settled("", f"{type(error).__name__}: {error}")
+    return Settled(proof, "") if seen else Settled("", "no way into the path leads to it")
+
+
+@cache
+def _impatient() -> tuple[Revision, ...]:
+    """All revisions, with loops that end after few calls: the more calls, the longer the terms."""
+    return tuple(Revision(r.name, r, {"PATIENCE": FEW_CALLS}, r.summary) for r in REVISIONS.values())
+
+
+class Behind(NamedTuple):
+    """What a revision has behind a door: the functions' code, and fingerprints of all that they do."""
+
+    codes: frozenset[CodeType]
+    digests: tuple[str, ...]
+
+
+@cache
+def behind(revision: Revision, door: str) -> Behind:
+    """Look behind one of DOORS."""
+    roots = WAYS[door].calls if door in WAYS else (door,)
+    found: set[CodeType] = set()
+
+    def note(function: FunctionType) -> FunctionType:
+        found.add(function.__code__)
+        return function
+
+    for root in roots:
+        revision.link(root, note)
+    return Behind(frozenset(found), tuple(revision.digest(root) for root in roots))
+
+
+_TABLES = ("kvm_mmu_page_fault", "source", "kvm_faultin_pfn")
+DOORS = (*_TABLES, *CALLS)
+"""The functions that cases enter the path by: three with a table of inputs, and those that a case can call."""
+
+
+def _arguments(function: FunctionType, prefix: str = "") -> list[Any]:
+    hints, code = get_type_hints(function), function.__code__
+    return [any_value(hints[name], prefix + name) for name in code.co_varnames[: code.co_argcount]]
+
+
+def _numbers(value: Any) -> Any:
+    """Truth values as 0 and 1, for a mutant may count with them."""
+    if isinstance(value, tuple):
+        return type(value)(*map(_numbers, value))
+    return as_int(value)
+
+
+def _summary(function: FunctionType, revision: Revision) -> Any:
+    others = {name: value for name, value in revision.names.items() if name != function.__name__}
+    return link(function, others, Summary)
+
+
+def _same_unsigned(mutant: Mutant) -> bool:
+    """The same with a shift to the right that fills with 0, as plain Python's does for a u64."""
+    signed = Int.__rshift__
+    Int.__rshift__ = lambda self, other: Int(z3.LShR(self.term, int_term(other)))  # type: ignore[method-assign]
+    try:
+        return _same_function(mutant, "unsigned ")
+    finally:
+        Int.__rshift__ = signed  # type: ignore[method-assign]
+
+
+def _same_function(mutant: Mutant, prefix: str = "") -> bool:
+    """Whether original and mutant agree on all arguments, in each revision that has them."""
+    (new,) = mutant.names.values()
+    arguments = [_numbers(argument) for argument in _arguments(mutant.origin, prefix)]
+    seen = set()
+    for original in REVISIONS.values():
+        if placed(mutant, original) and (key := digest(mutant.origin, original.names)) not in seen:
+            seen.add(key)
+            one, other = (_summary(function, original)(*arguments) for function in (mutant.origin, new))
+            if satisfiable(new_solver(), bool_term(_unlike(one, other))):
+                return False
+    return True
+
+
+def _unlike(one: Any, other: Any) -> Any:
+    if isinstance(one, tuple):
+        return one_of(_unlike(a, b) for a, b in zip(one, other, strict=True))
+    return one != other
+
+
+class Apart(NamedTuple):
+    """The smallest input of a way on which two revisions differ, and what each makes of it, by output."""
+
+    way: str
+    state: dict[str, int]
+    outputs: dict[str, tuple[str, str]]
+
+    def __str__(self) -> str:
+        shown = [f"{name} {one} → {other}" for name, (one, other) in list(self.outputs.items())[:6]]
+        more = f" and {len(self.outputs) - len(shown)} more" if len(self.outputs) > len(shown) else ""
+        return f"{self.way}: {spelled(self.state)}: {', '.join(shown) or 'another result'}{more}"
+
+
+class Doubt:
+    """Whether two revisions differ behind one of DOORS: in an output that either reaches, for some input.
+
+    Inputs are all that the columns of a table can say and that has a meaning; of a function that a case calls, all
+    arguments.
+    """
+
+    def __init__(self, door: str, a: Revision, b: Revision) -> None:
+        self.door, self.a, self.b = door, a, b
+        self.outputs = common_outputs(door, a, b) if door in WAYS else []
+        self.case = Case()
+        if door in _TABLES:
+            self.wrong = one_of(self.case.differs(door, o, a, b) for o in self.outputs)
+            if door == "kvm_mmu_page_fault":
+                walked = (self.case.walk_leaf != 0) & (self.case.walk_leaf <= self.case.walk_root)
+                self.wrong = self.wrong & self.case.has_meaning(a) & walked
+            return
+        self.arguments = _arguments(a.step(door))
+        one, other = (revision.link(door, Summary)(*self.arguments) for revision in (a, b))
+        pairs = [(_cell(one, o), _cell(other, o)) for o in self.outputs] or [((True, one), (True, other))]
+        self.wrong = one_of(_differ(*pair) for pair in pairs)
+
+    def possible(self) -> bool:
+        """Whether any input tells the two apart.  Raises Unknown."""
+        return self.case.possible(self.wrong)
+
+    def smallest(self, reachable: bool = False) -> Apart | None:
+        """Return the smallest input that does, if wished one that can exist; None: there is none.  Raises Unknown."""
+        if self.door not in _TABLES:
+            state = smallest(self.wrong, {name: Variable(term, 0) for name, term in _leaves(self.arguments)})
+            return None if state is None else Apart(self.door, state, {})
+        exists = self.case.reachable(self.a, self.door) if reachable else True
+        state = self.case.smallest(self.wrong & exists)
+        if state is None:
+            return None
+        plain = Case(state)
+        seen = {
+            o.column: (plain.written(self.door, o, self.a), plain.written(self.door, o, self.b))
+            for o in self.outputs
+            if plain.differs(self.door, o, self.a, self.b)
+        }
+        return Apart(WAYS[self.door].title, state, seen)
+
+
+def _differ(one: tuple[Any, Any], other: tuple[Any, Any]) -> Any:
+    """Whether two outputs are unlike: reached by one alone, or another value."""
+    return (one[0] != other[0]) | (one[0] & _unlike(one[1], other[1]))
+
+
+def _cell(result: Any, output: Output) -> tuple[Any, Any]:
+    reached = attrgetter(output.reached)(result) != 0 if output.reached else True
+    return reached, attrgetter(output.path)(result)
+
+
+def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
+    """The terms in a tuple of them, by their names."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield str(value.term), value

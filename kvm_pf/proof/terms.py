@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Prove: the path's own functions, fed with solver terms instead of numbers.
+
+An `Int` is any 64-bit value, a `Bool` any truth value.  Arithmetic on them builds terms; asking one for its
+truth (`if`, `and`, `or`, `not`) splits the run in two.  `explore` runs a function until every side has been taken
+and returns its paths: what each assumes, and what it returns.  `Summary` makes one value of all paths, so that a
+function that calls others does not multiply their paths by its own; it is a `bind` for the linker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from operator import and_, or_
+from types import FunctionType
+from typing import Any, ClassVar, NamedTuple, get_type_hints
+
+import z3
+
+from kvm_pf.revisions.link import digest
+
+WIDTH = 64
+
+
+TIMEOUT_MS = 10_000
+"""How long the solver may think about one question."""
+
+
+class Unknown(Exception):
+    """The solver gave no answer in the time it had; nothing is proved."""
+
+
+@contextmanager
+def patience(milliseconds: int) -> Iterator[None]:
+    """Let the solver think so long about each question asked within."""
+    global TIMEOUT_MS
+    usual, TIMEOUT_MS = TIMEOUT_MS, milliseconds
+    try:
+        yield
+    finally:
+        TIMEOUT_MS = usual
+
+
+def new_solver(*terms: z3.BoolRef) -> z3.Solver:
+    """Return a solver that holds `terms`."""
+    solver = z3.SolverFor("QF_BV")
+    solver.set("timeout", TIMEOUT_MS)
+    solver.add(*terms)
+    return solver
+
+
+def satisfiable(solver: z3.Solver, *terms: z3.BoolRef) -> bool:
+    """Say whether `terms` can hold together with what the solver holds.  Raises Unknown if it gives up."""
+    answer = solver.check(*terms)
+    if answer == z3.unknown:
+        raise Unknown(solver.reason_unknown())
+    return bool(answer == z3.sat)
+
+
+class _Run:
+    """One run of a function along the decisions of `prefix`, then along `True`; the other side stays open.
+
+    With `assume`, only sides that are possible under it are taken.
+    """
+
+    def __init__(self, prefix: list[bool], assume: list[z3.BoolRef] | None) -> None:
+        self.prefix = prefix
+        self.taken: list[bool] = []
+        self.condition: list[z3.BoolRef] = []
+        self.open: list[list[bool]] = []  # prefixes of the sides not taken here
+        self.known: dict[int, bool] = {}
+        self.solver = None if assume is None else new_solver(*assume)
+
+    def possible(self, term: z3.BoolRef) -> bool:
+        return self.solver is None or satisfiable(self.solver, term)
+
+    def choose(self, term: z3.BoolRef) -> bool:
+        term, wanted = z3.simplify(term), True
+        while z3.is_not(term):
+            term, wanted = term.arg(0), not wanted
+        if z3.is_true(term) or z3.is_false(term):
+            return bool(z3.is_true(term)) is wanted
+        if term.get_id() not in self.known:
+            self.known[term.get_id()] = self.decide(term)
+        return self.known[term.get_id()] is wanted
+
+    def decide(self, term: z3.BoolRef) -> bool:
+        if len(self.taken) < len(self.prefix):
+            side = self.prefix[len(self.taken)]
+        else:
+            side = self.possible(term)
+            if side and self.possible(z3.Not(term)):
+                self.open.append([*self.taken, False])
+        chosen = term if side else z3.Not(term)
+        self.taken.append(side)
+        self.condition.append(chosen)
+        if self.solver is not None:
+            self.solver.add(chosen)
+        return side
+
+
+_current: _Run | None = None
+
+
+class Bool:
+    """A truth value that the solver may choose."""
+
+    def __init__(self, term: z3.BoolRef) -> None:
+        self.term = term
+
+    def __bool__(self) -> bool:
+        if _current is None:
+            raise TypeError("a solver's truth value was asked for outside of explore()")
+        return _current.choose(self.term)
+
+    def __and__(self, other: Any) -> Any:
+        if isinstance(other, (Bool, bool)):
+            return Bool(z3.And(self.term, bool_term(other)))
+        return as_int(self) & other
+
+    def __or__(self, other: Any) -> Any:
+        if isinstance(other, (Bool, bool)):
+            return Bool(z3.Or(self.term, bool_term(other)))
+        return as_int(self) | other
+
+    def __eq__(self, other: object) -> Any:
+        return Bool(self.term == bool_term(other))
+
+    def __ne__(self, other: object) -> Any:
+        return Bool(self.term != bool_term(other))
+
+    __rand__, __ror__ = __and__, __or__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"Bool({self.term})"
+
+
+class Int:
+    """A 64-bit value that the solver may choose; compared as signed, like the compiled path's."""
+
+    def __init__(self, term: z3.BitVecRef) -> None:
+        self.term = term
+
+    def __and__(self, other: Any) -> Int:
+        return Int(self.term & int_term(other))
+
+    def __or__(self, other: Any) -> Int:
+        return Int(self.term | int_term(other))
+
+    def __xor__(self, other: Any) -> Int:
+        return Int(self.term ^ int_term(other))
+
+    def __add__(self, other: Any) -> Int:
+        return Int(self.term + int_term(other))
+
+    def __sub__(self, other: Any) -> Int:
+        return Int(self.term - int_term(other))
+
+    def __rsub__(self, other: Any) -> Int:
+        return Int(int_term(other) - self.term)
+
+    def __mul__(self, other: Any) -> Int:
+        return Int(self.term * int_term(other))
+
+    def __lshift__(self, other: Any) -> Int:
+        return Int(self.term << int_term(other))
+
+    def __rlshift__(self, other: Any) -> Int:
+        return Int(int_term(other) << self.term)
+
+    def __rshift__(self, other: Any) -> Int:
+        return Int(self.term >> int_term(other))
+
+    def __rrshift__(self, other: Any) -> Int:
+        return Int(int_term(other) >> self.term)
+
+    def __invert__(self) -> Int:
+        return Int(~self.term)
+
+    def __neg__(self) -> Int:
+        return Int(-self.term)
+
+    def __eq__(self, other: object) -> Any:
+        return Bool(self.term == int_term(other))
+
+    def __ne__(self, other: object) -> Any:
+        return Bool(self.term != int_term(other))
+
+    def __lt__(self, other: Any) -> Bool:
+        return Bool(self.term < int_term(other))
+
+    def __le__(self, other: Any) -> Bool:
+        return Bool(self.term <= int_term(other))
+
+    def __gt__(self, other: Any) -> Bool:
+        return Bool(self.term > int_term(other))
+
+    def __ge__(self, other: Any) -> Bool:
+        return Bool(self.term >= int_term(other))
+
+    def __bool__(self) -> bool:
+        return bool(self != 0)
+
+    __rand__, __ror__, __rxor__, __radd__, __rmul__ = __and__, __or__, __xor__, __add__, __mul__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"Int({self.term})"
+
+
+def as_int(value: Any) -> Int:
+    """A truth value as the number 0 or 1; a number as itself."""
+    if isinstance(value, Bool):
+        return Int(z3.If(value.term, z3.BitVecVal(1, WIDTH), z3.BitVecVal(0, WIDTH)))
+    return value if isinstance(value, Int) else Int(z3.BitVecVal(int(value), WIDTH))
+
+
+def int_term(value: Any) -> z3.BitVecRef:
+    """The solver's term of a number, symbolic or not."""
+    return as_int(value).term
+
+
+def bool_term(value: Any) -> z3.BoolRef:
+    """The solver's term of a truth value, symbolic or not."""
+    if isinstance(value, Bool):
+        return value.term
+    return z3.BoolVal(value) if isinstance(value, bool) else (as_int(value) != 0).term
+
+
+def any_int(name: str) -> Int:
+    """Any 64-bit value."""
+    return Int(z3.BitVec(name, WIDTH))
+
+
+def any_bool(name: str) -> Bool:
+    """Any truth value."""
+    return Bool(z3.Bool(name))
+
+
+def any_of(record: type[Any], prefix: str = "") -> Any:
+    """Any record of a NamedTuple class: every field any value of its type, records in it included."""
+    return record(**{name: any_value(kind, prefix + name) for name, kind in get_type_hints(record).items()})
+
+
+def any_value(kind: type[Any], name: str) -> Any:
+    """Any value of a type: bool, int or a NamedTuple class."""
+    if kind is bool:
+        return any_bool(name)
+    return any_int(name) if kind is int else any_of(kind, f"{name}.")
+
+
+def no(truth: Any) -> Any:
+    """The opposite of a truth value, symbolic or not, without a split."""
+    return Bool(z3.Not(truth.term)) if isinstance(truth, Bool) else not truth
+
+
+def implies(premise: Any, conclusion: Any) -> Any:
+    """If `premise`, then `conclusion`; truth values, symbolic or not."""
+    return no(premise) | conclusion
+
+
+def choose(truth: Any, yes: Any, other: Any) -> Any:
+    """`yes` if `truth` holds, else `other`; numbers, symbolic or not, without a split."""
+    if isinstance(truth, Bool):
+        return Int(z3.If(truth.term, int_term(yes), int_term(other)))
+    return yes if truth else other
+
+
+def all_of(truths: Iterable[Any]) -> Any:
+    """All of the truth values, symbolic or not."""
+    return reduce(and_, truths, True)
+
+
+def one_of(truths: Iterable[Any]) -> Any:
+    """At least one of the truth values, symbolic or not."""
+    return reduce(or_, truths, False)
+
+
+class Path(NamedTuple):
+    """One way through a function: what it assumes, and what it returns."""
+
+    condition: z3.BoolRef
+    result: Any
+
+
+def explore(function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = ()) -> list[Path]:
+    """Return every path of `function` that is possible under `assume` (Bools).  Raises Unknown."""
+    return list(_explore(lambda: function(*args), [bool_term(a) for a in assume]))
+
+
+def _explore(function: Callable[[], Any], assume: list[z3.BoolRef] | None) -> Iterator[Path]:
+    """Find the paths one by one; without `assume` the solver is not asked whether they are possible."""
+    global _current
+    outer = _current
+    todo: list[list[bool]] = [[]]
+    while todo:
+        _current = run = _Run(todo.pop(), assume)
+        try:
+            result = function()
+        finally:
+            _current = outer
+        todo += run.open
+        yield Path(conjunction(run.condition), result)
+
+
+def conjunction(terms: Sequence[z3.BoolRef]) -> z3.BoolRef:
+    """All of the terms."""
+    return z3.And(*terms) if terms else z3.BoolVal(True)
+
+
+def merge(paths: list[Path]) -> Any:
+    """Make one value of the results of all paths: a number, a truth value, or a tuple of such, field by field."""
+    values = [path.result for path in paths]
+    first = values[0]
+    if isinstance(first, tuple):
+        fields = [merge([Path(path.condition, path.result[n]) for path in paths]) for n in range(len(first))]
+        return type(first)(*fields) if hasattr(first, "_fields") else tuple(fields)
+    if all(not isinstance(v, (Int, Bool)) and type(v) is type(first) and v == first for v in values):
+        return first
+    truth = all(isinstance(value, (Bool, bool)) for value in values)
+    terms = [bool_term(value) if truth else int_term(value) for value in values]
+    merged = terms[-1]
+    for path, term in zip(reversed(paths[:-1]), reversed(terms[:-1]), strict=True):
+        if not term.eq(merged):
+            merged = z3.If(path.condition, term, merged)
+    return Bool(merged) if truth else Int(merged)
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, (Int, Bool)):
+        return type(value), value.term.get_id()
+    if isinstance(value, tuple):
+        return tuple(_identity(field) for field in value)
+    return type(value), value
+
+
+MANY = 60
+"""So many paths of one function are worth asking the solver which of them are possible."""
+
+
+def all_paths(function: Callable[..., Any], *args: Any) -> list[Path]:
+    """Return every path of `function`, and perhaps some that are impossible, which do no harm."""
+    paths = list(islice(_explore(lambda: function(*args), None), MANY))
+    return paths if len(paths) < MANY else explore(function, *args)
+
+
+class Summary:
+    """A function that answers with all of its paths' results in one.  It is right if its paths are `complete`.
+
+    What was worked out once is kept, for every function that does the same (`key`).
+    """
+
+    _made: ClassVar[dict[str, dict[Any, tuple[Any, Any]]]] = {}
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
+        self.key = digest(function, {})
+        self.made = self._made.setdefault(self.key, {})
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """The result, as one value of terms."""
+        code = self.function.__code__
+        args += tuple(named[name] for name in code.co_varnames[len(args) : code.co_argcount])
+        key = _identity(args)
+        if key not in self.made:
+            result = merge(all_paths(self.function, *args))
+            self.made[key] = args, result  # the arguments stay alive, and with them their terms' numbers
+        return self.made[key][1]
+
+    def __repr__(self) -> str:
+        return f"<all paths of {self.function.__name__}, {self.key}>"
+
+
+@dataclass
+class Verdict:
+    """Whether a claim holds: proved, or refuted by `witness` (a solver's model)."""
+
+    holds: bool
+    paths: int
+    witness: z3.ModelRef | None = None
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+
+def always(paths: list[Path], claim: Callable[[Any], Any], assume: tuple[Any, ...] = ()) -> Verdict:
+    """Prove that `claim(result)` is true at the end of every path.  Raises Unknown if the solver gives up."""
+    for path in paths:
+        solver = new_solver(*(bool_term(a) for a in assume), path.condition)
+        if satisfiable(solver, z3.Not(bool_term(claim(path.result)))):
+            return Verdict(False, len(paths), solver.model())
+    return Verdict(True, len(paths))
+
+
+def complete(paths: list[Path], assume: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Say what is wrong with a set of paths: a state that none covers, a state that two cover."""
+    given = [bool_term(a) for a in assume]
+    if satisfiable(new_solver(*given, *(z3.Not(p.condition) for p in paths))):
+        yield "some state is on no path"
+    literals = [_literals(path.condition) for path in paths]
+    for i, one in enumerate(paths):
+        for j, two in enumerate(paths[:i]):
+            contrary = any(literals[j].get(term, side) is not side for term, side in literals[i].items())
+            if not contrary and satisfiable(new_solver(*given, one.condition, two.condition)):
+                yield f"paths {j} and {i} overlap"
+
+
+def _literals(condition: z3.BoolRef) -> dict[int, bool]:
+    """The terms that a conjunction asks to be true or false, by their numbers."""
+    terms = condition.children() if z3.is_and(condition) else [condition]
+    return {(t.arg(0) if z3.is_not(t) else t).get_id(): not z3.is_not(t) for t in terms}
+
+
+# Small witnesses
+
+
+class Variable(NamedTuple):
+    """A term that a witness gives a value to, and the value that nobody would remark on."""
+
+    term: Int | Bool
+    default: int
+    is_code: bool = False  # its bits are counted first of all
+
+
+def _bits(value: Int | Bool) -> list[z3.BoolRef]:
+    if isinstance(value, Bool):
+        return [value.term]
+    return [z3.Extract(n, n, value.term) == 1 for n in range(WIDTH)]
+
+
+class _Shrinking:
+    """A solver and a state that it allows, which shrinks with every wish that can be granted."""
+
+    def __init__(self, condition: Any) -> None:
+        self.solver = new_solver(bool_term(condition))
+        self.exists = satisfiable(self.solver)
+        self.model = self.solver.model() if self.exists else None
+
+    def values(self, variables: Mapping[str, Variable]) -> dict[str, int]:
+        """The unsigned values of variables in the state, by name."""
+        return {name: self.value(v.term) for name, v in variables.items()}
+
+    def value(self, term: Int | Bool) -> int:
+        """The unsigned value of a term in the state; a truth value's is 0 or 1."""
+        assert self.model is not None
+        found = self.model.eval(term.term, model_completion=True)
+        return int(z3.is_true(found)) if isinstance(term, Bool) else int(found.as_long())
+
+    def wish(self, truth: Bool) -> bool:
+        """From here on, hold to `truth` if there is such a state; say so."""
+        if not self.value(truth):
+            if not satisfiable(self.solver, truth.term):
+                return False
+            self.model = self.solver.model()
+        self.solver.add(truth.term)
+        return True
+
+    def fewest(self, truths: list[z3.BoolRef]) -> int:
+        """From here on, hold to as few of `truths` as possible; return how many."""
+        most = 0
+        while not self.wish(Bool(z3.AtMost(*truths, most) if most else z3.Not(z3.Or(*truths)))):
+            most += 1
+        return most
+
+
+def some(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
+    """Return a state in which `condition` holds, in unsigned values; None if there is none.  Raises Unknown."""
+    state = _Shrinking(condition)
+    return state.values(variables) if state.exists else None
+
+
+def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
+    """Return the smallest state in which `condition` holds; None if there is none.  Raises Unknown.
+
+    Smallest: first, fewest bits in the codes; then, fewest other variables unlike their defaults; then, of
+    each of these in turn, fewest bits, and the smallest of such numbers.  All values are unsigned.
+    """
+    state = _Shrinking(condition)
+    if not state.exists:
+        return None
+    codes = [v.term for v in variables.values() if v.is_code]
+    others = [v for v in variables.values() if not v.is_code]
+    state.fewest([bit for code in codes for bit in _bits(code)])
+    state.fewest([bool_term(v.term != v.default) for v in others])
+    unlike = [v.term for v in others if not state.wish(v.term == v.default)]
+    for term in (*codes, *unlike):
+        bits = _bits(term)
+        if state.fewest(bits):
+            for bit in reversed(bits):  # the smallest: clear what can be cleared, from the top
+                state.wish(Bool(z3.Not(bit)))
+    return state.values(variables)

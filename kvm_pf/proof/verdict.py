@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Judge a change: which curated cases notice it, which claims fall, and the smallest input on which it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.corpus import Difference, load_corpus
+from kvm_pf.conformance.corpus import differences as failing
+from kvm_pf.proof.claims import CLAIMS, HOLDS, PROVED, Answer, Claim, find, prove
+from kvm_pf.proof.mutants import DOORS, Apart, Doubt, behind
+from kvm_pf.proof.terms import Unknown
+from kvm_pf.revisions import Revision
+
+SHOWN = 6
+"""So many cases are printed."""
+
+
+@dataclass
+class Verdict:
+    """What became of a changed revision beside the one it was derived from."""
+
+    revision: Revision
+    base: Revision
+    asked: int  # curated cases that speak of the base
+    differences: list[Difference]  # expected values that the change does not give
+    claims: int  # claims that should hold for the base
+    fallen: list[Answer]
+    unasked: dict[str, str]  # claims that could not be asked, and why
+    witness: Apart | None  # the smallest input on which the two differ
+    remark: str  # why there is none; or that no fault can meet it
+
+    @property
+    def cases(self) -> list[str]:
+        """The ids of the cases that fail."""
+        return list(dict.fromkeys(found.id for found in self.differences))
+
+    def __str__(self) -> str:
+        ids = self.cases
+        lines = [
+            f"{self.revision.name}, a changed {self.base.name}:",
+            f"cases that fail: {len(ids)} of {self.asked}",
+        ]
+        for id in ids[:SHOWN]:
+            first = next(found for found in self.differences if found.id == id)
+            lines.append(f"  {id}: {first.column} is {_shown(first.got)}, not {_shown(first.expected)}")
+        lines += [f"  and {len(ids) - SHOWN} more"] if len(ids) > SHOWN else []
+        lines.append(f"claims that fall: {len(self.fallen)} of {self.claims}")
+        lines += [f"  {answer.claim.name}: {answer.claim.statement}" for answer in self.fallen]
+        lines += [f"  {name}: not asked ({why})" for name, why in self.unasked.items()]
+        remark = f" ({self.remark})" if self.remark else ""
+        lines.append(f"smallest witness: {self.witness or 'none'}{remark}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not reached"
+    return hex(value) if isinstance(value, int) and value > 9 else repr(value)
+
+
+def verdict(revision: Revision, claims: Iterable[str | Claim] = ()) -> Verdict:
+    """Judge a derived revision by what is expected of the one that it was derived from.
+
+    Asks the claims that are proved of that one, or only those given.  Raises InputError if it is derived from none,
+    or if there is no such claim.
+    """
+    if revision.base is None:
+        raise InputError(f"{revision.name} is derived from no revision that it could be held against")
+    base = revision.base
+    cases = load_corpus().cases
+    cases = cases[cases["revision"] == base.name]
+    differences = failing(cases, revision)
+    asked = [find(claim) for claim in claims] or [
+        claim for claim in CLAIMS.values() if claim.rung == PROVED and claim.expected(base.name) == HOLDS
+    ]
+    fallen, unasked = [], {}
+    for claim in asked:
+        try:
+            answer = prove(claim, revision)
+        except Exception as error:  # the change cannot be fed with solver terms
+            unasked[claim.name] = f"{type(error).__name__}: {error}"
+            continue
+        if answer.holds is None:
+            unasked[claim.name] = "the solver gave up"
+        elif not answer.holds:
+            fallen.append(answer)
+    return Verdict(revision, base, len(cases), differences, len(asked), fallen, unasked, *witness(revision))
+
+
+def witness(revision: Revision) -> tuple[Apart | None, str]:
+    """Find the smallest input on which a revision and its base differ, if possible one that a fault can meet.
+
+    Without one, say why.
+    """
+    assert revision.base is not None
+    unmet, why = None, "they do the same"
+    for door in DOORS:
+        if behind(revision, door).digests == behind(revision.base, door).digests:
+            continue
+        try:
+            doubt = Doubt(door, revision.base, revision)
+            if found := doubt.smallest(reachable=True):
+                return found, ""
+            unmet = unmet or doubt.smallest()
+        except Unknown:
+            why = "the solver gave up"
+        except Exception as error:  # the change cannot be fed with solver terms
+            why = f"{type(error).__name__}: {error}"
+    return unmet, f"no fault of {revision.base.name} can meet it" if unmet else why

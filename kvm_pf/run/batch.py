@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tables of faults: the path run over every row of a DataFrame, compiled.
+
+The functions are the path's own.  A loop over the columns is written from the table's description
+(`kvm_pf.run.tables`), linked with a revision's steps and compiled by numba.  Compiling takes seconds, so a short
+table is run by the same loop and the same functions uncompiled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kvm_pf import exits, fault, faultin
+from kvm_pf.common.errors import InputError
+from kvm_pf.revisions import Revision, get
+from kvm_pf.revisions.link import digest, link
+from kvm_pf.run import tables
+from kvm_pf.run.inputs import brief, limits, parse, takes, words
+from kvm_pf.run.tables import Input, Output
+
+PLAIN_ROWS = 100_000
+"""Tables up to this length are run uncompiled: it takes about as long as compiling would."""
+
+CHUNK = 1 << 15
+"""Rows that one thread works on at a time."""
+
+EVERY_ROW = (1 << 64) - 1
+"""The stride of a column that has a value for each row."""
+
+
+class Table(NamedTuple):
+    """A kind of table: its columns, and the call of the path that one row stands for."""
+
+    kind: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    call: str  # an expression over the input columns and the path's functions
+    labels: tuple[str, ...]  # columns that only name other columns' values
+
+
+_CASE_STATE = {
+    "mode": tables.MODE_COLUMNS,
+    "pf_ret_name": ("pf_ret",),
+    "cache_state": ("mmio_gva", "mmio_gfn", "mmio_gen", "mmio_access"),
+    "spte_state": ("walk_leaf", "spte5", "spte4", "spte3", "spte2", "spte1"),
+}
+"""Columns that are names of other columns' values; the first two can stand in for them."""
+
+_MODE = Input("mode", "label", "tdp", "the paging mode", tuple(tables.MODES))
+
+
+def _call(function: str, inputs: tuple[Input, ...]) -> str:
+    return f"{function}({', '.join(i.column for i in inputs)})"
+
+
+_ARGUMENTS = ("error_code", "cr2_or_gpa", "insn_len")
+_STATE = tuple(i for i in tables.CASE_INPUTS if i.column not in _ARGUMENTS)
+
+TABLES = {
+    "cases": Table(
+        "cases",
+        tables.CASE_INPUTS,
+        tables.CASE_OUTPUTS,
+        f"kvm_mmu_page_fault({_call('case_vcpu', _STATE)}, cr2_or_gpa, error_code, insn_len)",
+        ("case_id", "part", *_CASE_STATE),
+    ),
+    "sources": Table(
+        "sources",
+        tables.SOURCE_INPUTS,
+        tables.SOURCE_OUTPUTS,
+        f"source({_call('source_event', tables.SOURCE_INPUTS)})",
+        ("case_id",),
+    ),
+    "faultin": Table(
+        "faultin",
+        tables.FAULTIN_INPUTS,
+        tables.FAULTIN_OUTPUTS,
+        _call("faultin_row", tables.FAULTIN_INPUTS),
+        ("case_id",),
+    ),
+}
+
+_ROOTS: dict[str, FunctionType] = {
+    name: function
+    for room in (fault, exits, faultin, tables)
+    for name, function in vars(room).items()
+    if isinstance(function, FunctionType)
+}
+
+
+def outputs(kind: str, revision: str | Revision) -> list[Output]:
+    """List the output columns that tables of `kind` have for `revision`, in order."""
+    unwanted = "until 7.3" if get("v7_3") in _lineage(get(revision)) else "from 7.3"
+    return [o for o in TABLES[kind].outputs if o.revisions != unwanted]
+
+
+def _lineage(revision: Revision) -> set[Revision]:
+    return {revision} | (_lineage(revision.base) if revision.base else set())
+
+
+# The loop over the rows
+
+
+def _gates(wanted: list[Output]) -> list[str]:
+    """The flags that say whether an output was reached, each once."""
+    return list(dict.fromkeys(o.reached for o in wanted if o.reached))
+
+
+def _loop(table: Table, wanted: list[Output]) -> FunctionType:
+    """Write the loop: each input is read at `i & stride`, so that a stride of 0 makes a constant of it.
+
+    Row numbers are unsigned, or every access would look whether it counts from the end.
+    """
+    gates = _gates(wanted)
+    arrays = [f"i_{i.column}" for i in table.inputs] + [f"o_{o.column}" for o in wanted]
+    arrays += [f"g_{n}" for n in range(len(gates))]
+    lines = [f"def loop(start, stop, strides, {', '.join(arrays)}):", " for i in range(start, stop):"]
+    for n, column in enumerate(table.inputs):
+        value = f"i_{column.column}[i & strides[{n}]]"
+        lines.append(f"  {column.column} = {f'{value} != 0' if column.kind == 'bool' else f'word({value})'}")
+    lines.append(f"  o = {table.call}")
+    lines += [f"  o_{o.column}[i] = {o.path if '(' in o.path else f'o.{o.path}'}" for o in wanted]
+    lines += [f"  g_{n}[i] = o.{gate} != 0" for n, gate in enumerate(gates)]
+    scope: dict[str, Any] = {**_ROOTS, "word": int, "__name__": __name__}
+    exec(compile("\n".join(lines), __file__, "exec"), scope)
+    loop: FunctionType = scope["loop"]
+    return loop
+
+
+_IN_TYPES: dict[str, np.dtype[Any]] = {
+    "u64": np.dtype(np.int64), "int": np.dtype(np.int16), "label": np.dtype(np.int16), "bool": np.dtype(np.uint8),
+}  # fmt: skip
+_OUT_TYPES: dict[str, np.dtype[Any]] = {
+    "u64": np.dtype(np.int64), "int": np.dtype(np.int16), "bool": np.dtype(np.uint8),
+    "warns": np.dtype(np.int16), "label": np.dtype(np.uint8),
+}  # fmt: skip
+
+_compiled: dict[str, Any] = {}
+"""Compiled functions by fingerprint; what two revisions share is compiled once."""
+
+
+def _signed(constant: int) -> int:
+    """Compiled code holds u64 values in int64; the same 64 bits, read as signed."""
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
+
+
+def _fingerprint(table: Table, revision: Revision) -> str:
+    return digest(_loop(table, outputs(table.kind, revision)), revision.names)
+
+
+def compiled_loop(kind: str, revision: Revision) -> Any:
+    """Compile the loop of `kind` for `revision`, or load it from the cache of an earlier process."""
+    import numba
+
+    table = TABLES[kind]
+    wanted = outputs(kind, revision)
+    fingerprint = _fingerprint(table, revision)
+    if fingerprint in _compiled:
+        return _compiled[fingerprint]
+
+    def bind(function: FunctionType) -> Any:
+        if function.__name__ == "loop":
+            function.__globals__["word"] = np.int64
+            function.__qualname__ = f"loop_{kind}_{fingerprint}"
+            return numba.njit(function, nogil=True, error_model="numpy", cache=True)
+        key = digest(function, {})
+        if key not in _compiled:
+            # Only the loop is ever called from Python: without wrappers, all is compiled in half the time.
+            inner: Any = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+            _compiled[key] = numba.njit(function, nogil=True, error_model="numpy", **inner)
+        return _compiled[key]
+
+    loop = link(_loop(table, wanted), revision.names, bind, _signed)
+    given = [_IN_TYPES[i.kind] for i in table.inputs]
+    made = [_OUT_TYPES[o.kind] for o in wanted] + [_OUT_TYPES["bool"]] * len(_gates(wanted))
+    array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.uint64), *given, *made]]
+    try:
+        loop.compile((numba.uint64, numba.uint64, *array))
+    except numba.core.errors.NumbaError as error:
+        what = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"revision {revision.name!r} cannot be compiled ({what}); engine='plain' runs it"
+        ) from error
+    _compiled[fingerprint] = loop
+    return loop
+
+
+def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
+    """Do all jobs, on every core; compiled loops and numpy's copies let each other run."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(work, jobs))
+
+
+def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: list[Any]) -> None:
+    def work(start: int) -> None:
+        loop(np.uint64(start), np.uint64(min(start + CHUNK, rows)), strides, *given, *made)
+
+    if rows <= CHUNK:
+        work(0)
+        return
+    _in_threads(work, range(0, rows, CHUNK))
+
+
+def _run_plain(
+    loop: Any, kinds: list[str], rows: int, strides: Any, given: list[Any], made: list[Any]
+) -> None:
+    """Run the loop uncompiled: unsigned values as they are, in lists."""
+    lists = [(a.view(np.uint64) if k == "u64" else a).tolist() for a, k in zip(given, kinds, strict=True)]
+    results: list[list[Any]] = [[0] * rows for _ in made]
+    loop(0, rows, strides.tolist(), *lists, *results)
+    for array, values in zip(made, results, strict=True):
+        array.view(np.uint64 if array.dtype == np.int64 else array.dtype)[:] = values
+
+
+# What goes in
+
+
+def _place(frame: pd.DataFrame, row: int) -> str:
+    label = frame.index[row]
+    return (
+        f"row {row}" if isinstance(label, Integral) and label == row else f"row {row} (index {brief(label)})"
+    )
+
+
+_NO_VALUE = "no value (leave the column out to get its default)"
+
+
+def _distinct(series: pd.Series) -> tuple[Any, list[Any]]:
+    """Number the distinct values of a column: the number of each row's, and the values.
+
+    Texts, integers and categories are counted; of anything else, every row is distinct, for 1, 1.0 and True
+    are equal and yet not the same, and not everything can be compared.
+    """
+    dtype = series.dtype
+    if (
+        isinstance(dtype, pd.CategoricalDtype)
+        or pd.api.types.is_string_dtype(series)
+        or (
+            pd.api.types.is_object_dtype(dtype)
+            and pd.api.types.infer_dtype(series, skipna=False) == "integer"
+        )
+    ):
+        codes, values = pd.factorize(series, use_na_sentinel=False)
+        return codes, list(values)
+    return np.arange(len(series)), list(series)
+
+
+def _numbers(frame: pd.DataFrame, column: Input, known: Mapping[str, int]) -> Any:
+    """Return the column as an array of its type (u64: as int64 of the same bits).
+
+    Raises InputError naming column and row of the first value that is missing, unreadable or out of range.
+    """
+    series = frame[column.column]
+    low, high, _ = limits(column)
+    target = _IN_TYPES[column.kind]
+    if not len(series):
+        return np.empty(0, target)
+
+    def complain(row: int, what: str) -> InputError:
+        return InputError(
+            f"column {column.column!r}, {_place(frame, row)}: {what}; it takes {takes(column, known)}"
+        )
+
+    dtype = series.dtype
+    if not pd.api.types.is_object_dtype(dtype) and series.hasnans:
+        row = int(series.isna().to_numpy().argmax())
+        raise complain(row, _NO_VALUE)
+    if pd.api.types.is_float_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
+        raise InputError(
+            f"column {column.column!r}, {_place(frame, 0)}: it holds {dtype}, and 64-bit codes do not fit into "
+            f"floats; give integers or text such as 0x1f"
+        )
+    if pd.api.types.is_bool_dtype(dtype) and column.kind == "bool":
+        return series.to_numpy(dtype=bool).view(np.uint8)
+    if pd.api.types.is_integer_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
+        unsigned = pd.api.types.is_unsigned_integer_dtype(dtype)
+        numbers = series.to_numpy(dtype=np.uint64 if unsigned else np.int64)
+        if column.kind == "label":
+            raise complain(0, f"{int(numbers[0])} is no name")
+        if int(numbers.min()) < low or int(numbers.max()) > high:
+            wrong = numbers < 0 if column.kind == "u64" else (numbers < low) | (numbers > high)
+            row = int(wrong.argmax())
+            raise complain(row, f"{int(numbers[row])} is out of range")
+        if column.kind == "u64":
+            array = np.ascontiguousarray(numbers)
+            return array.view(np.int64)
+        return np.ascontiguousarray(numbers.astype(target))
+    codes, distinct = _distinct(series)
+    values: list[int] = []
+    for code, value in enumerate(distinct):
+        number = parse(value, column, known)
+        if number is None or not low <= number <= high:
+            row = int((codes == code).argmax())
+            what = f"{brief(value)} is {'not readable' if number is None else 'out of range'}"
+            absent = value is None or value is pd.NA or (isinstance(value, float) and value != value)
+            raise complain(row, _NO_VALUE if absent else what)
+        values.append(number)
+    if column.kind == "u64":
+        return np.array(values, dtype=np.uint64)[codes].view(np.int64)
+    return np.array(values, dtype=target)[codes]
+
+
+def _default(column: Input, known: Mapping[str, int]) -> Any:
+    value = known[column.default] if isinstance(column.default, str) else column.default
+    return np.array([value], dtype=np.uint64 if column.kind == "u64" else _IN_TYPES[column.kind]).view(
+        _IN_TYPES[column.kind]
+    )
+
+
+def _unfold(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Give the columns that `mode` and `pf_ret_name` stand for, where they are absent.
+
+    Raises InputError for a name that nobody gave a meaning to, and for one that says nothing.
+    """
+    if table.kind != "cases":
+        return frame
+    for label, columns in _CASE_STATE.items():
+        absent = [c for c in columns if c not in frame]
+        if label not in frame or not absent or (label != "mode" and len(absent) < len(columns)):
+            continue
+        if label == "mode":
+            codes = _numbers(frame, _MODE, {mode: n for n, mode in enumerate(tables.MODES)})
+            flags = np.array(list(tables.MODES.values()))[codes]
+            frame = frame.assign(**{c: flags[:, n] for n, c in enumerate(columns) if c in absent})
+        elif label == "pf_ret_name":
+            frame = frame.assign(pf_ret=frame[label])
+        else:
+            raise InputError(f"column {label!r} only names a state; give {', '.join(absent)}")
+    return frame
+
+
+def _check_columns(frame: Any, table: Table) -> None:
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"a table of faults is a pandas DataFrame, not a {type(frame).__name__}")
+    known = [i.column for i in table.inputs]
+    silent = {*table.labels, *(o.column for o in table.outputs)}
+    for n, column in enumerate(frame.columns):
+        if not isinstance(column, str) or column not in {*known, *silent}:
+            raise InputError(
+                f"column {brief(column)} (number {n}) is no input of {table.kind} tables; they have "
+                f"{', '.join(known)}"
+            )
+    doubled = frame.columns[frame.columns.duplicated()]
+    if len(doubled):
+        raise InputError(f"column {doubled[0]!r} is there twice")
+
+
+# What comes out
+
+
+def _warn_texts(names: tuple[str, ...]) -> list[str]:
+    return ["|".join(n for b, n in enumerate(names) if code >> b & 1) for code in range(1 << len(names))]
+
+
+def _text_column(codes: Any, texts: list[str], missing: Any) -> Any:
+    import pyarrow as pa
+
+    array = pa.DictionaryArray.from_arrays(pa.array(codes, mask=missing), pa.array(texts, pa.large_string()))
+    return pd.array(array.cast(pa.large_string()), dtype=pd.StringDtype("pyarrow", na_value=pd.NA))
+
+
+def _shown(output: Output, values: Any, missing: Any) -> Any:
+    """Make the pandas column of an output: 64-bit values UInt64, text for names, <NA> where not reached."""
+    if output.kind in ("warns", "label"):
+        texts = _warn_texts(output.labels) if output.kind == "warns" else list(output.labels)
+        return _text_column(values, texts, missing)
+    mask = np.zeros(len(values), dtype=bool) if missing is None else missing.copy()
+    if output.kind == "u64":
+        values = values.view(np.uint64)
+    return pd.arrays.IntegerArray(values, mask)
+
+
+def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: str) -> pd.DataFrame:
+    if not isinstance(engine, str) or engine not in ("auto", "plain", "compiled"):
+        raise InputError(f"engine {brief(engine)}: it takes auto, plain or compiled")
+    table, revision = TABLES[kind], get(revision)
+    _check_columns(frame, table)
+    frame = _unfold(frame, table)
+    rows = len(frame)
+    given, strides = [], np.zeros(len(table.inputs), dtype=np.uint64)
+    for n, column in enumerate(table.inputs):
+        known = words(column, revision)
+        if column.column in frame:
+            given.append(_numbers(frame, column, known))
+            strides[n] = EVERY_ROW
+        elif column.column == "gfn" and "addr" in frame:
+            addresses = _numbers(frame, table.inputs[[i.column for i in table.inputs].index("addr")], {})
+            given.append((addresses.view(np.uint64) >> np.uint64(12)).view(np.int64))
+            strides[n] = EVERY_ROW
+        else:
+            given.append(_default(column, known))
+    wanted = outputs(kind, revision)
+    gates = _gates(wanted)
+    made = [np.empty(rows, dtype=_OUT_TYPES[o.kind]) for o in wanted]
+    made += [np.empty(rows, dtype=np.uint8) for _ in gates]
+    if engine == "auto":
+        engine = (
+            "plain" if rows <= PLAIN_ROWS and _fingerprint(table, revision) not in _compiled else "compiled"
+        )
+    if rows and engine == "compiled":
+        _run_compiled(compiled_loop(kind, revision), rows, strides, given, made)
+    elif rows:
+        kinds = [i.kind for i in table.inputs]
+        _run_plain(link(_loop(table, wanted), revision.names), kinds, rows, strides, given, made)
+    absent = {gate: values == 0 for gate, values in zip(gates, made[len(wanted) :], strict=True)}
+    columns = list(zip(wanted, made, strict=False))
+
+    def show(column: tuple[Output, Any]) -> Any:
+        output, values = column
+        return _shown(output, values, absent[output.reached] if output.reached else None)
+
+    arrays = _in_threads(show, columns) if rows > CHUNK else [show(column) for column in columns]
+    shown = dict(zip((o.column for o in wanted), arrays, strict=True))
+    return pd.DataFrame(shown, index=frame.index, copy=False)
+
+
+def evaluate(
+    frame: pd.DataFrame, revision: str | Revision = "posted", *, engine: str = "auto"
+) -> pd.DataFrame:
+    """Run kvm_mmu_page_fault() over a table of faults.
+
+    `frame` has any of the input columns of `kvm_pf.run.tables.CASE_INPUTS`, as integers or as text (decimal, or
+    hexadecimal with 0x); absent columns get the defaults named there.  `mode` may stand for direct, is_tdp,
+    guest_mode and nested, `pf_ret_name` for pf_ret.  Output columns that ride along are not read.
+    `engine`: "compiled", "plain" (the same functions, uncompiled), or "auto": plain for a short table.
+
+    Returns a DataFrame with the same index and every column of `kvm_pf.run.tables.CASE_OUTPUTS` that `revision`
+    has: 64-bit values UInt64, small numbers Int16, flags UInt8 (0 or 1), `warns` text joined by "|", and
+    <NA> for what the fault did not reach.
+
+    Raises InputError naming column and row of what is wrong.
+    """
+    return _evaluate("cases", frame, revision, engine)
+
+
+def evaluate_sources(
+    frame: pd.DataFrame, revision: str | Revision = "posted", *, engine: str = "auto"
+) -> pd.DataFrame:
+    """Run the exit handlers that lead to kvm_mmu_page_fault() over a table of exits.
+
+    Columns: `kvm_pf.run.tables.SOURCE_INPUTS` and SOURCE_OUTPUTS; all else as in `evaluate`.
+    """
+    return _evaluate("sources", frame, revision, engine)
+
+
+def evaluate_faultin(
+    frame: pd.DataFrame, revision: str | Revision = "posted", *, engine: str = "auto"
+) -> pd.DataFrame:
+    """Run kvm_faultin_pfn() over a table of faults; an absent `gfn` is that of `addr`.
+
+    Columns: `kvm_pf.run.tables.FAULTIN_INPUTS` and FAULTIN_OUTPUTS; all else as in `evaluate`.
+    """
+    return _evaluate("faultin", frame, revision, engine)
+
+
+EVALUATE: dict[str, Callable[..., pd.DataFrame]] = {
+    "cases": evaluate,
+    "sources": evaluate_sources,
+    "faultin": evaluate_faultin,
+}
+
+
+def evaluate_parquet(
+    source: str | Path,
+    target: str | Path,
+    revision: str | Revision = "posted",
+    *,
+    kind: str = "cases",
+    batch_rows: int = 1 << 19,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Evaluate a Parquet file into another, batch by batch: memory stays bounded however long the file.
+
+    `progress` is called with (rows done, rows in all) after each batch.  Returns the number of rows.
+    Raises InputError if `source` is no Parquet file, or as `evaluate` does; the index that it names is then the
+    row in the file.  `target` is written whole or not at all.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if kind not in EVALUATE:
+        raise InputError(f"kind {brief(kind)}: it takes {', '.join(EVALUATE)}")
+    target = Path(target)
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target}: this is the table itself; name another file to write")
+    unfinished = target.with_name(f"{target.name}.part")
+    done = 0
+    writer: Any = None
+    try:
+        for frame, rows in read_parquet(source, batch_rows):
+            frame.index = pd.RangeIndex(done, done + len(frame))
+            result = EVALUATE[kind](frame, revision, engine="auto" if rows <= PLAIN_ROWS else "compiled")
+            answer = pa.Table.from_pandas(result, preserve_index=False)
+            if writer is None:
+                writer = pq.ParquetWriter(unfinished, answer.schema)
+            writer.write_table(answer)
+            done += len(frame)
+            if progress:
+                progress(done, rows)
+        writer.close()
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return done
+
+
+def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Read a Parquet file batch by batch; give each batch, and the number of rows in all.
+
+    The first batch is empty, so that a file without rows gives its columns too.  Whole numbers stay whole where
+    values are missing.  A nameless index that pandas wrote is left out.
+    Raises InputError naming the file if it is not readable.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def whole(arrow_type: Any) -> Any:
+        return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
+
+    def table(batch: Any) -> pd.DataFrame:
+        names = batch.schema.names
+        batch = batch.select([n for n, name in enumerate(names) if not name.startswith("__index_level_")])
+        frame: pd.DataFrame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
+        return frame
+
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.metadata.num_rows
+            yield table(file.schema_arrow.empty_table()), rows
+            for batch in file.iter_batches(batch_size=batch_rows):
+                yield table(batch), rows
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not readable as a table ({str(error).partition(chr(10))[0]})") from None

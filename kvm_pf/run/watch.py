@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Watch a fault: one record for each step, and `explain`, which prints them for people.
+
+The records come from the run itself: every function of the path is wrapped when it is linked, and notes what
+it was given and what it returned.  The sentences below only put those values into words.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from errno import errorcode
+from functools import wraps
+from types import FunctionType
+from typing import Any
+
+from kvm_pf.bits import PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK, describe
+from kvm_pf.common.paths import data_dir
+from kvm_pf.revisions import Revision, get, logic_names
+from kvm_pf.run.inputs import case_state, case_values, ret_pf_names
+from kvm_pf.run.tables import VM_TYPES
+from kvm_pf.state import KVM_X86_SW_PROTECTED_VM, WARN_NAMES, Outcome
+
+
+@dataclass
+class Record:
+    """One step of one fault.
+
+    `before` and `after` are the error code (u64) around the step, None where the step does not see it.
+    `lines` are the ids of the patch's lines (see data/ledger) that the step stands for, if this revision uses
+    the posted form of the step; `source` is where the step was read.
+    """
+
+    step: str
+    depth: int
+    given: dict[str, Any]
+    result: Any = None
+    before: int | None = None
+    after: int | None = None
+    why: str = ""
+    source: str = ""
+    lines: tuple[str, ...] = ()
+    inner: list[Record] = field(default_factory=list)
+
+    def find(self, step: str) -> Record | None:
+        """The first record of `step` in here, however deep."""
+        for record in self.inner:
+            found = record if record.step == step else record.find(step)
+            if found:
+                return found
+        return None
+
+
+WAYS = (
+    "back to the guest",
+    "on to the MMIO path",
+    "on to the page-fault handler",
+    "refused, an error to user space",
+)
+"""What each of `kvm_pf.entry.ROUTES` leads to."""
+
+
+def warn_names(warns: int) -> str:
+    """Name WARN_* bits, joined by "|"."""
+    return "|".join(name for n, name in enumerate(WARN_NAMES) if warns >> n & 1)
+
+
+# One sentence for each step, from what it was given and what it returned
+
+
+def _why_sanitize(r: Record) -> str:
+    code, warns = r.result
+    if warns:
+        return f"WARN: {describe(r.given['error_code'] & ~code)} came from outside; dropped"
+    if r.given["error_code"] != code:
+        return f"now {describe(code)}"
+    return "passed as it is" if code & PFERR_SYNTHETIC_MASK else "nothing to drop"
+
+
+def _why_mark_private(r: Record) -> str:
+    vm, code = r.given["vm"], r.given["error_code"]
+    after, lookups = r.result
+    if lookups.count:
+        looked = r.find("kvm_mem_is_private")
+        private = looked is not None and looked.result[0]
+        marked = f": {describe(after & ~code)} set" if after != code else ""
+        return f"gfn {lookups.gfn:#x} is {'private' if private else 'shared'}{marked}"
+    if not r.lines:
+        return "no look-up"  # another form of the step, with reasons of its own
+    reasons = {
+        "CONFIG_KVM_SW_PROTECTED_VM is off": not vm.cfg_sw_protected,
+        "a reserved fault": code & PFERR_RSVD_MASK != 0,
+        f"the VM is {VM_TYPES[vm.vm_type]}, not sw-protected": vm.vm_type != KVM_X86_SW_PROTECTED_VM,
+    }
+    return "no look-up" + "".join(f"; {text}" for text, true in reasons.items() if true)
+
+
+def _why_reserved(r: Record) -> str:
+    to, warns = r.result
+    return f"{'WARN: private and reserved; ' if warns else ''}{WAYS[to]}"
+
+
+def _ret_pf(r: Record, value: int) -> str:
+    name = f"-{errorcode.get(-value, -value)}" if value < 0 else r.given["__ret_pf__"].get(value)
+    return name or str(value)
+
+
+def _why_route(r: Record) -> str:
+    return WAYS[r.result.to]
+
+
+def _why_mmio(r: Record) -> str:
+    mmio = r.result
+    if mmio.warns:
+        return "WARN: a page-table entry has reserved bits; -EINVAL"
+    if mmio.traced:
+        return f"EMULATE: the MMIO SPTE of gfn {mmio.gfn:#x}, generation {mmio.spte_gen:#x}, is current"
+    if mmio.checked:
+        return f"INVALID: the MMIO SPTE is stale (generation {mmio.spte_gen:#x}, now {mmio.kvm_gen:#x})"
+    cached = r.find("mmio_info_in_cache")
+    if cached and cached.result:
+        return "EMULATE: the vCPU remembers this address as MMIO"
+    return (
+        _ret_pf(r, mmio.ret) + ": " + ("no MMIO SPTE there" if mmio.ret == 1 else "slots are being updated")
+    )
+
+
+def _why_is_private(r: Record) -> str:
+    private, lookups = r.result
+    how = f"attribute of gfn {lookups.gfn:#x}" if lookups.count else f"error code {describe(r.given['err'])}"
+    return f"{'private' if private else 'shared'}, by {how}"
+
+
+def _why_new_fault(r: Record) -> str:
+    f = r.result
+    kind = "write" if f.write else "fetch" if f.exec else "read"
+    return f"gfn {f.gfn:#x}, {kind}, is_private={int(f.is_private)}, rsvd={int(f.rsvd)}, slot={int(f.slot)}"
+
+
+def _why_do_page_fault(r: Record) -> str:
+    h = r.result
+    if h.exit.exit_reason:
+        return f"EMULATE on private memory is refused: exit {h.exit.exit_reason}, flags {h.exit.flags:#x}, -EFAULT"
+    return _ret_pf(r, h.ret)
+
+
+def _why_after(r: Record) -> str:
+    a = r.result
+    done = f"unprotect {a.unprotect.arg:#x}; " if a.unprotect.called else ""
+    if a.emulation.called:
+        return f"{done}emulate with type {a.emulation.emulation_type:#x}; returns {a.ret}"
+    return f"{done}returns {a.ret}"
+
+
+def _why_passed_on(r: Record) -> str:
+    lost = r.given["error_code"] & ~r.result
+    return f"cut: {describe(lost)} lost" if lost else "all 64 bits"
+
+
+def _why_page_fault(r: Record) -> str:
+    wrote = "; a write to a shadowed page table" if r.result[1] else ""
+    return f"the page-fault handler answers {_ret_pf(r, r.result[0])}{wrote}"
+
+
+def _why_whole(r: Record) -> str:
+    o: Outcome = r.result
+    then = "error to user space" if o.ret < 0 else "exit to user space" if o.ret == 0 else "resume the guest"
+    return f"returns {o.ret}: {then}" + (f"; warned: {warn_names(o.warns)}" if o.warns else "")
+
+
+WHY: Mapping[str, Callable[[Record], str]] = {
+    "route": _why_route,
+    "sanitize": _why_sanitize,
+    "root_is_valid": lambda r: (
+        "there is a page table" if r.result else "WARN: no valid root; back to the guest"
+    ),
+    "mark_private": _why_mark_private,
+    "kvm_mem_is_private": lambda r: f"gfn {r.given['gfn']:#x}: {'private' if r.result[0] else 'shared'}",
+    "reserved_fault": _why_reserved,
+    "handle_mmio_page_fault": _why_mmio,
+    "mmio_info_in_cache": lambda r: "in the MMIO cache" if r.result else "not in the MMIO cache",
+    "get_mmio_spte": lambda r: (
+        f"lowest SPTE {r.result[0]:#x}" + ("; reserved bits on the way" if r.result[1] else "")
+    ),
+    "passed_on": _why_passed_on,
+    "kvm_mmu_do_page_fault": _why_do_page_fault,
+    "is_private": _why_is_private,
+    "new_fault": _why_new_fault,
+    "page_fault": _why_page_fault,
+    "kvm_mmu_write_protect_fault": lambda r: _ret_pf(r, r.result[0]),
+    "after_fault": _why_after,
+    "emulate": lambda r: f"emulate at {r.result.addr:#x} with type {r.result.emulation_type:#x}",
+    "kvm_mmu_page_fault": _why_whole,
+}
+"""The steps that are watched, and how each says what it did."""
+
+
+_CODE_NAMES = ("error_code", "err")
+
+
+def _error_codes(given: Mapping[str, Any], result: Any) -> tuple[int | None, int | None]:
+    before = next((given[name] for name in _CODE_NAMES if type(given.get(name)) is int), None)
+    if before is None:
+        return None, None
+    if hasattr(result, "error_code"):
+        return before, result.error_code
+    if hasattr(result, "handled"):
+        return before, result.handled.fault.error_code if result.handled.called else before
+    return before, before
+
+
+CODE_STEPS = ("sanitize", "mark_private", "passed_on")
+"""The steps that return the error code itself, alone or first."""
+
+
+def source_of(function: FunctionType) -> str:
+    """Return the `Source:` part of a function's docstring on one line; "" if it has none."""
+    found = re.search(r"Source:\s*(.*?)(?:\n\s*\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+    return re.sub(r"\s+", " ", found[1]).strip() if found else ""
+
+
+@functools.cache
+def ledger_lines(step: str) -> tuple[str, ...]:
+    """The ids of the patch's added lines that `step` stands for."""
+    with (data_dir() / "ledger" / "ledger.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(row["id"] for row in csv.DictReader(file) if row["step"] == step and row["sign"] == "+")
+
+
+class Watcher:
+    """A `bind` for the linker that records every watched step."""
+
+    def __init__(self, revision: Revision) -> None:
+        self.revision = revision
+        self.records: list[Record] = []
+        self._open: list[Record] = []
+        self._posted = logic_names()
+        self._ret_pf = {number: name for name, number in ret_pf_names(revision).items()}
+
+    def __call__(self, function: FunctionType) -> Callable[..., Any]:
+        """Wrap a step so that it is recorded; leave other functions alone."""
+        name = function.__name__
+        if name not in WHY:
+            return function
+        posted = self._posted.get(name)
+        lines = ledger_lines(name) if posted and posted.__code__ is function.__code__ else ()
+        source = source_of(function)
+        signature = inspect.signature(posted or function)  # a step made elsewhere may name its arguments anew
+
+        @wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+            record = Record(name, len(self._open), given, source=source, lines=lines)
+            (self._open[-1].inner if self._open else self.records).append(record)
+            self._open.append(record)
+            try:
+                record.result = function(*args, **kwargs)
+            finally:
+                self._open.pop()
+            record.before, record.after = _error_codes(given, record.result)
+            way = next((inner for inner in record.inner if inner.step == "route"), None)
+            if way and not record.result.handled.called:
+                record.after = way.after
+            if name in CODE_STEPS:
+                record.after = record.result if name == "passed_on" else record.result[0]
+            record.given["__ret_pf__"] = self._ret_pf
+            record.why = WHY[name](record)
+            del record.given["__ret_pf__"]
+            return record.result
+
+        return watched
+
+
+def flat(records: list[Record]) -> list[Record]:
+    """List records with their inner ones, in the order in which the steps began."""
+    return [each for record in records for each in (record, *flat(record.inner))]
+
+
+@dataclass
+class Explanation:
+    """One fault, followed: the outcome and the records; as text, one line a step."""
+
+    revision: Revision
+    title: str
+    outcome: Outcome
+    records: list[Record]
+
+    @property
+    def steps(self) -> list[Record]:
+        """All records in order."""
+        return flat(self.records)
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        for record in self.steps:
+            code = ""
+            if record.before is not None:
+                code = f"{record.before:#x}"
+                if record.after != record.before:
+                    code += f" → {record.after:#x}"
+            name = "  " * record.depth + record.step
+            lines.append(f"{name:<30} {code:<33} {record.why}".rstrip())
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(
+    error_code: int | str = 0,
+    cr2_or_gpa: int | str = 0x100000000,
+    *,
+    revision: str | Revision = "posted",
+    **state: object,
+) -> Explanation:
+    """Follow one fault through kvm_mmu_page_fault() and say what each step did, and why.
+
+    `error_code` and `cr2_or_gpa` are u64 as numbers or text; the code also takes names of bits ("WRITE|USER").
+    `state` names any input of the cases tables (`kvm_pf.run.tables.CASE_INPUTS`), `mode` or `private`; the rest
+    has the tables' defaults.  Raises InputError naming what is wrong.
+
+    >>> print(explain("WRITE|USER", vm_type="sw-protected", private=True).outcome.handled.fault.is_private)
+    True
+    """
+    revision = get(revision)
+    values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
+    vcpu = case_state(values, revision)
+    watcher = Watcher(revision)
+    run = revision.link("kvm_mmu_page_fault", watcher)
+    outcome = run(vcpu, values["cr2_or_gpa"], values["error_code"], values["insn_len"])
+    vm_type = VM_TYPES[values["vm_type"]]
+    code = values["error_code"]
+    title = f"{revision.name}: {vm_type} VM, address {values['cr2_or_gpa']:#x}, error code {code:#x} ({describe(code)})"
+    return Explanation(revision, title, outcome, watcher.records)

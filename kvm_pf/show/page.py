@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What every page of the walkthrough shows: lines of the patch, a step before and after, what it does, its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.corpus import differences, load_corpus
+from kvm_pf.conformance.expect import Why
+from kvm_pf.conformance.follow import Seen, answer, carried, scenario_of, shown
+from kvm_pf.conformance.recordings import read_recording
+from kvm_pf.patch.diff import step_diff
+from kvm_pf.patch.reader import ledger
+from kvm_pf.revisions import Revision, get
+from kvm_pf.run.batch import EVALUATE, evaluate
+from kvm_pf.run.inputs import case_values
+from kvm_pf.run.watch import Record, explain
+from kvm_pf.show.diff import diff_html
+from kvm_pf.show.markup import Html, Shown, bold, code, framed, join, table
+from kvm_pf.show.widgets.hunks import lines_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ("Asked", "ask", "cases", "change", "differ", "faults", "lines", "log", "results", "story")
+
+
+def lines(*which: str) -> Shown:
+    """Show what lines of the patch do, by the ledger: those that a notebook explains, or those of some ids.
+
+    A notebook is named by its file's name without the ending.  Raises InputError if the ledger does not know it.
+    """
+    rows = ledger()
+    ids: list[str] = []
+    for name in which:
+        found = rows.id[(rows.id == name) | rows.notebook.str.startswith(f"notebooks/{name}.ipynb#")]
+        if found.empty:
+            raise InputError(f"no line of the ledger is explained in {name!r}")
+        ids.extend(found)
+    return Shown(f"{len(ids)} lines of the patch", framed(lines_table("", ids)))
+
+
+def change(step: str, a: str | Revision = "before", b: str | Revision = "posted") -> Shown:
+    """Show a step of two revisions side by side; `step` as in `kvm_pf.patch.diff.source_lines`."""
+    left, right = get(a).name, get(b).name
+    return Shown(f"{step}, {left} and {right}", diff_html(step_diff(step, a, b), left, right))
+
+
+class Asked(Shown):
+    """What one step did with several faults in several revisions: `records[fault, revision]`, None if not reached."""
+
+    def __init__(self, step: str, records: Mapping[tuple[str, str], Record | None]) -> None:
+        self.records = records
+        names = list(dict.fromkeys(revision for _, revision in records))
+        rows = [
+            [bold(fault), *(_told(records[fault, name]) for name in names)]
+            for fault in dict.fromkeys(fault for fault, _ in records)
+        ]
+        super().__init__(f"{step} of {', '.join(names)}", framed(table("", (code(step), *names), rows)))
+
+
+def _told(record: Record | None) -> object:
+    if record is None:
+        return "not reached"
+    why = join(record.why.split("|"), Html("|<wbr>"))
+    if record.before is None or record.after is None:
+        return why
+    after = "" if record.after == record.before else f" → {record.after:#x}"
+    return join([code(f"{record.before:#x}{after}"), why], Html("<br>"))
+
+
+def ask(step: str, given: Mapping[str, object], *revisions: str | Revision, **state: object) -> Asked:
+    """Ask what a step does with faults: each its own row, each revision (before and posted if none) its own column.
+
+    `given` maps a name of the fault to its error code, or to all of it that `explain` takes; `state` is common
+    to all.  Raises InputError as `explain` does.
+    """
+    records: dict[tuple[str, str], Record | None] = {}
+    for name, fault in given.items():
+        case: dict[str, Any] = dict(fault) if isinstance(fault, Mapping) else {"error_code": fault}
+        for revision in map(get, revisions or ("before", "posted")):
+            steps = explain(revision=revision, **{**state, **case}).steps
+            records[name, revision.name] = next((each for each in steps if each.step == step), None)
+    return Asked(step, records)
+
+
+def results(
+    columns: str,
+    given: Mapping[str, Mapping[str, Any]],
+    *revisions: str | Revision,
+    kind: str = "cases",
+    **state: Any,
+) -> pd.DataFrame:
+    """Run faults in several revisions (posted if none) and show some of what comes of them.
+
+    `columns` are output columns of the tables of `kind` (cases, sources or faultin), parted by blanks; `given` maps a
+    name of the fault to its inputs, as `explain` or the table takes them; `state` is common to all.  One row for each
+    fault and revision; 64-bit values in hexadecimal from 10 up, "–" for what was not reached, answers of the MMIO path
+    (mmio_ret) and of the fault-in (ret) by name.
+    """
+    import pandas as pd
+
+    rows = {}
+    for name, inputs in given.items():
+        for revision in map(get, revisions or ("posted",)):
+            values = {**state, **inputs}
+            if kind == "cases":
+                values = dict(case_values(revision, **values))
+            got = _named(EVALUATE[kind](pd.DataFrame([values], dtype=object), revision), kind, revision)
+            rows[name, revision.name] = [_said(got[column].iloc[0]) for column in columns.split()]
+    index = pd.MultiIndex.from_tuples(list(rows), names=["fault", "revision"])
+    frame = pd.DataFrame(list(rows.values()), index, columns.split())
+    return frame if len(revisions) > 1 else frame.droplevel("revision")
+
+
+def differ(frame: pd.DataFrame, a: str | Revision, b: str | Revision) -> pd.DataFrame:
+    """Run a table of faults in two revisions and count the rows in which each output that both have differs.
+
+    Columns: output (index), rows, and for each revision what it gave in the first of them, as an example.
+    Answers of the MMIO path are compared by name: their numbers changed.
+    """
+    import pandas as pd
+
+    one, two = (_named(evaluate(frame, each), "cases", get(each)) for each in (a, b))
+    rows = []
+    for column in one.columns.intersection(two.columns):
+        known = one[column].notna(), two[column].notna()
+        unlike = (known[0] != known[1]) | (known[0] & known[1] & (one[column] != two[column]).fillna(False))
+        if unlike.any():
+            first = [_said(each[column][unlike].iloc[0]) or "none" for each in (one, two)]
+            rows.append((column, int(unlike.sum()), *first))
+    return pd.DataFrame(
+        rows, columns=["output", "rows", f"{get(a).name}, e.g.", f"{get(b).name}, e.g."]
+    ).set_index("output")
+
+
+def _named(frame: pd.DataFrame, kind: str, revision: Revision) -> pd.DataFrame:
+    """Put names for the numbers of answers in the outputs of a table."""
+    column = {"cases": "mmio_ret", "faultin": "ret"}.get(kind, "")
+    if column not in frame:
+        return frame
+    return frame.assign(
+        **{column: frame[column].map(lambda value: answer(int(value), revision), na_action="ignore")}
+    )
+
+
+def _said(value: Any) -> str:
+    """Write a value of a table: "–" for what was not reached, 64-bit values in hexadecimal."""
+    import pandas as pd
+
+    if pd.isna(value):
+        return "–"
+    return shown(int(value)) if getattr(value, "dtype", "") == "uint64" else str(value)
+
+
+def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:
+    """Put recorded faults under each other: columns `names` as the kernel recorded them, and if the model agrees.
+
+    Columns: step (index), op, those named (as `Seen.shown` writes them), agree: how many of all the values of this
+    fault that can be compared are the model's.
+    """
+    import pandas as pd
+
+    rows = []
+    for each in seen:
+        compared = [kernel == model for _, kernel, model in each.recorded() if not isinstance(model, Why)]
+        values = [each.shown(name, getattr(each.row, name)) for name in names]
+        rows.append((each.row.step, each.row.op, *values, f"{sum(compared)} of {len(compared)}"))
+    return pd.DataFrame(rows, columns=["step", "op", *names, "agree"]).set_index("step")
+
+
+def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
+    """Tell what user space did in some steps of a recorded scenario, and what came back to it.
+
+    Columns: step (index), op; rc and errno of the system call; exit and rax, with what and where the guest came to
+    rest, if it ran.  Raises InputError if there is no such scenario.
+    """
+    import pandas as pd
+
+    rows = []
+    for step in scenario_of(read_recording(carried(recording)), scenario).steps:
+        if step.number in steps:
+            told = step.result or {}
+            runs = [each for name, each in told.items() if name.startswith("run")]
+            last = runs[-1] if runs else told
+            values = [last.get(name, "") for name in ("rc", "errno", "name", "rax")]
+            rows.append((step.number, step.op, *values))
+    return pd.DataFrame(rows, columns=["step", "op", "rc", "errno", "exit", "rax"]).set_index("step")
+
+
+def log(recording: str) -> list[str]:
+    """List the WARNs in the kernel log of a recording that the package carries, in order: function, file and line."""
+    found = read_recording(carried(recording)).warnings
+    return [f"WARNING in {warn.function}, {warn.file}:{warn.line}" for warn in found]
+
+
+def cases(*topics: str) -> pd.DataFrame:
+    """Run the curated cases of some topics, each on every revision that it is for, and count.
+
+    Columns: topic (index), cases, values compared, and how many of them are different in the model.
+    Raises InputError if there is no such topic.
+    """
+    import pandas as pd
+
+    every = load_corpus().cases
+    rows = []
+    for topic in topics:
+        mine = every[every["topic"] == topic]
+        if mine.empty:
+            raise InputError(
+                f"no case is about {topic!r}; they are about {', '.join(every['topic'].unique())}"
+            )
+        values = sum(map(len, mine["expect"]))
+        rows.append((topic, mine["id"].nunique(), values, len(differences(mine))))
+    columns = ["topic", "cases", "values compared", "of them different"]
+    return pd.DataFrame(rows, columns=columns).set_index("topic")
