@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Run a Parquet table of faults through the model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from kvm_pf.cli.common import OK, PLAIN
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
+    from kvm_pf.run.batch import evaluate_parquet
+
+    def progress(done: int, rows: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {rows} rows", end="\r", file=sys.stderr, flush=True)
+
+    rows = evaluate_parquet(args.source, args.target, args.revision, kind=args.kind, progress=progress)
+    print(f"{args.target}: {rows} rows")
+    return OK
+
+
+def add(commands: Any) -> None:
+    """Add the command's arguments to the command line."""
+    p = commands.add_parser(
+        "evaluate",
+        help="run a Parquet table of faults through the model",
+        formatter_class=PLAIN,
+        epilog="example:\n  kvm-pf evaluate faults.parquet outcomes.parquet --revision v6_12",
+    )
+    p.add_argument("source", help="Parquet file with input columns")
+    p.add_argument("target", help="Parquet file to write")
+    p.add_argument("--revision", default="posted", help="revision of the kernel (posted)")
+    p.add_argument(
+        "--kind", choices=("cases", "sources", "faultin"), default="cases", help="kind of table (cases)"
+    )
+    p.set_defaults(run=run)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Write the whole corpus as JSON lines, with its JSON Schema."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from kvm_pf.cli.common import OK, PLAIN
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
+    from kvm_pf.conformance.corpus import export
+
+    def progress(table: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{table}", end="\r", file=sys.stderr, flush=True)
+
+    for path, rows in export(args.directory, progress).items():
+        print(f"{path}: {rows} rows")
+    return OK
+
+
+def add(commands: Any) -> None:
+    """Add the command's arguments to the command line."""
+    p = commands.add_parser(
+        "export",
+        help="write the whole corpus as JSON lines, with its JSON Schema",
+        formatter_class=PLAIN,
+        epilog="example:\n  kvm-pf export corpus/",
+    )
+    p.add_argument("directory", type=Path, help="folder to write to; it is made if absent")
+    p.set_defaults(run=run)
