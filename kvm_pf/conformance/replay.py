@@ -34,7 +34,7 @@ from kvm_pf.conformance.expect import (
 from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, Step, VmState, read_recording, walk
 from kvm_pf.guest.machine import Machine, Taken
 from kvm_pf.guest.memory import Given, Options
-from kvm_pf.revisions import Revision, get
+from kvm_pf.revisions import ROWS, Revision, get
 from kvm_pf.spte import SPTE_WRITE
 from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
 
@@ -42,7 +42,7 @@ __all__ = ("Difference", "Replay", "Report", "Why", "replay", "revision_for")
 
 # --- which revision ---
 
-KERNELS = (((6, 1), "v6_1"), ((6, 8), "before"), ((6, 10), "v6_10"), ((6, 12), "v6_12"), ((7, 3), "v7_3"))
+KERNELS = sorted((row.kernel, row.name) for row in ROWS if row.kernel)
 """Kernels and the revisions made from them; any other kernel takes the one before it."""
 
 
@@ -58,7 +58,7 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
     names = [name for first, name in KERNELS if first <= version]
     if not names:
         raise InputError(f"kernel {kernel!r}: 6.1 or newer can be replayed; name a revision for another")
-    exact = version in ((6, 1), (6, 10), (6, 12), (7, 3))
+    exact = version in [first for first, _ in KERNELS]
     return get(names[-1]), "" if exact else f"the nearest older than {version[0]}.{version[1]}"
 
 
@@ -152,7 +152,7 @@ _ADDRESS = 0x7FFFFFFFFF000
 def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], revision: Revision) -> Options:
     """Tell how the recorded boot was set up."""
     caps = {name: _number(value, f"{scenario.name}: {name}") for name, value in scenario.caps.items()}
-    known = revision.name != "v6_1"
+    known = not revision.has("no-attributes")
     grown = [
         (row.mark_gen or row.check_kvm_gen, row.state_updates) for row in rows if row.state_vm == "default"
     ]

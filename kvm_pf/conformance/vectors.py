@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.revisions import REVISIONS, get
+from kvm_pf.revisions import REVISIONS, ROWS, get
 from kvm_pf.run.batch import EVALUATE, TABLES, outputs, read_parquet
 from kvm_pf.run.inputs import number
 
@@ -19,10 +19,7 @@ CHUNK_ROWS = 125_000
 CHUNK_BYTES = 1 << 25
 """How much of a table is read at a time: rows of Parquet, bytes of CSV."""
 
-ALIASES = {
-    "R0": "before", "R1": "posted", "S16": "posted_series", "R2c": "merged_patch", "R2": "v6_10", "R3": "v6_12",
-    "R4": "v7_3", "ALTP": "guest_enc_gated", "ALTI": "guest_enc_ungated",
-}  # fmt: skip
+ALIASES = {row.vectors: row.name for row in ROWS if row.vectors}
 """Short names of the revisions in the facts that the project started from."""
 
 

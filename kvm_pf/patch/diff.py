@@ -64,10 +64,7 @@ def _synthetic_bits(revision: Revision) -> Iterator[str]:
 
 def _knows(revision: Revision, since: str) -> bool:
     """Say whether a bit first named by the revision `since` has that name in `revision`."""
-    lineage = {revision.name}
-    while revision.base:
-        revision = revision.base
-        lineage.add(revision.name)
+    lineage = revision.lineage
     return since == "before" or (since in lineage and (since != "posted" or "before" not in lineage))
 
 

@@ -160,7 +160,7 @@ COLUMNS = {column.column: column for way in reversed(WAYS.values()) for column i
 
 def common_outputs(way: str, a: str | Revision, b: str | Revision) -> list[Output]:
     """The outputs of a way that both revisions have."""
-    absent = {"until 7.3" if "v7_3" in lineage(get(revision)) else "from 7.3" for revision in (a, b)}
+    absent = {"until 7.3" if "v7_3" in get(revision).lineage else "from 7.3" for revision in (a, b)}
     return [output for output in WAYS[way].outputs if output.revisions not in absent]
 
 
@@ -385,7 +385,7 @@ class Case:
         """Whether the inputs mean something in `revision`: the handler's answer, and the MMIO SPTEs' format."""
         known = answers(get(revision))
         answer = one_of(self.pf_ret == ANSWERS.index(name) for name in known) | (self.pf_ret < 0)
-        return answer & ((self.mmio_cfg != MMIO_TDX) | ("v7_3" in lineage(get(revision))))
+        return answer & ((self.mmio_cfg != MMIO_TDX) | (get(revision).last_vm_type >= KVM_X86_TDX_VM))
 
     def reachable(self, revision: str | Revision, way: str = "kvm_mmu_page_fault") -> Any:
         """Whether a fault that comes by `way` can meet such a state in `revision`."""
@@ -436,11 +436,6 @@ def _summary(revision: Revision, name: str | Callable[..., Any]) -> Any:
 # --- states that can exist ---
 
 
-def lineage(revision: Revision) -> set[str]:
-    """The names of a revision and of all that it is based on."""
-    return {revision.name} | (lineage(revision.base) if revision.base else set())
-
-
 def is_one_of(value: Any, numbers: Sequence[int]) -> Any:
     """Whether a value is one of the numbers."""
     return one_of(value == number for number in numbers)
@@ -468,14 +463,13 @@ def reachable(case: Case, revision: Revision, way: str = "kvm_mmu_page_fault") -
 
 def _vms(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     """The VMs that there are, and the kernels that run them."""
-    v6_12, v7_3 = _since(revision, "v6_12"), _since(revision, "v7_3")
-    last = KVM_X86_TDX_VM if v7_3 else KVM_X86_SNP_VM if v6_12 else 3 if _since(revision, "v6_10") else 1
-    private_types = [KVM_X86_SW_PROTECTED_VM, *[KVM_X86_SNP_VM] * v6_12, *[KVM_X86_TDX_VM] * v7_3]
+    last = revision.last_vm_type
+    private_types = [t for t in (KVM_X86_SW_PROTECTED_VM, KVM_X86_SNP_VM, KVM_X86_TDX_VM) if t <= last]
     has_private, tdx = is_one_of(c.vm_type, private_types), c.vm_type == KVM_X86_TDX_VM
     yield f"the VM is of type 0 to {last}", is_one_of(c.vm_type, range(last + 1))
     sw_protected = c.vm_type == KVM_X86_SW_PROTECTED_VM
     yield "software-protected VMs need their option", implies(sw_protected, c.cfg_sw_protected)
-    if v6_12:
+    if last >= KVM_X86_SNP_VM:
         yield (
             "options and VMs bring private memory",
             implies(c.cfg_sw_protected | has_private, c.cfg_private_mem),
@@ -509,9 +503,10 @@ def _callers(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     yield "callers drop bit 48", c.error_code & PFERR_IMPLICIT_ACCESS == 0
     private = c.error_code & PFERR_PRIVATE_ACCESS != 0
     snp, tdx = c.vm_type == KVM_X86_SNP_VM, c.vm_type == KVM_X86_TDX_VM
-    setters = (snp & _since(revision, "v6_12")) | (tdx & _since(revision, "v7_3"))
+    last = revision.last_vm_type
+    setters = (snp & (last >= KVM_X86_SNP_VM)) | (tdx & (last >= KVM_X86_TDX_VM))
     yield "callers set bit 49 for SNP and TDX alone, as far as there are such", implies(private, setters)
-    if _since(revision, "v7_3"):
+    if last >= KVM_X86_TDX_VM:
         gpa = c.step("vt_is_tdx_private_gpa", revision)(c.direct_bits, c.cr2_or_gpa)
         yield "for TDX the address says private", implies(tdx, private == gpa)
         yield "a trust domain has no reserved faults", implies(tdx, c.error_code & PFERR_RSVD_MASK == 0)
@@ -519,8 +514,11 @@ def _callers(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
 
 def _exits(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     tdx = c.kind == KIND_TDX
-    yield "TDX came with 7.3", no(tdx) | _since(revision, "v7_3")
-    yield "SNP came with 6.12", no(c.snp_guest | (c.sev_kind == SEV_SNP)) | _since(revision, "v6_12")
+    yield "TDX came with 7.3", no(tdx) | (revision.last_vm_type >= KVM_X86_TDX_VM)
+    yield (
+        "SNP came with 6.12",
+        no(c.snp_guest | (c.sev_kind == SEV_SNP)) | (revision.last_vm_type >= KVM_X86_SNP_VM),
+    )
     yield (
         "TDX alone has a shared bit",
         is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
@@ -528,7 +526,7 @@ def _exits(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
 
 
 def _fault_ins(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
-    v7_3 = _since(revision, "v7_3")
+    v7_3 = revision.last_vm_type >= KVM_X86_TDX_VM
     gmem_only = is_one_of(c.slot_kind, (SLOT_GMEM_ONLY, SLOT_GMEM_ONLY_INVALID))
     yield "slots with guest_memfd alone came with 7.3", no(gmem_only) | v7_3
     yield "a private fault needs private memory", implies(c.is_private, c.cfg_private_mem)
@@ -536,7 +534,3 @@ def _fault_ins(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     yield "L2's own tables are L2's", implies(c.nested, c.guest_mode & no(c.is_tdp))
     yield "the address is the gfn's", implies(c.is_tdp, c.gfn == c.addr >> PAGE_SHIFT & GFN_MASK)
     yield "TDX alone has a shared bit", is_one_of(c.direct_bits, (0, *[1 << 35, 1 << 39] * v7_3))
-
-
-def _since(revision: Revision, name: str) -> bool:
-    return name in lineage(revision)

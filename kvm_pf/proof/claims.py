@@ -56,7 +56,7 @@ from kvm_pf.proof.terms import (
     one_of,
     patience,
 )
-from kvm_pf.revisions import REVISIONS, Revision, get
+from kvm_pf.revisions import REVISIONS, Revision, get, having
 from kvm_pf.run import tables
 from kvm_pf.run.inputs import U64_MAX, limits
 from kvm_pf.run.tables import Input
@@ -139,14 +139,13 @@ def claim(
 
 # --- revisions by what they do ---
 
-STRIPS = "posted posted_u32 posted_on_6_12"  # kvm_mmu_page_fault() drops both bits
-CALLERS_STRIP = "posted_series merged_patch v6_10 v6_12 v7_3"  # the exits' handlers do
-CUT = "posted_u32 v6_1"  # codes have 32 bits, so no fault is private
-BORROWS = "guest_enc_gated guest_enc_ungated"
-ALL = f"before {STRIPS} {CALLERS_STRIP} {BORROWS} v6_1"
-
-RSVD_PRIVATE_REFUSED = "v6_10 v6_12 v7_3"
-COMPARED_FIRST = "posted_series v6_10 v6_12 v7_3"  # kvm_faultin_pfn() begins with private against shared
+ALL = having()
+STRIPS, CALLERS_STRIP, LEAVES_49 = having("strips"), having("callers-strip"), having("leaves-49")
+LOOKS_UP, BORROWS, NEVER_PRIVATE = having("looks-up"), having("borrows"), having("never-private")
+CUT, NO_ATTRIBUTES = having("cut"), having("no-attributes")
+MARKS = having("strips", but="never-private")  # bit 49 is set, and for software-protected VMs alone
+REFUSES_RESERVED, COMPARES_FIRST = having("refuses-reserved"), having("compares-first")
+STOPS_READY = having("stops-ready")
 
 
 def _has(code: Any, mask: int) -> Any:
@@ -171,7 +170,7 @@ def _is_private(c: Case, r: str | Revision) -> Any:
     "Bits 48 and 49 that a caller hands in never survive the sanitiser.",
     "h1+11 h2+04 h2+05 h2-06 h2-07",
     STRIPS,
-    f"before {CALLERS_STRIP} {BORROWS} v6_1",
+    f"{CALLERS_STRIP} {LEAVES_49}",
 )
 def _(c: Case, r: Revision) -> Any:
     return no(_has(c.step("sanitize", r)(c.error_code)[0], PFERR_SYNTHETIC_MASK))
@@ -182,7 +181,7 @@ def _(c: Case, r: Revision) -> Any:
     "What leaves the sanitiser is the code without bits 48 and 49, whether it warned or not.",
     "h1+11 h2+01 h2+02 h2+03 h2+04 h2+05",
     STRIPS,
-    f"before {CALLERS_STRIP} {BORROWS} v6_1",
+    f"{CALLERS_STRIP} {LEAVES_49}",
 )
 def _(c: Case, r: Revision) -> Any:
     return c.step("sanitize", r)(c.error_code)[0] == c.error_code & ~PFERR_SYNTHETIC_MASK
@@ -205,8 +204,8 @@ def _(c: Case, r: Revision) -> Any:
     "other-bits-pass",
     "Every other bit of the error code reaches the handler as the caller gave it.",
     "h2+05",
-    f"before posted posted_on_6_12 {CALLERS_STRIP}",
-    f"posted_u32 {BORROWS} v6_1",
+    having(but="cut borrows"),
+    f"{CUT} {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     handled, kept = c.fault(r).handled, ~PFERR_SYNTHETIC_MASK
@@ -218,7 +217,7 @@ def _(c: Case, r: Revision) -> Any:
     "A bit 48 or 49 that a CPU reports gets past the exit's handler and the sanitiser only if KVM put it there.",
     "h2+04 h2+05",
     f"{STRIPS} {CALLERS_STRIP}",
-    f"before {BORROWS} v6_1",
+    LEAVES_49,
 )
 def _(c: Case, r: Revision) -> Any:
     mmu = c.exit(r).mmu
@@ -232,8 +231,8 @@ def _(c: Case, r: Revision) -> Any:
 @claim(
     "ept-codes-are-clean",
     "The error code of an EPT violation has none of bits 3, 31, 34 to 36, 48 and 49.",
-    holds=f"before {STRIPS} posted_series merged_patch v6_10 v6_12",
-    fails="v7_3",
+    holds=having(but="tdx"),
+    fails=having("tdx"),
 )
 def _(c: Case, r: Revision) -> Any:
     never = PFERR_RSVD_MASK | PFERR_GUEST_RMP_MASK | PFERR_GUEST_ENC_MASK | PFERR_GUEST_SIZEM_MASK
@@ -245,8 +244,8 @@ def _(c: Case, r: Revision) -> Any:
 @claim(
     "pf-codes-have-32-bits",
     "A legacy #PF hands on none of bits 32 to 63, and so neither of KVM's own.",
-    holds=f"{CALLERS_STRIP} posted_on_6_12",
-    fails=f"before posted {BORROWS}",
+    holds=having("pf-32"),
+    fails=having(but="pf-32"),
     source="mail <20240228024147.41573-7-seanjc@google.com>, 2024-02-27",
 )
 def _(c: Case, r: Revision) -> Any:
@@ -259,7 +258,7 @@ def _(c: Case, r: Revision) -> Any:
     "A caller's bit 49 makes the fault private, so that TDX and SNP can say so.",
     "h2+04 h2+05",
     CALLERS_STRIP,
-    f"before {STRIPS} {BORROWS} v6_1",
+    f"{STRIPS} {LEAVES_49}",
     source="mail <ZeCf-sJIyR7vuMtD@google.com>, 2024-02-29",
 )
 def _(c: Case, r: Revision) -> Any:
@@ -286,9 +285,9 @@ def _(c: Case, r: Revision) -> Any:
     "private-means-sw-protected",
     "A private fault is a software-protected VM's.",
     "h1+10 h2+08 h2+14 h2+16 h2+18 h3-01 h3+01",
-    "posted posted_on_6_12",
-    f"before {CALLERS_STRIP} {BORROWS}",
-    empty=CUT,
+    MARKS,
+    f"{LOOKS_UP} {CALLERS_STRIP} {BORROWS}",
+    empty=NEVER_PRIVATE,
 )
 def _(c: Case, r: Revision) -> Any:
     return c.given(_is_private(c, r), c.vm_type == KVM_X86_SW_PROTECTED_VM)
@@ -298,9 +297,9 @@ def _(c: Case, r: Revision) -> Any:
     "private-means-declared",
     "A private fault is on a page that user space declared private.",
     "h2+09 h2+17 h2+18 h3-01 h3+01",
-    "before posted posted_on_6_12",
+    f"{LOOKS_UP} {MARKS}",
     f"{CALLERS_STRIP} {BORROWS}",
-    empty=CUT,
+    empty=NEVER_PRIVATE,
 )
 def _(c: Case, r: Revision) -> Any:
     return c.given(_is_private(c, r), _private_page(c))
@@ -310,8 +309,8 @@ def _(c: Case, r: Revision) -> Any:
     "reserved-never-private",
     "A reserved fault that reaches the handler is never private.",
     "h2+07 h2+15 h3-01 h3+01",
-    f"{STRIPS} {RSVD_PRIVATE_REFUSED} v6_1",
-    f"before posted_series merged_patch {BORROWS}",
+    f"{STRIPS} {REFUSES_RESERVED} {NO_ATTRIBUTES}",
+    f"{LOOKS_UP} posted_series merged_patch {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     handled = c.fault(r).handled
@@ -328,8 +327,8 @@ def _declared(c: Case) -> Any:
     "declared-is-private",
     "An ordinary fault of a software-protected VM on a page that it declared private is private.",
     "h1+10 h2+14 h2+16 h2+17 h2+18 h3+01",
-    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
-    CUT,
+    having(but="never-private"),
+    NEVER_PRIVATE,
 )
 def _(c: Case, r: Revision) -> Any:
     handled = c.fault(r).handled
@@ -341,8 +340,8 @@ def _(c: Case, r: Revision) -> Any:
     "A fault is private exactly if the option is on, it is not reserved, the VM is software-protected, and the "
     "page is declared private.",
     "h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
-    "posted posted_on_6_12",
-    f"before posted_u32 {CALLERS_STRIP} {BORROWS} v6_1",
+    MARKS,
+    f"{LOOKS_UP} {NEVER_PRIVATE} {CALLERS_STRIP} {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     return c.given(c.fault(r).handled.called, c.fault(r).handled.fault.is_private == _declared(c))
@@ -352,8 +351,8 @@ def _(c: Case, r: Revision) -> Any:
     "code-says-private",
     "A fault is private exactly if its error code has bit 49: one source of truth for every reader.",
     "h1+07 h1+08 h1+10 h2+18 h3-01 h3+01",
-    f"{STRIPS} {CALLERS_STRIP} v6_1",
-    f"before {BORROWS}",
+    f"{STRIPS} {CALLERS_STRIP} {NO_ATTRIBUTES}",
+    f"{LOOKS_UP} {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     handled = c.fault(r).handled
@@ -365,8 +364,8 @@ def _(c: Case, r: Revision) -> Any:
     "nothing-is-private",
     "No fault is ever private: so it is with the error code cut to 32 bits on its way.",
     "h1+10 h3+01",
-    "posted_u32 v6_1",
-    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
+    NEVER_PRIVATE,
+    having(but="never-private"),
 )
 def _(c: Case, r: Revision) -> Any:
     return c.given(c.fault(r).handled.called, no(_is_private(c, r)))
@@ -378,8 +377,8 @@ def _(c: Case, r: Revision) -> Any:
     "not reserved.",
     "h2+14 h2+15 h2+16 h2+17 h3-01",
     f"{STRIPS} {CALLERS_STRIP}",
-    f"before {BORROWS}",
-    empty="v6_1",
+    f"{LOOKS_UP} {BORROWS}",
+    empty=NO_ATTRIBUTES,
 )
 def _(c: Case, r: Revision) -> Any:
     count = c.fault(r).lookups.count
@@ -392,8 +391,9 @@ def _(c: Case, r: Revision) -> Any:
     "If the handler asks for the emulation of a private fault, user space gets -EFAULT and an exit that says "
     "private; nothing is emulated, and nothing counted as emulated.",
     "h3+01",
-    f"before posted posted_on_6_12 {CALLERS_STRIP} {BORROWS}",
-    empty=CUT,
+    having(but="never-private emulates-private"),
+    having("emulates-private"),
+    NEVER_PRIVATE,
 )
 def _(c: Case, r: Revision) -> Any:
     o = c.fault(r)
@@ -411,7 +411,7 @@ def _(c: Case, r: Revision) -> Any:
     "private-and-reserved-is-not-mmio",
     "A fault that is private and reserved at once is not taken for MMIO.",
     "h2+07 h2+15",
-    f"posted_series {RSVD_PRIVATE_REFUSED}",
+    f"posted_series {REFUSES_RESERVED}",
     "merged_patch",
     empty=STRIPS,
 )
@@ -425,7 +425,7 @@ def _(c: Case, r: Revision) -> Any:
     "private-and-reserved-is-refused",
     "A fault that is private and reserved at once ends in -EFAULT, and no exit reason invites user space to mend it.",
     "h2+07 h2+15",
-    RSVD_PRIVATE_REFUSED,
+    REFUSES_RESERVED,
     "posted_series merged_patch",
     empty=STRIPS,
 )
@@ -440,8 +440,8 @@ def _(c: Case, r: Revision) -> Any:
     "mapped-means-agreed",
     "No frame is mapped unless the fault's idea of the page, private or shared, is user space's.",
     "h3+01",
-    f"{COMPARED_FIRST} posted_on_6_12",
-    f"before posted merged_patch {BORROWS}",
+    COMPARES_FIRST,
+    having(but="compares-first no-attributes"),
 )
 def _(c: Case, r: Revision) -> Any:
     return c.given(c.fault_in(r).ret == RET_PF_CONTINUE, c.is_private == _private_page(c))
@@ -451,8 +451,8 @@ def _(c: Case, r: Revision) -> Any:
     "private-is-never-mmio",
     "A private fault never becomes MMIO: nothing is cached as such, and no missing slot is mapped.",
     "h3+01",
-    f"{COMPARED_FIRST} posted_on_6_12",
-    f"before posted merged_patch {BORROWS}",
+    COMPARES_FIRST,
+    having(but="compares-first no-attributes"),
 )
 def _(c: Case, r: Revision) -> Any:
     f = c.fault_in(r)
@@ -465,7 +465,7 @@ def _(c: Case, r: Revision) -> Any:
     "page-ready-asks-again",
     "When a page becomes ready, the fault that maps it is private exactly if the page is declared private.",
     "h3-01 h3+01",
-    "before",
+    LOOKS_UP,
     f"{STRIPS} {CALLERS_STRIP}",
 )
 def _(c: Case, r: Revision) -> Any:
@@ -477,8 +477,8 @@ def _(c: Case, r: Revision) -> Any:
     "private-page-ready-is-stopped",
     "A private fault that was put off is not gone on with when its page is ready.",
     "h3+01",
-    f"{RSVD_PRIVATE_REFUSED} posted_on_6_12",
-    "posted posted_u32 posted_series merged_patch",
+    STOPS_READY,
+    f"{having('strips', but='stops-ready')} {having('callers-strip', but='stops-ready')}",
 )
 def _(c: Case, r: Revision) -> Any:
     return c.given(_has(c.put_off_code, PFERR_PRIVATE_ACCESS), no(c.page_ready(r).handled.called))
@@ -584,7 +584,7 @@ vectors of both revisions, row by row.
     "of the five, and nothing outside of them.",
     "h1+10 h1+11 h2+04 h2+05 h2-06 h2-07 h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
     "posted",
-    f"posted_u32 posted_series merged_patch v6_10 {BORROWS} v6_1",
+    f"posted_series merged_patch v6_10 {CUT} {BORROWS}",
 )
 def _(c: Case, r: Revision) -> Any:
     can_be = c.reachable("before") & c.reachable("posted")
@@ -656,7 +656,7 @@ def _encrypted(c: Case) -> Any:
     "encrypted-is-not-private",
     "An encrypted access of an SEV or SEV-ES VM is a shared fault.",
     "h1+10 h3+01",
-    f"before {STRIPS} {CALLERS_STRIP} guest_enc_gated v6_1",
+    " ".join(name for name in ALL.split() if name != "guest_enc_ungated"),
     "guest_enc_ungated",
     source="mail <ZeiBLjzDsEN0UsaW@google.com>, 2024-03-06",
 )

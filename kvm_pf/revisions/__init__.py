@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pkgutil import iter_modules
 from types import FunctionType, MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import kvm_pf
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions.link import digest, link
+from kvm_pf.state import KVM_X86_SW_PROTECTED_VM
 
-__all__ = ("REVISIONS", "Revision", "get", "logic_names", "path_modules", "revision_modules")
+__all__ = (
+    "REVISIONS", "ROWS", "TRAITS", "Revision", "Row", "get", "having", "logic_names", "path_modules",
+    "revision_modules",
+)  # fmt: skip
 
 
 @cache
@@ -85,6 +89,25 @@ class Revision:
     base: Revision | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
+    row: Row | None = None
+
+    @cached_property
+    def lineage(self) -> tuple[str, ...]:
+        """The names of this revision and of all that it is based on."""
+        return (self.name, *(self.base.lineage if self.base else ()))
+
+    @property
+    def last_vm_type(self) -> int:
+        """The highest KVM_X86_*_VM that this revision, or the one it is derived from, has."""
+        if self.row is None:
+            return self.base.last_vm_type if self.base else KVM_X86_SW_PROTECTED_VM
+        return self.row.last_vm_type
+
+    def has(self, trait: str) -> bool:
+        """Say whether this revision, or the one it is derived from, has a trait (see TRAITS)."""
+        if self.row is None:
+            return self.base is not None and self.base.has(trait)
+        return trait in self.row.traits.split()
 
     @cached_property
     def names(self) -> dict[str, Any]:
@@ -145,79 +168,142 @@ class Revision:
         return f"<revision {self.name}>"
 
 
-_MODULES = (
-    ("before", "posted", "the kernel that the patch was posted against"),
-    ("posted_series", "posted", "the posted series after this patch"),
-    ("merged_patch", "posted", "the patch alone as merged, b3d5dc629c32"),
-    ("v6_10", "merged_patch", "Linux 6.10"),
-    ("v6_12", "v6_10", "Linux 6.12 (6.12.117)"),
-    ("v7_3", "v6_12", "Linux 7.3 (7.3.4)"),
-    ("guest_enc_ungated", "before", "borrow AMD's encryption bit, for every VM (TDX v19)"),
-    ("guest_enc_gated", "guest_enc_ungated", "borrow AMD's encryption bit, for VMs with private memory"),
-    ("v6_1", "before", "Linux 6.1 (Debian 6.1.176): no private memory, 32-bit codes"),
-)
-
 HUNK_STEPS = ("sanitize", "mark_private", "is_private")
 """The patch's three behavioural changes: hunk 2's two halves and hunk 3."""
+
+TRAITS = {
+    "strips": "kvm_mmu_page_fault() drops bits 48 and 49 that a caller hands in",
+    "callers-strip": "the exits' handlers do that",
+    "leaves-49": "nobody drops bit 49",
+    "looks-up": "the attribute says whether a fault is private, for any VM and any kind of fault",
+    "borrows": "a copy of AMD's encryption bit says so",
+    "cut": "error codes are cut to 32 bits on their way to the handler",
+    "never-private": "no fault is private",
+    "no-attributes": "there are no memory attributes",
+    "emulates-private": "a private fault is emulated if the handler asks for it",
+    "pf-32": "a legacy #PF hands on 32 bits",
+    "compares-first": "kvm_faultin_pfn() begins with private against shared",
+    "refuses-reserved": "a fault that is private and reserved is refused",
+    "stops-ready": "a private fault that was put off is not taken up when its page is ready",
+    "tdx": "EPT violations of trust domains share the translation of qualifications",
+}
+"""What distinguishes revisions, in a word each: what is claimed of them follows from these."""
+
+
+class Row(NamedTuple):
+    """What is written down about a revision: one row makes it known everywhere.
+
+    The module `kvm_pf.revisions.NAME` holds what it does differently from `base`, unless it consists of
+    `posted` steps alone.
+    """
+
+    name: str
+    base: str
+    summary: str
+    traits: str  # words of TRAITS
+    last_vm_type: int  # the highest KVM_X86_*_VM that there is
+    kernel: tuple[int, int] | None = None  # the first release that is replayed with it
+    vectors: str = ""  # what tables of kernel vectors call it, besides its name
+    posted: tuple[str, ...] = ()  # steps taken from the patch as posted
+
+
+ROWS = (
+    Row("before", "posted", "the kernel that the patch was posted against", "leaves-49 looks-up", 1, None, "R0"),
+    Row("posted", "", "the patch as posted", "strips", 1, None, "R1"),
+    Row(
+        "posted_series", "posted", "the posted series after this patch", "callers-strip pf-32 compares-first", 1,
+        None, "S16",
+    ),
+    Row("merged_patch", "posted", "the patch alone as merged, b3d5dc629c32", "callers-strip pf-32", 1, None, "R2c"),
+    Row(
+        "v6_10", "merged_patch", "Linux 6.10", "callers-strip pf-32 compares-first refuses-reserved stops-ready", 3,
+        (6, 10), "R2",
+    ),
+    Row(
+        "v6_12", "v6_10", "Linux 6.12 (6.12.117)",
+        "callers-strip pf-32 compares-first refuses-reserved stops-ready", 4, (6, 12), "R3",
+    ),
+    Row(
+        "v7_3", "v6_12", "Linux 7.3 (7.3.4)", "callers-strip pf-32 compares-first refuses-reserved stops-ready tdx", 5,
+        (7, 3), "R4",
+    ),
+    Row(
+        "guest_enc_gated", "guest_enc_ungated",
+        "borrow AMD's encryption bit, for VMs with private memory", "leaves-49 borrows", 1, None, "ALTP",
+    ),
+    Row(
+        "guest_enc_ungated", "before", "borrow AMD's encryption bit, for every VM (TDX v19)", "leaves-49 borrows", 1,
+        None, "ALTI",
+    ),
+    Row(
+        "posted_u32", "posted", "posted without its prerequisite: codes cut to 32 bits", "strips cut never-private", 1,
+    ),
+    Row(
+        "posted_on_6_12", "v6_12", "6.12 with the posted patch's placement put back (a recording's kernel)",
+        "strips pf-32 compares-first stops-ready", 4, posted=("sanitize", "reserved_fault", "npf_synthetic"),
+    ),
+    Row(
+        "v6_1", "before", "Linux 6.1 (Debian 6.1.176): no private memory, 32-bit codes",
+        "leaves-49 cut never-private no-attributes", 1, (6, 1),
+    ),
+    *(
+        Row(
+            "before+" + "+".join(steps), "before", "before, with " + " and ".join(steps), "", 1, posted=steps,
+        )
+        for n in range(1, 8)
+        if (steps := tuple(step for i, step in enumerate(HUNK_STEPS) if n >> i & 1))
+    ),
+)  # fmt: skip
+"""The revisions: those with a kernel behind them, the cut one, and every combination of the patch's changes."""
+
+LATTICE: dict[str, tuple[str, ...]] = {row.name: row.posted for row in ROWS if row.name.startswith("before+")}
+"""Every combination of the patch's three changes on top of `before`; all three together are `posted`."""
+
+
+def having(traits: str = "", but: str = "") -> str:
+    """Return the names of the revisions that have all of some traits and none of others, with blanks between.
+
+    The combinations of the patch's changes have no traits, and are in no answer.
+
+    >>> having("callers-strip", but="compares-first")
+    'merged_patch'
+    """
+    wanted, unwanted = set(traits.split()), set(but.split())
+    if unknown := (wanted | unwanted) - set(TRAITS):
+        raise InputError(f"there is no trait {unknown.pop()!r}; there are {', '.join(TRAITS)}")
+    found = [(row.name, set(row.traits.split())) for row in ROWS if row.traits]
+    return " ".join(name for name, has in found if wanted <= has and not unwanted & has)
 
 
 class _Registry(Mapping[str, Revision]):
     """The revisions by name, each made when first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: tuple[Row, ...]) -> None:
+        self._rows = {row.name: row for row in rows}
         self._made: dict[str, Revision] = {}
 
-    def _module(self, name: str) -> dict[str, Any]:
-        return _changes(importlib.import_module(f"kvm_pf.revisions.{name}"))
-
-    def _make(self, name: str) -> Revision:
-        if name == "posted":
-            return Revision("posted", None, {}, "the patch as posted")
-        for module, base, summary in _MODULES:
-            if module == name:
-                return Revision(name, self[base], self._module(name), summary)
-        if name == "posted_u32":
-            cut = self._module("posted_u32")
-            return Revision(
-                name, self["posted"], cut, "posted without its prerequisite: codes cut to 32 bits"
-            )
-        if name == "posted_on_6_12":
-            posted = logic_names()
-            steps = {step: posted[step] for step in ("sanitize", "reserved_fault", "npf_synthetic")}
-            summary = "6.12 with the posted patch's placement put back (a recording's kernel)"
-            return Revision(name, self["v6_12"], steps, summary)
-        if name in LATTICE:
-            posted = logic_names()
-            steps = {step: posted[step] for step in LATTICE[name]}
-            return Revision(name, self["before"], steps, "before, with " + " and ".join(LATTICE[name]))
-        raise KeyError(name)
+    def _make(self, row: Row) -> Revision:
+        base = self[row.base] if row.base else None
+        if row.posted:
+            changes = {step: logic_names()[step] for step in row.posted}
+        else:
+            changes = _changes(importlib.import_module(f"kvm_pf.revisions.{row.name}")) if base else {}
+        return Revision(row.name, base, changes, row.summary, row)
 
     def __getitem__(self, name: str) -> Revision:
         if name not in self._made:
-            self._made[name] = self._make(name)
+            self._made[name] = self._make(self._rows[name])
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_NAMES)
+        return iter(self._rows)
 
     def __len__(self) -> int:
-        return len(_NAMES)
+        return len(self._rows)
 
 
-LATTICE: dict[str, tuple[str, ...]] = {
-    "before+" + "+".join(steps): steps
-    for n in range(1, 8)
-    if (steps := tuple(step for i, step in enumerate(HUNK_STEPS) if n >> i & 1))
-}
-"""Every combination of the patch's three changes on top of `before`; all three together are `posted`."""
-
-_NAMES = (
-    "before", "posted", "posted_series", "merged_patch", "v6_10", "v6_12", "v7_3", "guest_enc_gated",
-    "guest_enc_ungated", "posted_u32", "posted_on_6_12", "v6_1", *LATTICE,
-)  # fmt: skip
-
-REVISIONS: Mapping[str, Revision] = _Registry()
-"""All revisions by name: those with a kernel behind them, the cut one, and the lattice of the hunks."""
+REVISIONS: Mapping[str, Revision] = _Registry(ROWS)
+"""All revisions by name."""
 
 
 def get(revision: str | Revision) -> Revision:
@@ -227,6 +313,6 @@ def get(revision: str | Revision) -> Revision:
     """
     if isinstance(revision, Revision):
         return revision
-    if revision not in _NAMES:
-        raise InputError(f"there is no revision {revision!r}; there are {', '.join(_NAMES)}")
+    if not isinstance(revision, str) or revision not in REVISIONS:
+        raise InputError(f"there is no revision {revision!r}; there are {', '.join(REVISIONS)}")
     return REVISIONS[revision]

@@ -99,12 +99,8 @@ _ROOTS: dict[str, FunctionType] = {
 
 def outputs(kind: str, revision: str | Revision) -> list[Output]:
     """List the output columns that tables of `kind` have for `revision`, in order."""
-    unwanted = "until 7.3" if get("v7_3") in _lineage(get(revision)) else "from 7.3"
+    unwanted = "until 7.3" if "v7_3" in get(revision).lineage else "from 7.3"
     return [o for o in TABLES[kind].outputs if o.revisions != unwanted]
-
-
-def _lineage(revision: Revision) -> set[Revision]:
-    return {revision} | (_lineage(revision.base) if revision.base else set())
 
 
 # The loop over the rows

@@ -13,18 +13,15 @@ from kvm_pf.bits import PFERR, TABLES, Bit, decode, describe
 from kvm_pf.common.errors import InputError
 from kvm_pf.entry import ROUTES, TO_FAULT
 from kvm_pf.exits import KIND_NPF, SOURCE_WARN_NAMES, Event
-from kvm_pf.revisions import Revision, get
+from kvm_pf.revisions import ROWS, Revision, get
 from kvm_pf.run.inputs import case_state, case_values
 from kvm_pf.run.watch import warn_names
 from kvm_pf.show.markup import Html, bold, cited, code, element, join, table
 from kvm_pf.show.widgets.panel import Panel, choice, line, read_code, text_box
 from kvm_pf.state import Vcpu
 
-KERNELS = (
-    "before", "posted", "posted_series", "merged_patch", "v6_10", "v6_12", "v7_3", "guest_enc_gated",
-    "guest_enc_ungated",
-)  # fmt: skip
-"""The revisions that are asked: those of which there is a kernel."""
+KERNELS = tuple(row.name for row in ROWS if row.vectors)
+"""The revisions that are asked: those whose kernel's own functions were asked, too."""
 
 ADDRESS = 0x100000000
 
