@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The corpus: complete, described, and checked when read."""
 
+import json
 import re
+import tomllib
 from collections import Counter
 
+import jsonschema
 import pytest
 
 from kvm_pf.common.errors import InputError
@@ -30,7 +33,8 @@ CURATED = (*RELEASED, "guest_enc_gated", "guest_enc_ungated", "posted_u32", "pos
 
 SOURCE = re.compile(
     r"mail <[^>\s]+>(, \d{4}-\d\d-\d\d)?(, hunk [123])?"
-    r"|Linux [\w./-]+(, [\w(), ]+)?, (commits? [0-9a-f]{12}( \(v\d+\.\d+(-rc\d)?\))?|Debian linux-source-[\w.+~: -]+)"
+    r"|Linux [\w./-]+(, [\w(), ]+)?, ((?:commits?|blob) [0-9a-f]{12}( \(v\d+\.\d+(-rc\d)?\))?"
+    r"|Debian linux-source-[\w.+~: -]+)"
     r"|AMD APM vol\. \d.*|Intel SDM vol\. \d.*"
 )
 """The fixed forms of a source."""
@@ -76,12 +80,44 @@ class TestCases:
             for part in source.split("; "):
                 assert SOURCE.fullmatch(part), part
 
-    def test_every_flag_is_explained_in_the_readme_and_every_flag_explained_is_used(self, cases, readme):
-        after = readme.split("## Flags", 1)[1]
-        explained = re.findall(r"^\| ([a-z0-9-]+) \| [^|]+ \|$", after, re.MULTILINE)
-        explained = [flag for flag in explained if flag != "flag"]  # the head of each table
+    def test_every_flag_is_explained_once_and_every_flag_explained_is_used(self, cases, root):
+        groups = tomllib.loads((root / "data" / "cases" / "flags.toml").read_text(encoding="utf-8"))
+        explained = [flag for group in groups.values() for flag in group]
         assert len(explained) == len(set(explained))
         assert set(explained) == flags_of(cases)
+
+    def test_the_files_fit_their_schema(self, root):
+        folder = root / "data" / "cases"
+        schema = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        of_cases = jsonschema.Draft202012Validator(schema)
+        of_flags = jsonschema.Draft202012Validator({**schema["$defs"]["flags"], "$defs": schema["$defs"]})
+        for path in folder.glob("*.toml"):
+            told = tomllib.loads(path.read_text(encoding="utf-8"))
+            (of_flags if path.name == "flags.toml" else of_cases).validate(told)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"id": "Not a slug"},
+            {"kind": "table"},
+            {"flags": []},
+            {"flags": ["two words"]},
+            {"input": {"error_code": 1.5}},
+            {"input": {"error_code": "0x1_000"}},
+            {"expect": {}},
+            {"function": "smap_applies"},
+            {"note": "unknown"},
+        ],
+        ids=str,
+    )
+    def test_the_schema_refuses_what_is_no_case(self, root, change):
+        folder = root / "data" / "cases"
+        schema = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
+        case = tomllib.loads((folder / "sanitize.toml").read_text(encoding="utf-8"))["case"][0]
+        validator = jsonschema.Draft202012Validator(schema)
+        assert validator.is_valid({"case": [case]})
+        assert not validator.is_valid({"case": [{**case, **change}]})
 
     def test_the_readmes_counts_are_right(self, cases, readme):
         told = dict(re.findall(r"^\| ([a-z_]+)\.toml \| (\d+) \|", readme, re.MULTILINE))
@@ -357,7 +393,12 @@ class TestDamage:
 class TestVectors:
     def test_there_are_the_tables_of_which_the_readme_tells(self, corpus):
         kinds = Counter(kind for kind, _ in corpus.vector_tables)
-        assert kinds == {"cases": 9, "sources": 6, "faultin": 5}
+        readme = (corpus.folder / "vectors" / "README.md").read_text(encoding="utf-8")
+        table = readme.split("| revision |", 1)[1].split("\n\n", 1)[0]
+        revisions = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+        assert {revision for _, revision in corpus.vector_tables} == revisions
+        assert kinds["cases"] == len(revisions)
+        assert set(kinds) == {"cases", "sources", "faultin"}
 
     @pytest.mark.parametrize("key", load_corpus().vector_tables, ids="_".join)
     def test_every_table_fits_its_schema_with_every_column(self, corpus, key):

@@ -65,6 +65,11 @@ def _values(given: Any, place: str) -> dict[str, Any]:
     return values
 
 
+def _case_files(folder: Path) -> list[Path]:
+    """List the files of cases; flags.toml beside them explains the flags."""
+    return sorted(path for path in (folder / "cases").glob("*.toml") if path.name != "flags.toml")
+
+
 def _read_cases(path: Path) -> Iterator[dict[str, Any]]:
     try:
         cases = tomllib.loads(path.read_text(encoding="utf-8"))["case"]
@@ -183,7 +188,7 @@ class Corpus:
 
     @cached_property
     def _cases(self) -> pd.DataFrame:
-        files = sorted((self.folder / "cases").glob("*.toml"))
+        files = _case_files(self.folder)
         rows = [row for file in files for row in _read_cases(file)]
         frame = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
         for column in CASE_COLUMNS:
@@ -310,7 +315,7 @@ def load_corpus(folder: str | Path | None = None) -> Corpus:
     Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
     """
     folder = data_dir() if folder is None else Path(folder)
-    if not any((folder / "cases").glob("*.toml")):
+    if not _case_files(folder):
         raise InputError(f"{folder}: no cases/*.toml here")
     files = sorted(folder.glob("*/*"))
     return _corpus(folder, tuple((file, file.stat().st_mtime_ns if file.exists() else 0) for file in files))
