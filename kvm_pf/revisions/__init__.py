@@ -246,6 +246,10 @@ ROWS = (
         "v6_1", "before", "Linux 6.1 (Debian 6.1.176): no private memory, 32-bit codes",
         "leaves-49 cut never-private no-attributes", 1, (6, 1),
     ),
+    Row(
+        "v6_8", "before", "Linux 6.8: 32-bit codes in the handler, and a private fault can be emulated",
+        "leaves-49 looks-up cut emulates-private", 1, (6, 8), "V68",
+    ),
     *(
         Row(
             "before+" + "+".join(steps), "before", "before, with " + " and ".join(steps), "", 1, posted=steps,

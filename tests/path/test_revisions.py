@@ -25,6 +25,7 @@ BASES = {
     "guest_enc_ungated": "before",
     "guest_enc_gated": "guest_enc_ungated",
     "v6_1": "before",
+    "v6_8": "before",
     "posted_u32": "posted",
     "posted_on_6_12": "v6_12",
 }
