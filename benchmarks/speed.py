@@ -180,8 +180,8 @@ def bench_start() -> None:
 
 _MEMORY = """
 import resource, sys
-import kvm_pf
-rows = kvm_pf.evaluate_parquet(sys.argv[1], sys.argv[2])
+from kvm_pf.run.batch import evaluate_parquet
+rows = evaluate_parquet(sys.argv[1], sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

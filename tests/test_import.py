@@ -127,6 +127,13 @@ def test_every_public_name_is_there_and_no_other():
         kvm_pf.nope  # noqa: B018
 
 
+def test_every_public_name_is_explained_with_an_example_that_holds():
+    names = {name: getattr(kvm_pf, name) for name in kvm_pf.__all__}
+    assert doctest.testmod(kvm_pf, extraglobs=names).failed == 0
+    assert {*re.findall(r"`(\w+)`(?=[,:])", kvm_pf.__doc__), "InputError"} == set(names)
+    assert len(kvm_pf.__all__) <= 13
+
+
 @pytest.mark.parametrize("name", LOGIC)
 def test_the_logic_imports_only_the_standard_library_and_itself(name):
     own = {*LOGIC, "kvm_pf", "kvm_pf.common.errors"}

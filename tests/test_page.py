@@ -197,11 +197,3 @@ class TestCases:
     def test_an_unknown_topic_is_refused(self):
         with pytest.raises(InputError, match=r"no case is about 'rot'; they are about .*root"):
             page.cases("rot")
-
-
-def test_importing_a_room_leaves_the_package_as_it_is():
-    import kvm_pf.conformance.follow
-    import kvm_pf.conformance.replay
-
-    assert callable(kvm_pf.follow)
-    assert callable(kvm_pf.replay)
