@@ -88,7 +88,13 @@ def reached() -> dict[CodeType, FunctionType]:
         return function
 
     for revision in REVISIONS.values():
-        doors: list[str | Callable[..., Any]] = ["kvm_mmu_page_fault", "source", tables.faultin_row, *CALLS]
+        doors: list[str | Callable[..., Any]] = [
+            tables.case_vcpu,
+            "kvm_mmu_page_fault",
+            "source",
+            tables.faultin_row,
+            *CALLS,
+        ]
         for door in doors:
             revision.link(door, note)
     return found
