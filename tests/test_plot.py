@@ -24,7 +24,7 @@ from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslots
 from kvm_pf.revisions import get
 from kvm_pf.run.watch import explain
-from kvm_pf.show import plot
+from kvm_pf.show import draw, plot
 
 # Facts: bits and codes, by their numbers
 WRITE, USER, RSVD, FINAL, IMPLICIT, PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 32, 1 << 48, 1 << 49
@@ -449,7 +449,7 @@ class TestDecisionPath:
         assert "0x2000100000006 → 0x6" in text_of(figure, "why:kvm_mmu_do_page_fault")
 
     def test_a_long_reason_is_cut_and_says_so(self):
-        rows = plot._wrap("word " * 40, 3, 2)
+        rows = draw.wrap("word " * 40, 3, 2)
         assert len(rows) == 2
         assert rows[1].endswith("word…")
 

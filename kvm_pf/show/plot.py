@@ -8,8 +8,6 @@ matplotlib is changed, and pyplot is not used, so that a callback may draw besid
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, count, groupby, pairwise, product
@@ -19,13 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Rectangle
-from matplotlib.path import Path
-from matplotlib.textpath import TextPath
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from kvm_pf.bits import AMD, CPU, EPT, INTEL, KVM, NOBODY, PFERR, PFERR_RSVD_MASK, U64_MASK, Bit, Origin
+from kvm_pf.bits import EPT, NOBODY, PFERR, PFERR_RSVD_MASK, U64_MASK, Bit, Origin
 from kvm_pf.common.errors import InputError
 from kvm_pf.entry import REFUSED, ROUTES, TO_FAULT, TO_MMIO, TO_RETRY
 from kvm_pf.guest.attribute_store import AttributeStore
@@ -35,6 +30,33 @@ from kvm_pf.revisions import Revision, get
 from kvm_pf.run.inputs import parse
 from kvm_pf.run.tables import VM_TYPES, Input
 from kvm_pf.run.watch import WAYS, Explanation, Record
+from kvm_pf.show.draw import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    ORIGINS,
+    PALE,
+    PAPER,
+    PINK,
+    RED,
+    SKY,
+    SOFT,
+    WASH,
+    Ink,
+    Margins,
+    Paper,
+    Picture,
+    axis_labels,
+    chart,
+    filled_with,
+    font_of,
+    inner_key,
+    png,
+    text_beside,
+    text_width,
+    wrap,
+)
 from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, Fault
 
 if TYPE_CHECKING:
@@ -46,187 +68,6 @@ __all__ = (
     "Picture", "bit_changes", "bit_counts", "bit_layout", "decision_path", "ept_terms", "ept_wiring", "lattice",
     "memory_strip", "mmio_generation", "mmio_spte_layout", "outcomes", "png", "spte_fields",
 )  # fmt: skip
-
-# ----------------------------------------------------------------------------------------------------
-# The look
-
-INK, PAPER, PALE, SOFT = "#1a1a1a", "#ffffff", "#767676", "#d0d0d0"
-WASH = "#f2f2f2"
-BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
-"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
-
-SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"
-"""Fonts that come with matplotlib."""
-
-SIZE = 16
-"""Points; half of it can still be read."""
-
-
-class Ink(NamedTuple):
-    """A colour, and the hatch that says the same without it."""
-
-    colour: str
-    hatch: str
-
-
-ORIGINS: Mapping[Origin, Ink] = {
-    CPU: Ink(BLUE, ""),
-    AMD: Ink(ORANGE, "///"),
-    INTEL: Ink(SKY, "..."),
-    KVM: Ink(GREEN, "xxx"),
-    NOBODY: Ink(SOFT, ""),
-}
-
-
-class Picture(Figure):
-    """A Figure that a notebook shows by itself, each time with the same bytes."""
-
-    def _repr_png_(self) -> bytes:
-        return png(self)
-
-
-def png(picture: Figure | Axes, dpi: float | None = None) -> bytes:
-    """Return a picture, or the figure that Axes are in, as a PNG file: always the same bytes for the same picture."""
-    figure = picture.get_figure(root=True) if isinstance(picture, Axes) else picture
-    assert isinstance(figure, Figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi or figure.dpi, metadata={"Software": None}, facecolor=PAPER)
-    return file.getvalue()
-
-
-@cache
-def _advance(char: str, bold: bool, mono: bool) -> float:
-    """The width of a character of one point, in points."""
-    font = FontProperties(family=MONO if mono else SANS, weight="bold" if bold else "normal")
-    with_it, without = (
-        TextPath((0, 0), s, size=100, prop=font).get_extents().width for s in (f"|{char}|", "||")
-    )
-    return float(with_it - without) / 100
-
-
-@cache
-def _digits(number: int, size: float) -> TextPath:
-    return TextPath((0, 0), str(number), size=size, prop=FontProperties(family=SANS))
-
-
-def _width(text: str, size: float = SIZE, bold: bool = False, mono: bool = False) -> float:
-    """The width of a text in inches."""
-    return sum(_advance(char, bold, mono) for char in text) * size / 72
-
-
-def _wrap(
-    text: str, width: float, lines: int, at: str = " |", size: float = SIZE, bold: bool = False
-) -> list[str]:
-    """Break a text after any of the characters `at`; what does not fit into so many lines ends in "…"."""
-    rows = [""]
-    for word in re.findall(f"[^{at}]+[{at}]?|[{at}]", text):
-        if rows[-1] and _width((rows[-1] + word).rstrip(), size, bold) > width:
-            rows.append("")
-        rows[-1] += word
-    rows = [row.rstrip() for row in rows]
-    if len(rows) > lines:
-        last = rows[lines - 1] + " "
-        while _width(last + "…", size, bold) > width:
-            last = last[:-1]
-        rows = [*rows[: lines - 1], last.rstrip(" ,;:") + "…"]
-    return rows
-
-
-class _Paper:
-    """A sheet measured in inches from its top left corner, text in points; it shrinks to the Axes it is given."""
-
-    def __init__(self, ax: Axes | None, width: float, height: float) -> None:
-        if ax is None:
-            self.result: Figure | Axes = Picture(figsize=(width, height), dpi=100)
-            self.ax = self.result.add_axes((0, 0, 1, 1))
-        else:
-            self.result = self.ax = ax
-        self.ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
-        self.ax.set_axis_off()
-        room = self.ax.get_window_extent()
-        dpi = self.ax.figure.dpi
-        self.scale = min(room.width / dpi / width, room.height / dpi / height)
-
-    def text(
-        self, x: float, y: float, text: str, colour: str = INK, *, size: float = SIZE, room: float = 0,
-        bold: bool = False, mono: bool = False, ha: str = "center", va: str = "center_baseline", gid: str = "",
-    ) -> None:  # fmt: skip
-        """Write; smaller if the text would be wider than `room`."""
-        if not text:
-            return
-        if room:
-            size *= min(1, room / max(_width(line, size, bold, mono) for line in text.split("\n")))
-        self.ax.text(
-            x, y, text, color=colour, fontsize=size * self.scale, family=MONO if mono else SANS,
-            weight="bold" if bold else "normal", ha=ha, va=va, linespacing=1.15, gid=gid or None,
-        )  # fmt: skip
-
-    def numbers(self, numbers: Iterable[tuple[float, float, int]], colour: str, size: float = 14) -> None:
-        """Write many numbers (left end, middle, value) as one shape: a text of its own for each takes far longer."""
-        shapes = [
-            Path(np.multiply(shape.vertices, (1, -1)) / 72 + (x, y + 0.36 * size / 72), shape.codes)
-            for x, y, number in numbers
-            for shape in [_digits(number, size)]
-        ]
-        if shapes:
-            shape = Path.make_compound_path(*shapes)
-            self.ax.add_artist(PathPatch(shape, facecolor=colour, linewidth=0, zorder=3))
-
-    def box(
-        self, x: float, y: float, width: float, height: float, fill: str = PAPER, edge: str = INK, *,
-        weight: float = 1, hatch: str = "", round: float = 0, dashed: bool = False, gid: str = "", z: float = 1,
-    ) -> None:  # fmt: skip
-        """Draw a rectangle; `weight` is that of its edge in points, `round` the radius of its corners."""
-        corners = FancyBboxPatch((x, y), width, height, boxstyle=f"round,pad=0,rounding_size={round}")
-        patch = corners if round else Rectangle((x, y), width, height)
-        patch.set(
-            facecolor=fill, edgecolor=edge, linewidth=weight * self.scale, linestyle="--" if dashed else "-",
-            hatch=hatch or None, zorder=z, gid=gid or None,
-        )  # fmt: skip
-        patch.set_hatch_linewidth(0.9 * self.scale)
-        self.ax.add_artist(patch)
-
-    def swatch(self, x: float, y: float, width: float, height: float, ink: Ink) -> None:
-        """Fill a rectangle with a colour and its hatch."""
-        self.box(x, y, width, height, ink.colour, INK, weight=0.6, hatch=ink.hatch)
-
-    def ring(self, x: float, y: float, radius: float, colour: str) -> None:
-        """Draw a small open circle."""
-        self.ax.add_artist(
-            Circle((x, y), radius, facecolor=PAPER, edgecolor=colour, linewidth=2 * self.scale, zorder=2)
-        )
-
-    def line(
-        self, points: Sequence[tuple[float, float]], colour: str = INK, *, weight: float = 1, arrow: bool = False,
-        dashed: bool = False, curve: bool = False, gid: str = "", z: float = 0.5,
-    ) -> None:  # fmt: skip
-        """Draw a line through points, or (`curve`) an S between two; `arrow` puts a head at its end."""
-        if curve:
-            (x0, y0), (x1, y1) = points
-            middle = (x0 + x1) / 2
-            path = Path([(x0, y0), (middle, y0), (middle, y1), (x1, y1)], [1, 4, 4, 4])
-        else:
-            path = Path(list(points))
-        self.ax.add_artist(
-            PathPatch(
-                path, fill=False, edgecolor=colour, linewidth=weight * self.scale, linestyle="--" if dashed else "-",
-                capstyle="butt", joinstyle="miter", zorder=z, gid=gid or None,
-            )
-        )  # fmt: skip
-        if arrow:
-            (x0, y0), (x1, y1) = points[-2:]
-            length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
-            size = 0.12 + 0.025 * weight
-            dx, dy = (x1 - x0) / length * size, (y1 - y0) / length * size
-            head = [
-                (x1, y1),
-                (x1 - dx - dy / 2, y1 - dy + dx / 2),
-                (x1 - dx + dy / 2, y1 - dy - dx / 2),
-                (x1, y1),
-            ]
-            self.ax.add_artist(
-                PathPatch(Path(head), facecolor=colour, edgecolor=colour, linewidth=0, zorder=z)
-            )
 
 
 def _u64(what: str, value: int) -> int:
@@ -265,7 +106,7 @@ def _lanes_height(cells: Sequence[_Cell], tall: float) -> list[float]:
     return heights
 
 
-def _lanes(paper: _Paper, y: float, cells: Sequence[_Cell], tall: float) -> float:
+def _lanes(paper: Paper, y: float, cells: Sequence[_Cell], tall: float) -> float:
     """Draw 64 cells, most significant first, eight to a lane, with the byte's digits beside it; return the end."""
     beside = _LEFT + 8 * _CELL + 0.75
     paper.text(beside, y - 0.2, "hex", PALE)
@@ -295,15 +136,15 @@ def _lanes(paper: _Paper, y: float, cells: Sequence[_Cell], tall: float) -> floa
     return y
 
 
-def _below(paper: _Paper, x: float, y: float, width: float, free: list[bool], text: str) -> None:
+def _below(paper: Paper, x: float, y: float, width: float, free: list[bool], text: str) -> None:
     """Write which step changed the bits above; into the free room on one side if it is long."""
     at, side, room = x + width / 2, "center", width + (_CELL if all(free) else 0)
-    if any(free) and _width(text, bold=True) > room:
+    if any(free) and text_width(text, bold=True) > room:
         at, side, room = *((x + width, "right") if free[0] else (x, "left")), width + 2 * _CELL
     paper.text(at, y, text, RED, bold=True, ha=side, gid="step", room=room)
 
 
-def _cell(paper: _Paper, x: float, y: float, height: float, n: int, cell: _Cell) -> None:
+def _cell(paper: Paper, x: float, y: float, height: float, n: int, cell: _Cell) -> None:
     """Draw one bit: black if it is 1, its name, a strip for its kind, and a frame if it changed."""
     fill, ink = (INK, PAPER) if cell.on else (PAPER, INK)
     edge = PAPER if cell.on else INK if cell.name else SOFT
@@ -315,7 +156,7 @@ def _cell(paper: _Paper, x: float, y: float, height: float, n: int, cell: _Cell)
     if cell.ink:
         paper.box(x, y + height - strip, _CELL, strip, cell.ink.colour, hatch=cell.ink.hatch, z=2.1)
     if cell.name:
-        lines = _wrap(cell.name, _CELL - 0.16, 3, "_" if "_" in cell.name else " ", bold=cell.on)
+        lines = wrap(cell.name, _CELL - 0.16, 3, "_" if "_" in cell.name else " ", bold=cell.on)
         middle = y + 0.3 + (height - strip - 0.3) / 2
         va, text = "center" if len(lines) > 1 else "center_baseline", "\n".join(lines)
         paper.text(x + _CELL / 2, middle, text, ink, room=_CELL - 0.16, bold=cell.on, va=va, gid=f"name:{n}")
@@ -324,12 +165,12 @@ def _cell(paper: _Paper, x: float, y: float, height: float, n: int, cell: _Cell)
         paper.box(x, y, _CELL, height, "none", RED, weight=4, dashed=cleared, z=3, gid=f"changed:{n}")
 
 
-def _legend(paper: _Paper, y: float, inks: Mapping[str, Ink], note: str = "", x: float = _LEFT) -> None:
+def _legend(paper: Paper, y: float, inks: Mapping[str, Ink], note: str = "", x: float = _LEFT) -> None:
     """Draw a row of samples with their names, then a note."""
     for name, ink in inks.items():
         paper.swatch(x, y - 0.12, 0.5, 0.24, ink)
         paper.text(x + 0.6, y, name, ha="left", gid="legend")
-        x += 0.6 + _width(name) + 0.4
+        x += 0.6 + text_width(name) + 0.4
     paper.text(x, y, note, ha="left", gid="legend")
 
 
@@ -354,11 +195,11 @@ def bit_layout(
         mark = ("▲" if on else "▼") if changed >> n & 1 else ("▼▲" if on else "▲▼") if n in steps else ""
         name = row.name if row and row.name else "no name" if row or on else ""
         cells.append(_Cell(on, name, ORIGINS[row.set_by] if row else None, mark, steps.get(n, "")))
-    longest = max(len(_wrap(cell.name, _CELL - 0.16, 3, "_ ")) for cell in cells)
+    longest = max(len(wrap(cell.name, _CELL - 0.16, 3, "_ ")) for cell in cells)
     tall = 0.56 + 0.26 * max(2, longest)
     top = 1.15 if title else 0.7
     height = top + sum(_lanes_height(cells, tall)) + 0.55
-    paper = _Paper(ax, _LANES_WIDTH, height)
+    paper = Paper(ax, _LANES_WIDTH, height)
     if title:
         room = _LANES_WIDTH - 2 * _LEFT
         paper.text(_LEFT, 0.35, title, ha="left", size=20, bold=True, room=room, gid="title")
@@ -493,7 +334,7 @@ def ept_wiring(
     right |= {n: "no name" for n in terms if n not in right}
     pitch, top = 0.5, 1.25
     rows = max(len(left), len(right))
-    paper = _Paper(ax, 14, top + rows * pitch + 0.55)
+    paper = Paper(ax, 14, top + rows * pitch + 0.55)
     x0, x1, x2, x3 = 0.2, 4.1, 7.3, 10.1
     paper.text(x0, 0.35, "exit qualification", PALE, ha="left")
     paper.text(x0, 0.78, f"{qualification:#x}", ha="left", size=20, bold=True, mono=True, gid="value")
@@ -692,7 +533,7 @@ def decision_path(explanation: Explanation, ax: Axes | None = None) -> Figure | 
     nodes = {name: node for name, node in _NODES.items() if name != "refused" or refuses}
     steps = set(pairwise(taken))
     width, text = 16.0, 10.4
-    paper = _Paper(ax, width, _NODES["resume"].low + 0.2)
+    paper = Paper(ax, width, _NODES["resume"].low + 0.2)
     first = _NODES["sanitize"]
 
     title, _, code = explanation.title.partition(", error code ")
@@ -732,7 +573,7 @@ def decision_path(explanation: Explanation, ax: Axes | None = None) -> Figure | 
             (name, line, "→" in reason or reason.startswith("WARN"))
             for name in names
             for reason in taken[name]
-            for line in _wrap(reason, width - text - 0.1, 2, bold=reason.startswith("WARN"))
+            for line in wrap(reason, width - text - 0.1, 2, bold=reason.startswith("WARN"))
         ][:3]
         for i, (name, line, loud) in enumerate(said):
             y, ink = node.y + 0.25 * (i - (len(said) - 1) / 2), RED if loud else INK
@@ -827,13 +668,16 @@ def memory_strip(
     lines = [regions[start:end] for start, end in pairwise(cuts)]
     tops = [0.75 if gfn is not None and any(r.start <= gfn < r.end for r in line) else 0.15 for line in lines]
     width, y = 14.0, 0.0
-    paper = _Paper(ax, width, sum(tops) + 1.5 * rows + 0.45)
+    paper = Paper(ax, width, sum(tops) + 1.5 * rows + 0.45)
     for line, above in zip(lines, tops, strict=True):
         y += above
         ends = [right.start != left.end for left, right in pairwise(line)] + [True]
         notes = [", ".join(filter(None, (r.note, _size(r.end - r.start)))) for r in line]
         least = [
-            max(_width(note) + 0.2, _width(f"{r.start:#x}") + (_width(f"{r.end:#x}") if end else 0) + 0.35)
+            max(
+                text_width(note) + 0.2,
+                text_width(f"{r.start:#x}") + (text_width(f"{r.end:#x}") if end else 0) + 0.35,
+            )
             for r, note, end in zip(line, notes, ends, strict=True)
         ]
         log = [(r.end - r.start).bit_length() for r in line]
@@ -856,7 +700,7 @@ def memory_strip(
                 if isinstance(fault, Fault):
                     access = "write" if fault.write else "fetch" if fault.exec else "read"
                     text = f"{'private' if fault.is_private else 'shared'} {access} at gfn {gfn:#x}"
-                half = _width(text, bold=True) / 2
+                half = text_width(text, bold=True) / 2
                 middle = min(max(at, half + _LEFT), width - half - _LEFT)
                 paper.text(middle, y - 0.47, text, RED, bold=True, gid="fault")
             x += w + (0.3 if end else 0)
@@ -934,7 +778,7 @@ def mmio_spte_layout(
         for n in range(64)
     ]
     top = 1.15
-    paper = _Paper(ax, _LANES_WIDTH, top + sum(_lanes_height(cells, 0.82)) + 0.55)
+    paper = Paper(ax, _LANES_WIDTH, top + sum(_lanes_height(cells, 0.82)) + 0.55)
     mmio = revision.link("mmio_format")(mmio_cfg)
     gen, gfn = revision.link("get_mmio_spte_generation")(spte), revision.link("get_mmio_spte_gfn")(mmio, spte)
     bits = sum(name.startswith("gen") for name in fields.values())
@@ -945,76 +789,12 @@ def mmio_spte_layout(
         says = "this is no MMIO SPTE"
     paper.text(_LEFT, 0.35, says, ha="left", size=20, bold=True, gid="says")
     paper.text(_LEFT, top - 0.32, f"{spte:#x}", ha="left", size=20, bold=True, mono=True, gid="value")
-    beside = _LEFT + 0.3 + _width(f"{spte:#x}", 20, mono=True, bold=True)
+    beside = _LEFT + 0.3 + text_width(f"{spte:#x}", 20, mono=True, bold=True)
     paper.text(beside, top - 0.32, revision.name, PALE, ha="left")
     end = _lanes(paper, top, cells, 0.82)
     used = {field.split()[0] for field in fields.values()}
     _legend(paper, end + 0.2, {means: _FIELDS[name] for name, means in _FIELD_NAMES.items() if name in used})
     return paper.result
-
-
-class _Margins(NamedTuple):
-    """Inches around a chart."""
-
-    left: float
-    right: float
-    top: float
-    bottom: float = 1.0
-
-
-def _chart(ax: Axes | None, width: float, height: float, m: _Margins) -> tuple[Figure | Axes, Axes, float]:
-    """Make Axes of a size in inches, or take those given; return what to hand back, the Axes, the scale."""
-    result: Figure | Axes
-    inner = width - m.left - m.right, height - m.top - m.bottom
-    if ax is None:
-        result = Picture(figsize=(width, height), dpi=100)
-        ax = result.add_axes((m.left / width, m.bottom / height, inner[0] / width, inner[1] / height))
-        scale = 1.0
-    else:
-        result = ax
-        room, dpi = ax.get_window_extent(), ax.figure.dpi
-        scale = min(1, room.width / dpi / inner[0], room.height / dpi / inner[1])
-    ax.set_facecolor(PAPER)
-    for side, spine in ax.spines.items():
-        spine.set(visible=side in ("left", "bottom"), color=INK, linewidth=scale)
-    ax.tick_params(
-        colors=INK, labelsize=SIZE * scale, labelfontfamily=SANS, width=scale, length=5 * scale, pad=5 * scale
-    )
-    return result, ax, scale
-
-
-def _font(scale: float, colour: str = INK, *, bold: bool = False) -> dict[str, Any]:
-    """How a chart writes."""
-    return {"fontsize": SIZE * scale, "color": colour, "family": SANS, "weight": "bold" if bold else "normal"}
-
-
-def _axis_labels(ax: Axes, scale: float, x: str, y: str = "") -> None:
-    ax.set_xlabel(x, **_font(scale), labelpad=6 * scale)
-    ax.set_ylabel(y, **_font(scale), labelpad=6 * scale)
-
-
-def _beside(ax: Axes, scale: float, x: float, y: float, text: str, *, gid: str, pale: bool = False) -> None:
-    """Write at the right of a point."""
-    look = _font(scale, PALE if pale else INK, bold=not pale)
-    ax.annotate(
-        text, (x, y), (7 * scale, 0), textcoords="offset points", va="center_baseline", gid=gid, **look
-    )
-
-
-def _key(ax: Axes, scale: float, handles: Sequence[Any], columns: int) -> None:
-    """Put a legend over a chart."""
-    font = FontProperties(family=SANS, size=SIZE * scale)
-    ax.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, prop=font,
-        labelcolor=INK, borderaxespad=0.3, columnspacing=1.5, handletextpad=0.5,
-    )  # fmt: skip
-
-
-def _filled(patch: Patch, ink: Ink, scale: float) -> Patch:
-    """Fill a bar, or a sample for a legend."""
-    patch.set(facecolor=ink.colour, edgecolor=INK, hatch=ink.hatch or None, linewidth=0.7 * scale)
-    patch.set_hatch_linewidth(0.9 * scale)
-    return patch
 
 
 class _Moment(NamedTuple):
@@ -1073,7 +853,7 @@ def mmio_generation(
     place = {gen: n for n, gen in enumerate(seen)}
     wraps = [n + 0.5 for n, (left, right) in enumerate(pairwise(moments)) if right.kvm < left.kvm]
     top = len(seen) + (0.6 if wraps or any(m.updating for m in moments) else -0.3)
-    result, ax, scale = _chart(ax, 14, 2.1 + 0.6 * (top + 0.5), _Margins(1.7, 0.3, 1.0))
+    result, ax, scale = chart(ax, 14, 2.1 + 0.6 * (top + 0.5), Margins(1.7, 0.3, 1.0))
     edges = [n + 0.5 for n in range(-1, len(moments))]
     for n, m in enumerate(moments):
         if m.spte is not None and m.spte != m.kvm:
@@ -1084,7 +864,7 @@ def mmio_generation(
             ax.add_patch(gap)
         if m.updating:
             ax.axvspan(n - 0.5, n + 0.5, facecolor=WASH, zorder=0, gid=f"updating:{n}")
-            ax.text(n, top - 0.05, "update in\nprogress", ha="center", va="top", **_font(scale, PALE))
+            ax.text(n, top - 0.05, "update in\nprogress", ha="center", va="top", **font_of(scale, PALE))
     slots = [place[m.kvm] for m in moments]
     ax.stairs(slots, edges, baseline=None, color=INK, lw=3.5 * scale, label="memslots' generation", zorder=2)
     held = [nan if m.spte is None else place[m.spte] for m in moments]
@@ -1101,16 +881,16 @@ def mmio_generation(
             )  # fmt: skip
     for x in wraps:
         ax.axvline(x, color=INK, linewidth=1.5 * scale, linestyle=":", gid="wrap")
-        ax.text(x + 0.06, top - 0.05, "begins\nanew", ha="left", va="top", **_font(scale, PALE))
+        ax.text(x + 0.06, top - 0.05, "begins\nanew", ha="left", va="top", **font_of(scale, PALE))
     step = -(-len(seen) // 12)
     ax.set_yticks(range(0, len(seen), step), [f"{gen:#x}" for gen in seen[::step]])
     room = 12.0 / len(moments)
-    skip = max(1, -int(-max(_width(m.label) + 0.15 for m in moments) // room))
+    skip = max(1, -int(-max(text_width(m.label) + 0.15 for m in moments) // room))
     ax.set_xticks(range(0, len(moments), skip), [m.label for m in moments[::skip]])
     ax.set(xlim=(-0.5, len(moments) - 0.5), ylim=(-0.5, top))
     events_axis = "events in order; their times in seconds" if timed else "events in order"
-    _axis_labels(ax, scale, events_axis, f"generation, {mask.bit_length()} bits")
-    _key(ax, scale, ax.get_legend_handles_labels()[0], 3)
+    axis_labels(ax, scale, events_axis, f"generation, {mask.bit_length()} bits")
+    inner_key(ax, scale, ax.get_legend_handles_labels()[0], 3)
     return result
 
 
@@ -1149,21 +929,21 @@ def bit_counts(frame: pd.DataFrame, column: str = "error_code", ax: Axes | None 
     known = {row.bit: row for row in PFERR}
     rows = [known.get(n, Bit(n, "", NOBODY, "", "", "")) for n in range(64) if n in known or counts[n]]
     most = max(1, *counts)
-    result, ax, scale = _chart(ax, 14, 1.9 + 0.42 * len(rows), _Margins(3.2, 0.4, 0.6))
+    result, ax, scale = chart(ax, 14, 1.9 + 0.42 * len(rows), Margins(3.2, 0.4, 0.6))
     for y, row in enumerate(rows):
         ink, count = ORIGINS[row.set_by], counts[row.bit]
         bar = Rectangle((0, y - 0.36), count, 0.72, gid=f"bar:{row.bit}")
-        ax.add_patch(_filled(bar, ink, scale))
-        _beside(ax, scale, count, y, f"{count:,}", gid=f"count:{row.bit}", pale=not count)
+        ax.add_patch(filled_with(bar, ink, scale))
+        text_beside(ax, scale, count, y, f"{count:,}", gid=f"count:{row.bit}", pale=not count)
     ax.set(xlim=(0, most * 1.12), ylim=(len(rows) - 0.4, -0.6))
     ax.set_yticks(range(len(rows)), [f"{row.name or 'no name'}  {row.bit:>2}" for row in rows])
     ax.tick_params(axis="y", length=0)
     ticks = [int(tick) for tick in MaxNLocator(5, integer=True).tick_values(0, most) if tick <= most]
     ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    _axis_labels(ax, scale, f"rows of {column} with the bit set, of {len(codes):,}")
+    axis_labels(ax, scale, f"rows of {column} with the bit set, of {len(codes):,}")
     origins = [origin for origin in Origin if any(row.set_by is origin for row in rows)]
-    samples = [_filled(Patch(label=origin.value), ORIGINS[origin], scale) for origin in origins]
-    _key(ax, scale, [Patch(facecolor="none", label="set by"), *samples], len(origins) + 1)
+    samples = [filled_with(Patch(label=origin.value), ORIGINS[origin], scale) for origin in origins]
+    inner_key(ax, scale, [Patch(facecolor="none", label="set by"), *samples], len(origins) + 1)
     return result
 
 
@@ -1207,29 +987,30 @@ def outcomes(frame: pd.DataFrame, by: str = "vm_type", ax: Axes | None = None) -
         raise InputError("there is no row to draw")
     kinds = [kind for kind in inks if any(kind == k for _, k in counts.index)]
     names = [VM_TYPES[g] if by == "vm_type" and g in range(len(VM_TYPES)) else str(g) for g in groups]
-    left_margin = 0.8 + max(_width(name) for name in names)
-    figure, ax, scale = _chart(ax, 14, 2.3 + 0.75 * len(groups), _Margins(left_margin, 0.2, 0.9))
+    left_margin = 0.8 + max(text_width(name) for name in names)
+    figure, ax, scale = chart(ax, 14, 2.3 + 0.75 * len(groups), Margins(left_margin, 0.2, 0.9))
     for y, group in enumerate(groups):
         total, left = int(counts[group].sum()), 0.0
         for kind in kinds:
             share = int(counts.get((group, kind), 0)) / total * 100
             bar = Rectangle((left, y - 0.34), share, 0.68, gid=f"share:{group}:{kind}")
-            ax.add_patch(_filled(bar, inks[kind], scale))
+            ax.add_patch(filled_with(bar, inks[kind], scale))
             if share >= 5:
                 ax.text(
-                    left + share / 2, y, f"{share:.0f}%", ha="center", va="center_baseline", **_font(scale, bold=True),
+                    left + share / 2, y, f"{share:.0f}%", ha="center", va="center_baseline",
+                    **font_of(scale, bold=True),
                     bbox={"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": "none"},
                 )  # fmt: skip
             left += share
-        _beside(ax, scale, 100, y, f"{total:,}", gid=f"rows:{group}")
-    _beside(ax, scale, 100, -0.6, "rows", gid="rows", pale=True)
+        text_beside(ax, scale, 100, y, f"{total:,}", gid=f"rows:{group}")
+    text_beside(ax, scale, 100, -0.6, "rows", gid="rows", pale=True)
     ax.set_yticks(range(len(groups)), names)
     ax.tick_params(axis="y", length=0)
     ax.set(xlim=(0, 113), ylim=(len(groups) - 0.4, -0.6), xticks=range(0, 101, 20))
     ax.spines["bottom"].set_bounds(0, 100)
-    _axis_labels(ax, scale, "share of the rows, %", by)
-    samples = [_filled(Patch(label=kind), inks[kind], scale) for kind in kinds]
-    _key(ax, scale, samples, len(kinds) if len(kinds) < 5 else 3)
+    axis_labels(ax, scale, "share of the rows, %", by)
+    samples = [filled_with(Patch(label=kind), inks[kind], scale) for kind in kinds]
+    inner_key(ax, scale, samples, len(kinds) if len(kinds) < 5 else 3)
     return figure
 
 
@@ -1276,11 +1057,11 @@ def kill_matrix(kills: Kills, ax: Axes | None = None) -> Figure | Axes:
     levels = matrix * np.where(kills.cases["idle"].to_numpy(dtype=bool), 1, 2)[:, None]
     levels[:, matrix.sum(axis=0) == 1] *= 2
     levels = np.minimum(levels, 3)
-    left = 0.5 + max(_width(name) for name in rows)
-    bottom = 0.7 + max(_width(name) for name in columns)
+    left = 0.5 + max(text_width(name) for name in rows)
+    bottom = 0.7 + max(text_width(name) for name in columns)
     width, height = max(1000, 30 * len(columns)), max(700, 30 * len(rows))
     size = left + width / 100 + 0.3, bottom + height / 100 + 0.6
-    result, ax, scale = _chart(ax, *size, _Margins(left, 0.3, 0.6, bottom))
+    result, ax, scale = chart(ax, *size, Margins(left, 0.3, 0.6, bottom))
     wide, high = _shares(across, width, 29), _shares(down, height, 29)
     picture = _squeezed(_squeezed(levels, down, high).T, across, wide).T
     inks = np.array(
@@ -1299,11 +1080,11 @@ def kill_matrix(kills: Kills, ax: Axes | None = None) -> Figure | Axes:
         ticks(ends - np.array(sizes) / 2, names)
     ax.tick_params(length=0)
     ax.tick_params(axis="x", rotation=90)
-    _axis_labels(ax, scale, f"{len(kills.mutants):,} mutants", f"{len(kills.cases):,} cases")
+    axis_labels(ax, scale, f"{len(kills.mutants):,} mutants", f"{len(kills.cases):,} cases")
     samples = [
         Patch(label=word, facecolor=ink, edgecolor=INK, linewidth=0.7 * scale) for word, ink in _KILLS.items()
     ]
-    _key(ax, scale, [Patch(facecolor="none", label="killed by"), *samples], 4)
+    inner_key(ax, scale, [Patch(facecolor="none", label="killed by"), *samples], 4)
     return result
 
 
@@ -1313,11 +1094,11 @@ def corpus_coverage(counts: pd.Series[int], ax: Axes | None = None) -> Figure | 
     What has none stands last, in bold, with its 0.
     """
     counts = counts.sort_values(ascending=False, kind="stable")
-    room = 0.3 + max(_width(str(name), bold=not cases) for name, cases in counts.items())
+    room = 0.3 + max(text_width(str(name), bold=not cases) for name, cases in counts.items())
     across = max(1, min(3, -(-len(counts) // 20), int(14 / (room + 1.6))))
     deep = -(-len(counts) // across)
     pitch, column = 0.34, 14 / across
-    paper = _Paper(ax, 14, 0.8 + deep * pitch)
+    paper = Paper(ax, 14, 0.8 + deep * pitch)
     covered = int((counts > 0).sum())
     paper.text(
         0.2,
@@ -1366,10 +1147,10 @@ def lattice(answers: pd.DataFrame, ax: Axes | None = None) -> Figure | Axes:
     odd = {str(cell) for cell in answers.to_numpy().flat} - _ANSWERS.keys()
     if odd:
         raise InputError(f"{min(odd)!r} is no answer; an answer is one of {', '.join(_ANSWERS)}")
-    left, column, pitch = 0.4 + max(_width(str(claim)) for claim in answers), 1.75, 0.42
-    heads = [_wrap(str(name), column - 0.15, 6, " ") for name in answers.index]
+    left, column, pitch = 0.4 + max(text_width(str(claim)) for claim in answers), 1.75, 0.42
+    heads = [wrap(str(name), column - 0.15, 6, " ") for name in answers.index]
     top = 0.85 + 0.27 * max(map(len, heads))
-    paper = _Paper(ax, left + column * len(heads) + 0.2, top + pitch * len(answers.columns) + 0.2)
+    paper = Paper(ax, left + column * len(heads) + 0.2, top + pitch * len(answers.columns) + 0.2)
 
     def mark(x: float, y: float, answer: str, gid: str) -> None:
         marker, face, edge, _ = _ANSWERS[answer]
@@ -1384,7 +1165,7 @@ def lattice(answers: pd.DataFrame, ax: Axes | None = None) -> Figure | Axes:
         if (answers == answer).any(axis=None):
             mark(x, 0.35, answer, f"key:{answer}")
             paper.text(x + 0.2, 0.35, says, ha="left")
-            x += 0.8 + _width(says)
+            x += 0.8 + text_width(says)
     for n, head in enumerate(heads):
         paper.text(left + (n + 0.5) * column, top - 0.1, "\n".join(head), va="bottom", gid=f"head:{n}")
     for row, claim in enumerate(answers):
