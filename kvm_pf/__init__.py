@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from kvm_pf.conformance.corpus import load_corpus
     from kvm_pf.conformance.follow import follow
     from kvm_pf.guest.machine import Machine
-    from kvm_pf.proof.claims import prove
+    from kvm_pf.proof.ask import prove
     from kvm_pf.proof.compare import compare
     from kvm_pf.proof.verdict import verdict
     from kvm_pf.revisions import REVISIONS
@@ -92,7 +92,7 @@ _HOMES = {
     "explain": "run.watch",
     "follow": "conformance.follow",
     "load_corpus": "conformance.corpus",
-    "prove": "proof.claims",
+    "prove": "proof.ask",
     "verdict": "proof.verdict",
 }
 

@@ -10,7 +10,8 @@ from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.common.errors import InputError
 from kvm_pf.patch.reader import ledger
 from kvm_pf.proof import claims
-from kvm_pf.proof.claims import CLAIMS, PROVED, Answer, Claim, Witness, asked, flaws, prove, prove_all, steps
+from kvm_pf.proof.ask import Answer, Witness, asked, prove, prove_all
+from kvm_pf.proof.claims import CLAIMS, PROVED, Claim, flaws, steps
 from kvm_pf.proof.terms import patience
 from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.state import NO_LOOKUP, gpa_to_gfn

@@ -225,8 +225,8 @@ def test_what_differs_in_colour_differs_without_it(inks):
 
 def test_settings_of_matplotlib_stay_as_they_are():
     before = dict(matplotlib.rcParams)
-    for draw in PICTURES.values():
-        draw()
+    for picture in PICTURES.values():
+        picture()
     assert dict(matplotlib.rcParams) == before
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvm_pf.cli.common import DIFFERENT, OK, PLAIN, Progress
 
 if TYPE_CHECKING:
-    from kvm_pf.proof.claims import Answer
+    from kvm_pf.proof.ask import Answer
 
 
 def _answers_table(answers: Sequence[Answer], witness: bool) -> None:
@@ -41,7 +41,8 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
-    from kvm_pf.proof.claims import CLAIMS, find, prove_all
+    from kvm_pf.proof.ask import find, prove_all
+    from kvm_pf.proof.claims import CLAIMS
 
     if args.list:
         for claim in map(find, args.claim or CLAIMS):

@@ -12,7 +12,8 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvm_pf.proof.claims import EMPTY, FAILS, HOLDS, Claim, find, prove
+from kvm_pf.proof.ask import find, prove
+from kvm_pf.proof.claims import EMPTY, FAILS, HOLDS, Claim
 from kvm_pf.revisions import LATTICE, REVISIONS, Revision
 
 if TYPE_CHECKING:

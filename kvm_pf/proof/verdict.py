@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import Difference, load_corpus
 from kvm_pf.conformance.corpus import differences as failing
-from kvm_pf.proof.claims import CLAIMS, HOLDS, PROVED, Answer, Claim, find, prove
+from kvm_pf.proof.ask import Answer, find, prove
+from kvm_pf.proof.claims import CLAIMS, HOLDS, PROVED, Claim
 from kvm_pf.proof.mutants import DOORS, Apart, Doubt, behind
 from kvm_pf.proof.terms import Unknown
 from kvm_pf.revisions import Revision
