@@ -5,6 +5,7 @@ import datetime
 import decimal
 import fractions
 import re
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -19,22 +20,21 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import load_corpus
 from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.run import batch
-from kvm_pf.run.batch import (
-    EVALUATE,
-    TABLES,
-    evaluate,
-    evaluate_faultin,
-    evaluate_parquet,
-    evaluate_sources,
-    outputs,
-)
-from kvm_pf.run.inputs import case_state, case_values, limits, words
-from kvm_pf.run.tables import MODE_COLUMNS, MODES
+from kvm_pf.run.batch import evaluate, evaluate_parquet
+from kvm_pf.run.inputs import case_state, case_values, limits, outputs, results, words
+from kvm_pf.run.tables import ENTRY_POINTS, MODE_COLUMNS, MODES, TABLES
 
 fixed = settings(derandomize=True, deadline=None)
 u64 = st.integers(0, 2**64 - 1)
 
-DTYPES = {"u64": "UInt64", "int": "Int16", "bool": "UInt8", "warns": "string", "label": "string"}
+DTYPES = {
+    "u64": "UInt64",
+    "long": "Int64",
+    "int": "Int16",
+    "bool": "UInt8",
+    "warns": "string",
+    "label": "string",
+}
 
 NUMBERS = [0, 1, 6, 2**63, 2**64 - 1]
 
@@ -118,7 +118,7 @@ def random_rows(kind, revision, rows, seed):
     """Rows in every column's range: each value an extreme, the default, or anything."""
     draw = Random(seed)
     frame = {}
-    for i in TABLES[kind].inputs:
+    for i in ENTRY_POINTS[kind].inputs:
         low, high, _ = limits(i)
         names = i.labels or range(low, high + 1)
 
@@ -179,11 +179,11 @@ class TestIndex:
         with pytest.raises(InputError, match=re.escape("row 1 (index 'b'): 'x'")):
             evaluate(pd.DataFrame({"error_code": ["1", "x"]}, index=["a", "b"]))
 
-    @pytest.mark.parametrize("kind", TABLES)
+    @pytest.mark.parametrize("kind", ENTRY_POINTS)
     def test_no_rows_no_columns_and_neither(self, kind):
-        run = EVALUATE[kind]
+        run = partial(evaluate, kind=kind)
         wanted = [o.column for o in outputs(kind, "posted")]
-        for frame in (pd.DataFrame(), pd.DataFrame({TABLES[kind].inputs[0].column: []})):
+        for frame in (pd.DataFrame(), pd.DataFrame({ENTRY_POINTS[kind].inputs[0].column: []})):
             result = run(frame)
             assert (list(result), len(result)) == (wanted, 0)
             assert [str(t) for t in result.dtypes] == [DTYPES[o.kind] for o in outputs(kind, "posted")]
@@ -195,10 +195,10 @@ class TestIndex:
 
 
 class TestOutputs:
-    @pytest.mark.parametrize("kind", TABLES)
+    @pytest.mark.parametrize("kind", ENTRY_POINTS)
     @pytest.mark.parametrize("revision", ["posted", "v7_3"])
     def test_columns_and_types_are_those_documented(self, kind, revision):
-        result = EVALUATE[kind](pd.DataFrame(index=range(2)), revision)
+        result = evaluate(pd.DataFrame(index=range(2)), revision, kind=kind)
         wanted = outputs(kind, revision)
         assert list(result) == [o.column for o in wanted]
         assert {c: str(t) for c, t in result.dtypes.items()} == {o.column: DTYPES[o.kind] for o in wanted}
@@ -235,8 +235,9 @@ class TestOutputs:
 
     @pytest.mark.parametrize("revision", REVISIONS)
     def test_every_revision_runs_every_kind_of_table(self, revision):
-        for kind, run in EVALUATE.items():
-            assert len(run(random_rows(kind, revision, 20, seed=1), revision, engine="plain")) == 20
+        for kind in ENTRY_POINTS:
+            rows = random_rows(kind, revision, 20, seed=1)
+            assert len(evaluate(rows, revision, kind=kind, engine="plain")) == 20
 
 
 class TestInputs:
@@ -350,7 +351,7 @@ class TestInputs:
             with pytest.raises(InputError, match=f"column '{name}', row 0: "):
                 evaluate(pd.DataFrame({name: values}))
         with pytest.raises(InputError, match="column 'slot_kind', row 0: "):
-            evaluate_faultin(pd.DataFrame({"slot_kind": values}))
+            evaluate(pd.DataFrame({"slot_kind": values}), kind="faultin")
 
     @pytest.mark.parametrize(
         ("name", "good", "bad", "takes"),
@@ -393,7 +394,7 @@ class TestInputs:
     )
     def test_names_are_given_by_name_alone(self, kind, name, bad):
         with pytest.raises(InputError, match=f"column '{name}', row 0: .*it takes one of "):
-            EVALUATE[kind](pd.DataFrame({name: [bad]}))
+            evaluate(pd.DataFrame({name: [bad]}), kind=kind)
 
     def test_words_of_an_answer_are_the_revisions(self):
         frame = pd.DataFrame({"pf_ret": ["WRITE_PROTECTED"], "error_code": ["0x200000003"]})
@@ -469,13 +470,16 @@ class TestColumns:
             evaluate(frame)
 
     def test_a_column_of_another_kind_of_table_is_unknown(self):
-        for run, name in (
-            (evaluate, "slot_kind"),
-            (evaluate_sources, "error_code"),
-            (evaluate_faultin, "mode"),
-        ):
+        for kind, name in (("cases", "slot_kind"), ("sources", "error_code"), ("faultin", "mode")):
             with pytest.raises(InputError, match=f"column '{name}'"):
-                run(pd.DataFrame({name: [1]}))
+                evaluate(pd.DataFrame({name: [1]}), kind=kind)
+
+    @pytest.mark.parametrize("kind", ["", "case", None, 5, []])
+    def test_an_unknown_kind_of_table_is_refused(self, kind):
+        with pytest.raises(
+            InputError, match=r"kind .*: it takes cases, sources, page_ready, pre_fault, faultin"
+        ):
+            evaluate(pd.DataFrame(), kind=kind)
 
     @pytest.mark.parametrize("name", ["error_code", "case_id", "ret"])
     def test_a_column_that_is_there_twice_is_refused(self, name):
@@ -510,7 +514,7 @@ class TestColumns:
 
     def test_the_frame_is_left_as_it_was(self):
         frame = pd.DataFrame(
-            {"error_code": ["0x6", "1"], "mode": ["shadow", "tdp"], "pf_ret_name": ["FIXED", "RETRY"]},
+            {"error_code": ["0x6", "1"], "mode": ["shadow", "tdp"], "pf_ret": ["FIXED", "RETRY"]},
             index=[4, 4],
         )
         before = frame.copy(deep=True)
@@ -545,10 +549,10 @@ class TestColumns:
             evaluate(pd.DataFrame({"mode": pd.Series(["tdp", mode], dtype=object)}))
 
     def test_an_answer_goes_by_name_or_number(self):
-        named = evaluate(pd.DataFrame({"pf_ret_name": ["EMULATE", "SPURIOUS"]}), "v6_12")
+        named = evaluate(pd.DataFrame({"pf_ret": ["EMULATE", "SPURIOUS"]}), "v6_12")
         assert named.equals(evaluate(pd.DataFrame({"pf_ret": [2, 6]}), "v6_12"))
         with pytest.raises(InputError, match="column 'pf_ret', row 0: 'nope' is not readable"):
-            evaluate(pd.DataFrame({"pf_ret_name": ["nope"]}))
+            evaluate(pd.DataFrame({"pf_ret": ["nope"]}))
         assert evaluate(pd.DataFrame({"pf_ret_name": ["nope"], "pf_ret": [2]})).emu_called.tolist() == [1]
 
     @pytest.mark.parametrize(
@@ -560,11 +564,11 @@ class TestColumns:
 
     def test_a_frame_number_that_is_left_out_is_that_of_the_address(self):
         frame = pd.DataFrame({"addr": ["0x5000", str(2**64 - 1)], "slot_kind": ["none", "none"]})
-        assert evaluate_faultin(frame).a_mmio_gfn.tolist() == [5, 2**52 - 1]
-        assert evaluate_faultin(frame.assign(gfn=[7, 7])).a_mmio_gfn.tolist() == [7, 7]
-        assert evaluate_faultin(frame[["slot_kind"]]).a_mmio_gfn.tolist() == [0x100000, 0x100000]
+        assert evaluate(frame, kind="faultin").a_mmio_gfn.tolist() == [5, 2**52 - 1]
+        assert evaluate(frame.assign(gfn=[7, 7]), kind="faultin").a_mmio_gfn.tolist() == [7, 7]
+        assert evaluate(frame[["slot_kind"]], kind="faultin").a_mmio_gfn.tolist() == [0x100000, 0x100000]
         with pytest.raises(InputError, match=r"column 'gfn', row 0: .* it takes a frame number of 52 bits"):
-            evaluate_faultin(pd.DataFrame({"gfn": [2**52]}))
+            evaluate(pd.DataFrame({"gfn": [2**52]}), kind="faultin")
 
 
 class TestAnswers:
@@ -596,20 +600,29 @@ class TestAnswers:
             assert (got["emu_called"], got["unprot_called"]) == (o.emulation.called, o.unprotect.called)
 
     @pytest.mark.parametrize("kind", TABLES)
+    def test_one_row_run_alone_gives_what_the_table_gives(self, corpus, kind):
+        rows = known_rows(corpus, kind, "v7_3", every=50)
+        table = evaluate(rows, "v7_3", kind=kind, engine="plain").astype(object)
+        for given_, told in zip(rows.to_dict("records"), table.to_dict("records"), strict=True):
+            assert results(kind, get("v7_3"), given_) == {
+                c: None if v is pd.NA else v for c, v in told.items()
+            }
+
+    @pytest.mark.parametrize("kind", TABLES)
     def test_the_order_and_company_of_rows_do_not_matter(self, corpus, kind):
         rows = known_rows(corpus, kind, "v7_3", every=30)
-        whole = EVALUATE[kind](rows, "v7_3", engine="plain")
-        turned = EVALUATE[kind](rows[::-1], "v7_3", engine="plain")
+        whole = evaluate(rows, "v7_3", kind=kind, engine="plain")
+        turned = evaluate(rows[::-1], "v7_3", kind=kind, engine="plain")
         pd.testing.assert_frame_equal(turned[::-1], whole)
-        one = EVALUATE[kind](rows.iloc[7:8], "v7_3", engine="plain")
+        one = evaluate(rows.iloc[7:8], "v7_3", kind=kind, engine="plain")
         pd.testing.assert_frame_equal(one, whole.iloc[7:8])
 
     def test_columns_left_out_have_the_documented_defaults(self, corpus):
-        for kind, table in TABLES.items():
+        for kind, table in ENTRY_POINTS.items():
             known = {i.column: words(i, get("v7_3")) for i in table.inputs}
             written = pd.DataFrame({i.column: [i.default] for i in table.inputs}, dtype=object)
             assert all(written[c][0] in known[c] for c in written if isinstance(written[c][0], str))
-            run = EVALUATE[kind]
+            run = partial(evaluate, kind=kind)
             pd.testing.assert_frame_equal(run(written, "v7_3"), run(pd.DataFrame(index=[0]), "v7_3"))
 
     def test_a_derived_revision_is_run(self):
@@ -621,7 +634,7 @@ class TestAnswers:
 
 def agreed(kind, revision, rows, monkeypatch):
     """What the compiled loop makes of the rows, the same as uncompiled, whole, in pieces and of frozen columns."""
-    run = EVALUATE[kind]
+    run = partial(evaluate, kind=kind)
     whole = run(rows, revision, engine="compiled")
     pd.testing.assert_frame_equal(whole, run(rows, revision, engine="plain"))
     pd.testing.assert_frame_equal(whole, run(rows, revision))
@@ -658,12 +671,19 @@ class TestCompiled:
         assert not any(code & mask for code in called.mmu_error_code)
         assert len(called) > 100
 
+    @pytest.mark.parametrize("kind", ["page_ready", "pre_fault"])
+    def test_ways_without_kernel_tables_are_compiled_too(self, monkeypatch, kind):
+        rows = random_rows(kind, "v7_3", 1500, seed=6)
+        if kind == "pre_fault":
+            rows["size"] >>= 1  # what the call returns, a signed number, can say
+        agreed(kind, "v7_3", rows, monkeypatch)
+
     def test_what_cannot_be_compiled_says_so_and_runs_plain(self):
         odd = get("posted").derive("odd", npf_synthetic=lambda code: eval("(code + 1, 0)"))
         frame = pd.DataFrame({"info": [6]})
-        assert evaluate_sources(frame, odd, engine="plain").mmu_error_code.tolist() == [7]
+        assert evaluate(frame, odd, kind="sources", engine="plain").mmu_error_code.tolist() == [7]
         with pytest.raises(InputError, match=r"revision 'odd' cannot be compiled .*engine='plain' runs it"):
-            evaluate_sources(frame, odd, engine="compiled")
+            evaluate(frame, odd, kind="sources", engine="compiled")
 
 
 class TestParquet:
@@ -683,7 +703,7 @@ class TestParquet:
         got = self.answers(
             paths, rows, revision="v7_3", kind=kind, batch_rows=9, progress=lambda *done: seen.append(done)
         )
-        want = EVALUATE[kind](rows, "v7_3", engine="plain")
+        want = evaluate(rows, "v7_3", kind=kind, engine="plain")
         pd.testing.assert_frame_equal(got.convert_dtypes(), want.convert_dtypes(), check_dtype=False)
         assert {str(t) for t in got.dtypes} <= {*DTYPES.values()}
         ends = list(range(9, len(rows), 9))
@@ -763,7 +783,7 @@ class TestParquet:
 
     def test_an_unknown_kind_or_revision_is_refused(self, paths):
         pd.DataFrame({"error_code": [6]}).to_parquet(paths[0])
-        with pytest.raises(InputError, match="kind 'nope': it takes cases, sources, faultin"):
+        with pytest.raises(InputError, match="kind 'nope': it takes cases, sources, page_ready"):
             evaluate_parquet(*paths, kind="nope")
         with pytest.raises(InputError, match="there is no revision 'nope'"):
             evaluate_parquet(*paths, "nope")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.conformance.corpus import load_corpus, run_cases
+from kvm_pf.conformance.corpus import load_corpus
 from kvm_pf.conformance.recordings import columns
 from kvm_pf.patch.diff import diff_text, source_lines, step_diff
 from kvm_pf.patch.reader import digest, ledger
@@ -19,7 +19,7 @@ from kvm_pf.run.inputs import case_values
 from kvm_pf.run.watch import explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import element, notice
-from kvm_pf.show.widgets.corpus import corpus_browser, results
+from kvm_pf.show.widgets.corpus import corpus_browser
 from kvm_pf.show.widgets.error_code import error_code_explorer
 from kvm_pf.show.widgets.fault import MMIO, OTHER, fault_explorer
 from kvm_pf.show.widgets.hunks import hunk_viewer
@@ -659,16 +659,6 @@ def test_a_value_that_differs_is_told_with_the_models(browser):
         assert "the model differs in 1" in said(browser)
     finally:
         row_["expect"].update(before)
-
-
-@pytest.mark.parametrize("kind", ["cases", "sources", "faultin"])
-@pytest.mark.parametrize("revision", ["posted", "v7_3"])
-def test_one_row_run_alone_gives_what_the_table_gives(cases, kind, revision):
-    some = cases[(cases["kind"] == kind) & (cases["revision"] == revision)]
-    ran = run_cases(some)
-    assert len(ran)
-    for given_, got in zip(ran["input"], ran["got"], strict=True):
-        assert results(kind, get(revision), given_) == got
 
 
 def test_a_case_opens_in_the_fault_explorer(browser, cases):

@@ -19,13 +19,13 @@ import pandas as pd
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
+from kvm_pf.common.text import bit_names
 from kvm_pf.conformance.vectors import kind_and_revision
-from kvm_pf.exits import SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
+from kvm_pf.exits import SOURCE_WARN_NAMES
 from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.run.batch import EVALUATE, TABLES, outputs
-from kvm_pf.run.inputs import brief, case_state, case_values, limits, number
-from kvm_pf.run.tables import BREAK_KINDS, Input, Output
-from kvm_pf.state import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM, PAGE_SHIFT, PAGE_SIZE
+from kvm_pf.run.inputs import brief, limits, number, outputs, results, row_values, run_row
+from kvm_pf.run.tables import TABLES, Input, Output
+from kvm_pf.state import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM, PAGE_SIZE
 
 CASE_FIELDS = {
     "id": str, "kind": str, "why": str, "flags": list, "source": str, "input": dict, "expect": dict,
@@ -330,16 +330,6 @@ def _corpus(folder: Path, files: tuple[tuple[Path, int], ...]) -> Corpus:
 # Running curated cases
 
 
-def _inputs(kind: str, revision: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All input columns of one case: what it gives, and the defaults."""
-    if kind == "cases":
-        return dict(case_values(revision, **given))
-    values = {c.column: given.get(c.column, c.default) for c in TABLES[kind].inputs}
-    if "addr" in given and "gfn" in values:
-        values["gfn"] = given.get("gfn", given["addr"] >> PAGE_SHIFT)
-    return values
-
-
 def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
     """Run curated cases and return `cases` with a column `got`: the model's values of the expected columns.
 
@@ -353,12 +343,8 @@ def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
             for label, row in group.iterrows():
                 got[label] = call(row["function"], row["input"], run_on)
             continue
-        frame = pd.DataFrame(
-            [_inputs(kind, run_on, given) for given in group["input"]], group.index, dtype=object
-        )
-        result = EVALUATE[kind](frame, run_on, engine="plain")
-        for label, values in zip(group.index, result.astype(object).to_dict("records"), strict=True):
-            got[label] = {str(k): None if v is pd.NA else v for k, v in values.items()}
+        for label, given in group["input"].items():
+            got[label] = results(kind, run_on, given)
     return cases.assign(got=pd.Series(got, dtype=object).reindex(cases.index))
 
 
@@ -387,18 +373,9 @@ def _with_format(function: str) -> Callable[..., dict[str, Any]]:
     return called
 
 
-def _vcpu(revision: Any, **given: Any) -> Any:
-    return case_state(case_values(revision, **given), revision)
-
-
-def _fields(record: type[Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `given` what is a field of a record."""
-    return {name: given.pop(name) for name in record._fields if name in given}
-
-
-def _page_ready(revision: Any, **given: Any) -> dict[str, Any]:
-    work = AsyncPf(**{"cr2_or_gpa": PAGE_SIZE, **_fields(AsyncPf, given)})
-    ready = revision.link("kvm_arch_async_page_ready")(_vcpu(revision, **given), work)
+def _page_ready(revision: Any, error_code: int = 0, **given: Any) -> dict[str, Any]:
+    given = {"cr2_or_gpa": PAGE_SIZE, "put_off_code": error_code, **given}
+    ready = run_row("page_ready", row_values("page_ready", revision, **given), revision)
     fault = ready.handled.fault if ready.handled.called else None
     return {
         "mmu_called": int(ready.handled.called),
@@ -407,13 +384,9 @@ def _page_ready(revision: Any, **given: Any) -> dict[str, Any]:
         "prefetch": fault and int(fault.prefetch),
         "is_private": fault and int(fault.is_private),
         "attr_lookups": ready.handled.lookups.count,
-        "warns": _warns(ready.warns),
+        "warns": bit_names(ready.warns, SOURCE_WARN_NAMES),
         **{name: getattr(ready.handled.stats, name) + count for name, count in ready.stats._asdict().items()},
     }
-
-
-def _warns(bits: int) -> str:
-    return "|".join(SOURCE_WARN_NAMES[n] for n in range(bits.bit_length()) if bits >> n & 1)
 
 
 def _pre_fault(
@@ -421,12 +394,8 @@ def _pre_fault(
 ) -> dict[str, Any]:
     private = KVM_X86_TDX_VM if direct_bits else KVM_X86_SW_PROTECTED_VM
     vm_type = private if has_private_mem else KVM_X86_DEFAULT_VM
-    retry = _fields(Retry, given)
-    if "break_kind" in retry:
-        retry["break_kind"] = BREAK_KINDS.index(retry["break_kind"])
-    request = PreFault(**{"gpa": gpa, "size": PAGE_SIZE, **_fields(PreFault, given)}, retry=Retry(**retry))
-    vcpu = _vcpu(revision, vm_type=vm_type, attrs=attrs, direct_bits=direct_bits, **given)
-    done = revision.link("kvm_arch_vcpu_pre_fault_memory")(vcpu, request)
+    given |= {"cr2_or_gpa": gpa, "vm_type": vm_type, "attrs": attrs, "direct_bits": direct_bits}
+    done = run_row("pre_fault", row_values("pre_fault", revision, **given), revision)
     return {
         "result": done.ret,
         "error_code": done.error_code,
@@ -434,7 +403,7 @@ def _pre_fault(
         "calls": done.calls,
         "prefetch": int(done.handled.fault.prefetch) if done.handled.called else None,
         "attr_lookups": done.lookups.count,
-        "warns": _warns(done.warns),
+        "warns": bit_names(done.warns, SOURCE_WARN_NAMES),
     }
 
 

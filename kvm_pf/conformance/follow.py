@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from errno import errorcode
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
+from kvm_pf.common.text import write_number
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, columns, read_recording
 from kvm_pf.conformance.replay import Replay, Report, revision_for
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get
-from kvm_pf.run.inputs import ret_pf_names
+from kvm_pf.run.inputs import answer
 from kvm_pf.run.watch import Explanation
 
 if TYPE_CHECKING:
@@ -82,19 +82,7 @@ def shown(value: object) -> str:
     """Write a value: a number from 10 up in hexadecimal; nothing for none."""
     if isinstance(value, Why) or value is None:
         return ""
-    if isinstance(value, bool):
-        return str(int(value))
-    return hex(value) if isinstance(value, int) and value >= 10 else str(value)
-
-
-def answer(value: int, revision: Revision) -> str:
-    """Name an answer of the page-fault handler as `revision` counts them: RET_PF_* without that, or -errno.
-
-    >>> answer(5, get("v6_12")), answer(5, get("posted")), answer(-14, get("posted"))
-    ('FIXED', 'SPURIOUS', '-EFAULT')
-    """
-    names = {number: name for name, number in ret_pf_names(revision).items()}
-    return f"-{errorcode.get(-value, -value)}" if value < 0 else names.get(value, str(value))
+    return write_number(value) if isinstance(value, int) else str(value)
 
 
 class Follow(Replay):

@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import write_number
 from kvm_pf.revisions import REVISIONS, ROWS, get
-from kvm_pf.run.batch import EVALUATE, TABLES, outputs, read_parquet
-from kvm_pf.run.inputs import number
+from kvm_pf.run.batch import evaluate, read_parquet
+from kvm_pf.run.inputs import number, outputs
+from kvm_pf.run.tables import TABLES
 
 CHUNK_ROWS = 125_000
 CHUNK_BYTES = 1 << 25
@@ -126,7 +128,7 @@ def _got(column: pd.Series) -> pd.Series:
 
 
 def _written(value: int | str) -> str:
-    return value if isinstance(value, str) else str(value) if -4096 < value < 10 else hex(value)
+    return value if isinstance(value, str) else write_number(value)
 
 
 def check_table(
@@ -158,7 +160,7 @@ def check_table(
             o.column for o in TABLES[kind].outputs if o.column in frame and o.column not in wanted
         ]
         try:
-            result = EVALUATE[kind](frame, name, engine=engine)
+            result = evaluate(frame, name, kind=kind, engine=engine)
             expectations = {column: _expected(frame[column]) for column in report.compared}
         except InputError as error:
             raise InputError(f"{path}: {error}") from None

@@ -2,19 +2,18 @@
 """One case for every engine: a fault's inputs as numbers or as solver terms, and what each revision makes of it.
 
 A claim is a function of a `Case`.  Given solver terms it speaks of all states at once; given numbers, of one.
-The columns are those of the tables (`kvm_pf.run.tables`), and a few more for the ways into the path that have no
-table.
+The columns are those of the ways into the path (`kvm_pf.run.tables.ENTRY_POINTS`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
-from operator import attrgetter
-from typing import Any, NamedTuple, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, get_type_hints
 
 from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, describe
-from kvm_pf.exits import KIND_TDX, SEV_SNP, SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
+from kvm_pf.common.text import bit_names
+from kvm_pf.exits import KIND_TDX, SEV_SNP
 from kvm_pf.mmio import MMIO_TDX
 from kvm_pf.proof.terms import (
     Summary,
@@ -35,18 +34,13 @@ from kvm_pf.proof.terms import (
 )
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.run import tables
-from kvm_pf.run.inputs import limits
+from kvm_pf.run.inputs import ANSWERS, answers, cell, limits, outputs
 from kvm_pf.run.tables import (
-    CASE_INPUTS,
-    CASE_OUTPUTS,
-    FAULTIN_INPUTS,
-    FAULTIN_OUTPUTS,
+    ENTRY_POINTS,
     MODE_COLUMNS,
     MODES,
     SLOT_GMEM_ONLY,
     SLOT_GMEM_ONLY_INVALID,
-    SOURCE_INPUTS,
-    SOURCE_OUTPUTS,
     VM_TYPES,
     Input,
     Output,
@@ -61,98 +55,8 @@ from kvm_pf.state import (
     PAGE_SHIFT,
 )
 
-# The handler's answers go by name, for their numbers changed with 6.12.
-ANSWERS = ("CONTINUE", "RETRY", "EMULATE", "INVALID", "FIXED", "SPURIOUS", "WRITE_PROTECTED")
-
-_ARGUMENTS = ("error_code", "cr2_or_gpa", "insn_len")
-_STATE = tuple(c for c in CASE_INPUTS if c.column not in _ARGUMENTS)
-
-READY_INPUTS = (
-    Input("put_off_code", "u64", 0, "error code of the fault that was put off"),
-    Input("direct_map", "bool", 1, "the MMU was direct then"),
-    Input("wakeup_all", "bool", 0, "no page: everybody is woken"),
-    Input("reload_ret", "int", 0, "kvm_mmu_reload()'s result"),
-    Input("same_cr3", "bool", 1, "the guest's page-table root is still the same"),
-)
-AHEAD_INPUTS = (
-    Input("size", "u64", 0x1000, "bytes to map ahead"),
-    Input("allowed", "bool", 1, "kvm->arch.pre_fault_allowed"),
-    Input("level", "int", 1, "level at which the page comes to be mapped", span=(1, 3)),
-)
-
-_HANDLED = tuple(o for o in CASE_OUTPUTS if o.path.startswith("handled."))
-_READY_OUTPUTS = (
-    Output("ready_warns", "warns", "warns", labels=SOURCE_WARN_NAMES),
-    *_HANDLED,
-    Output("attr_lookups", "handled.lookups.count", "int"),
-    Output("attr_gfn", "handled.lookups.gfn", "u64", "handled.lookups.count"),
-    *(
-        Output(f"{column}_{name}", f"{path}stats.{name}", "int")
-        for column, path in (("st", "handled."), ("ready", ""))
-        for name in ("taken", "fixed", "emulate", "spurious")
-    ),
-)
-_AHEAD_OUTPUTS = (
-    Output("ret", "ret", "int"),
-    Output("warns", "warns", "warns", labels=SOURCE_WARN_NAMES),
-    Output("calls", "calls", "int"),
-    Output("mmu_addr", "addr", "u64", "calls"),
-    Output("mmu_error_code", "error_code", "u64", "calls"),
-    *_HANDLED,
-    Output("attr_lookups", "lookups.count", "int"),
-)
-
-
-class Way(NamedTuple):
-    """A way into the path: its inputs, its outputs, the method of `Case` that takes it, the functions it calls."""
-
-    name: str
-    title: str
-    inputs: tuple[Input, ...]
-    outputs: tuple[Output, ...]
-    take: str
-    calls: tuple[str | Callable[..., Any], ...]
-
-
-WAYS = {
-    way.name: way
-    for way in (
-        Way(
-            "kvm_mmu_page_fault",
-            "a fault",
-            CASE_INPUTS,
-            CASE_OUTPUTS[1:],
-            "fault",
-            (tables.case_vcpu, "kvm_mmu_page_fault"),
-        ),
-        Way("source", "an exit", SOURCE_INPUTS, SOURCE_OUTPUTS, "exit", (tables.source_event, "source")),
-        Way(
-            "kvm_arch_async_page_ready",
-            "a page that became ready",
-            (CASE_INPUTS[1], *_STATE, *READY_INPUTS),
-            _READY_OUTPUTS,
-            "page_ready",
-            (tables.case_vcpu, "kvm_arch_async_page_ready"),
-        ),
-        Way(
-            "kvm_arch_vcpu_pre_fault_memory",
-            "a page mapped ahead",
-            (CASE_INPUTS[1], *_STATE, *AHEAD_INPUTS, READY_INPUTS[3]),
-            _AHEAD_OUTPUTS,
-            "pre_fault",
-            (tables.case_vcpu, "kvm_arch_vcpu_pre_fault_memory"),
-        ),
-        Way(
-            "kvm_faultin_pfn",
-            "a frame looked for",
-            FAULTIN_INPUTS,
-            FAULTIN_OUTPUTS,
-            "fault_in",
-            (tables.faultin_row,),
-        ),
-    )
-}
-"""The ways into the path, by the name of the function at the door."""
+WAYS = {entry.function: entry for entry in ENTRY_POINTS.values()}
+"""The ways into the path, by the name of the function that is called."""
 
 COLUMNS = {column.column: column for way in reversed(WAYS.values()) for column in way.inputs}
 """Every input by name; one that several ways have means the same in all of them."""
@@ -160,19 +64,13 @@ COLUMNS = {column.column: column for way in reversed(WAYS.values()) for column i
 
 def common_outputs(way: str, a: str | Revision, b: str | Revision) -> list[Output]:
     """The outputs of a way that both revisions have."""
-    absent = {"until 7.3" if "v7_3" in get(revision).lineage else "from 7.3" for revision in (a, b)}
-    return [output for output in WAYS[way].outputs if output.revisions not in absent]
+    kind = WAYS[way].kind
+    also = outputs(kind, b)
+    return [output for output in outputs(kind, a) if output in also]
 
 
 CODES = ("error_code", "info", "put_off_code")
 """The inputs whose bits a small witness has few of."""
-
-
-@cache
-def answers(revision: Revision) -> dict[str, int]:
-    """The handler's answers that `revision` knows, by name, with its numbers."""
-    known = {**logic_names(), **revision.names}
-    return {name: known[f"RET_PF_{name}"] for name in ANSWERS if f"RET_PF_{name}" in known}
 
 
 def default(column: Input) -> int:
@@ -273,75 +171,52 @@ class Case:
             self._taken[key] = run()
         return self._taken[key]
 
+    def _given(self, columns: Iterable[Input], revision: Revision) -> Iterator[Any]:
+        """The columns' values; the handler's answer with the revision's number."""
+        for column in columns:
+            value = getattr(self, column.column)
+            if column.column == "pf_ret":
+                number = as_int(value) if self.values is None else value
+                for name, its in answers(revision).items():
+                    number = choose(value == ANSWERS.index(name), its, number)
+                value = number
+            yield value
+
     def vcpu(self, revision: str | Revision) -> Any:
         """The state that the inputs describe; the handler's answer with the revision's number."""
         revision = get(revision)
-        numbers = answers(revision)
-        answer = as_int(self.pf_ret) if self.values is None else self.pf_ret
-        for name, number in numbers.items():
-            answer = choose(self.pf_ret == ANSWERS.index(name), number, answer)
-        state = {c.column: getattr(self, c.column) for c in _STATE}
-        return self.step(tables.case_vcpu, revision)(**{**state, "pf_ret": answer})
-
-    def fault(self, revision: str | Revision) -> Any:
-        """kvm_mmu_page_fault()'s Outcome."""
-        revision = get(revision)
-
-        def run() -> Any:
-            function = self.step("kvm_mmu_page_fault", revision)
-            return function(self.vcpu(revision), self.cr2_or_gpa, self.error_code, self.insn_len)
-
-        return self._once("kvm_mmu_page_fault", revision, run)
-
-    def exit(self, revision: str | Revision) -> Any:
-        """The SourceOutcome of an exit's handler."""
-        revision = get(revision)
-
-        def run() -> Any:
-            columns = (getattr(self, c.column) for c in SOURCE_INPUTS)
-            return self.step("source", revision)(self.step(tables.source_event, revision)(*columns))
-
-        return self._once("source", revision, run)
-
-    def page_ready(self, revision: str | Revision) -> Any:
-        """kvm_arch_async_page_ready()'s AsyncReady."""
-        revision = get(revision)
-
-        def run() -> Any:
-            work = AsyncPf(
-                self.cr2_or_gpa,
-                self.put_off_code,
-                self.direct_map,
-                self.wakeup_all,
-                self.reload_ret,
-                self.same_cr3,
-            )
-            return self.step("kvm_arch_async_page_ready", revision)(self.vcpu(revision), work)
-
-        return self._once("kvm_arch_async_page_ready", revision, run)
-
-    def pre_fault(self, revision: str | Revision) -> Any:
-        """kvm_arch_vcpu_pre_fault_memory()'s PreFaulted."""
-        revision = get(revision)
-
-        def run() -> Any:
-            request = PreFault(self.cr2_or_gpa, self.size, self.allowed, self.reload_ret, self.level, Retry())
-            return self.step("kvm_arch_vcpu_pre_fault_memory", revision)(self.vcpu(revision), request)
-
-        return self._once("kvm_arch_vcpu_pre_fault_memory", revision, run)
-
-    def fault_in(self, revision: str | Revision) -> Any:
-        """kvm_faultin_pfn()'s Faultin, of the fault and the memory that the fault-in columns describe."""
-        revision = get(revision)
-
-        def run() -> Any:
-            return self.step(tables.faultin_row, revision)(*(getattr(self, c.column) for c in FAULTIN_INPUTS))
-
-        return self._once("kvm_faultin_pfn", revision, run)
+        code = tables.case_vcpu.__code__
+        columns = [COLUMNS[name] for name in code.co_varnames[: code.co_argcount]]
+        return self.step(tables.case_vcpu, revision)(*self._given(columns, revision))
 
     def take(self, way: str, revision: str | Revision) -> Any:
         """The result of one of the WAYS."""
-        return getattr(self, WAYS[way].take)(revision)
+        revision, entry = get(revision), WAYS[way]
+
+        def run() -> Any:
+            return self.step(entry.row, revision)(*self._given(entry.inputs, revision))
+
+        return self._once(way, revision, run)
+
+    def fault(self, revision: str | Revision) -> Any:
+        """kvm_mmu_page_fault()'s Outcome."""
+        return self.take("kvm_mmu_page_fault", revision)
+
+    def exit(self, revision: str | Revision) -> Any:
+        """The SourceOutcome of an exit's handler."""
+        return self.take("source", revision)
+
+    def page_ready(self, revision: str | Revision) -> Any:
+        """kvm_arch_async_page_ready()'s AsyncReady."""
+        return self.take("kvm_arch_async_page_ready", revision)
+
+    def pre_fault(self, revision: str | Revision) -> Any:
+        """kvm_arch_vcpu_pre_fault_memory()'s PreFaulted."""
+        return self.take("kvm_arch_vcpu_pre_fault_memory", revision)
+
+    def fault_in(self, revision: str | Revision) -> Any:
+        """kvm_faultin_pfn()'s Faultin, of the fault and the memory that the fault-in columns describe."""
+        return self.take("kvm_faultin_pfn", revision)
 
     # All states, and those that can exist
 
@@ -364,11 +239,13 @@ class Case:
     def cell(self, way: str, output: Output, revision: Revision) -> tuple[Any, Any]:
         """Whether an output is reached, and its value; a handler's answer as its place in ANSWERS."""
         result = self.take(way, revision)
-        value = attrgetter(output.path)(result)
-        if output.column == "mmio_ret":
-            for name, number in answers(revision).items():
-                value = choose(attrgetter(output.path)(result) == number, ANSWERS.index(name), value)
-        return attrgetter(output.reached)(result) != 0 if output.reached else True, value
+        reached, value = cell(output, result, partial(getattr, self), partial(self.step, revision=revision))
+        if output.column != "mmio_ret":
+            return reached, value
+        place = value
+        for name, number in answers(revision).items():
+            place = choose(value == number, ANSWERS.index(name), place)
+        return reached, place
 
     def written(self, way: str, output: Output, revision: Revision) -> str:
         """Write an output of a state for people: warnings and labels by name, "–" for what is not reached."""
@@ -376,7 +253,7 @@ class Case:
         if not reached:
             return "–"
         if output.kind == "warns":
-            return "|".join(name for n, name in enumerate(output.labels) if value >> n & 1) or "none"
+            return bit_names(value, output.labels) or "none"
         if output.kind == "label":
             return str(output.labels[value])
         return hex(value) if output.kind == "u64" else str(int(value))
@@ -424,7 +301,7 @@ def _signed(name: str, value: int) -> int:
 @cache
 def fingerprint(way: str, revision: Revision) -> str:
     """What a way does in `revision`, all the way down: two revisions that share it cannot differ there."""
-    return " ".join([*map(revision.digest, WAYS[way].calls), repr(answers(revision))])
+    return " ".join([revision.digest(WAYS[way].row), repr(dict(answers(revision)))])
 
 
 @cache

@@ -29,7 +29,7 @@ from kvm_pf.bits import (
 from kvm_pf.entry import TO_MMIO
 from kvm_pf.exits import KIND_EPT, KIND_NPF, KIND_PF, PF_LOWER32_MASK, SEV_SNP
 from kvm_pf.faultin import KVM_MEMSLOT_INVALID, KVM_PFN_NOSLOT, KVM_USER_MEM_SLOTS, Memory
-from kvm_pf.proof.case import ANSWERS, WAYS, Case, answers, common_outputs, default, is_one_of
+from kvm_pf.proof.case import WAYS, Case, common_outputs, default, is_one_of
 from kvm_pf.proof.terms import (
     Summary,
     all_of,
@@ -41,8 +41,7 @@ from kvm_pf.proof.terms import (
     one_of,
 )
 from kvm_pf.revisions import Revision, having
-from kvm_pf.run import tables
-from kvm_pf.run.inputs import U64_MAX, limits
+from kvm_pf.run.inputs import ANSWERS, U64_MAX, answers, limits, outputs
 from kvm_pf.run.tables import Input
 from kvm_pf.state import (
     EFAULT,
@@ -711,10 +710,10 @@ def _(c: Case, r: Revision) -> Any:
 
 # --- beside the solver ---
 
-DOORS = (
+DOORS: tuple[str | Callable[..., Any], ...] = (
     "kvm_mmu_page_fault", "source", "kvm_arch_async_page_ready", "kvm_arch_vcpu_pre_fault_memory", "kvm_faultin_pfn",
-    "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes", tables.case_vcpu, tables.source_event,
-    tables.faultin_row,
+    "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes",
+    *(way.row for way in WAYS.values()),
 )  # fmt: skip
 """Functions from which every function of the path is reached."""
 
@@ -779,7 +778,7 @@ def _(r: Revision) -> tuple[bool, int]:
 def _(r: Revision) -> tuple[bool, int]:
     import pandas as pd
 
-    from kvm_pf.run.batch import evaluate, outputs
+    from kvm_pf.run.batch import evaluate
 
     way, draw = WAYS["kvm_mmu_page_fault"], random.Random(1)
     rows = [{column.column: any_number(column, draw) for column in way.inputs} for _ in range(2000)]
@@ -787,11 +786,11 @@ def _(r: Revision) -> tuple[bool, int]:
     frame = pd.DataFrame([{**row, "pf_ret": known[ANSWERS[row["pf_ret"] % len(known)]]} for row in rows])
     plain, compiled = (evaluate(frame, r, engine=engine) for engine in ("plain", "compiled"))
     agree = bool(plain.equals(compiled))
-    columns = [o for o in outputs("cases", r) if o.kind != "warns" and "(" not in o.path]
+    columns = [o for o in outputs("cases", r) if o.kind != "warns"]
     for row, told in zip(rows, plain.to_dict("records"), strict=True):
         case = Case({**row, "pf_ret": row["pf_ret"] % len(known)})
         for output in columns:
-            reached, value = case.cell(way.name, output, r)
+            reached, value = case.cell(way.function, output, r)
             agree = agree and (told[output.column] == value if reached else pd.isna(told[output.column]))
     return agree, len(rows)
 

@@ -24,28 +24,16 @@ from kvm_pf.exits import PF_LOWER32_MASK
 from kvm_pf.faultin import KVM_PFN_NOSLOT
 from kvm_pf.mmio import MMIO_EPT, MMIO_NPT, update_in_progress
 from kvm_pf.patch.diff import diff_text, step_diff
-from kvm_pf.proof.case import (
-    ANSWERS,
-    CODES,
-    COLUMNS,
-    WAYS,
-    Case,
-    answers,
-    common_outputs,
-    default,
-    fingerprint,
-    spelled,
-)  # fmt: skip
+from kvm_pf.proof.case import CODES, COLUMNS, WAYS, Case, common_outputs, default, fingerprint, spelled
 from kvm_pf.proof.terms import all_of, bool_term, new_solver, no, one_of, satisfiable
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.run.inputs import U64_MAX, case_values
-from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES, Output
+from kvm_pf.run.inputs import ANSWERS, U64_MAX, answers, row_values
+from kvm_pf.run.tables import MODE_COLUMNS, MODES, VM_TYPES, Output
 from kvm_pf.state import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_X86_DEFAULT_VM,
     KVM_X86_SW_PROTECTED_VM,
     KVM_X86_TDX_VM,
-    PAGE_SHIFT,
 )
 
 
@@ -568,8 +556,6 @@ def _tells(
     return []
 
 
-_CASE_COLUMNS = frozenset(i.column for i in CASE_INPUTS)
-
 RECORDED = {
     "f_error_code": "in_error_code",
     "f_is_private": "in_is_private",
@@ -584,12 +570,11 @@ def curated(way: str, revision: Revision) -> list[tuple[str, dict[str, int]]]:
     """The inputs of the curated cases that take a way, by their ids."""
     from kvm_pf.conformance.corpus import load_corpus
 
-    kinds = {"kvm_mmu_page_fault": "cases", "source": "sources", "kvm_faultin_pfn": "faultin"}
     cases = load_corpus().cases.drop_duplicates("id").sort_values("id")
     found = []
     for row in cases.to_dict("records"):
         given: dict[str, Any] = row["input"]
-        if row["kind"] == kinds.get(way) or (row["kind"] == "call" and row["function"] == way):
+        if row["kind"] == WAYS[way].kind or (row["kind"] == "call" and row["function"] == way):
             try:
                 found.append((row["id"], _state(way, given, revision)))
             except InputError:  # an answer that this revision does not have
@@ -607,21 +592,14 @@ _OWN_NAMES = {
 def _state(way: str, given: Mapping[str, Any], revision: Revision) -> dict[str, int]:
     """Turn a curated case's inputs into numbers by column.  Raises InputError if there is no column for one."""
     given = {_OWN_NAMES.get(way, {}).get(name, name): value for name, value in given.items()}
-    inputs = {i.column: i for i in WAYS[way].inputs}
-    if "pf_ret" not in inputs:
-        state = {
-            n: inputs[n].labels.index(v) if isinstance(v, str) else v for n, v in given.items() if n in inputs
-        }
-        if "addr" in state and "gfn" in inputs:
-            state.setdefault("gfn", state["addr"] >> PAGE_SHIFT)
-        return state
     if "has_private_mem" in given:
         private = KVM_X86_TDX_VM if given["direct_bits"] else KVM_X86_SW_PROTECTED_VM
         given["vm_type"] = private if given.pop("has_private_mem") else KVM_X86_DEFAULT_VM
-    beside = {name: given.pop(name) for name in inputs.keys() - _CASE_COLUMNS if name in given}
-    values = case_values(revision, **given)
+    values = row_values(WAYS[way].kind, revision, **given)
+    if "pf_ret" not in values:
+        return values
     back = {number: ANSWERS.index(name) for name, number in answers(revision).items()}
-    return {**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"]), **beside}
+    return {**values, "pf_ret": back.get(values["pf_ret"], values["pf_ret"])}
 
 
 @cache

@@ -42,19 +42,8 @@ from kvm_pf.proof.terms import (
 )
 from kvm_pf.revisions import REVISIONS, Revision, logic_names, path_modules, revision_modules
 from kvm_pf.revisions.link import digest, global_names, link
-from kvm_pf.run import tables
-from kvm_pf.run.inputs import case_values
-from kvm_pf.run.tables import (
-    CASE_INPUTS,
-    CASE_OUTPUTS,
-    FAULTIN_INPUTS,
-    FAULTIN_OUTPUTS,
-    SOURCE_INPUTS,
-    SOURCE_OUTPUTS,
-    Input,
-    Output,
-)
-from kvm_pf.state import PAGE_SHIFT
+from kvm_pf.run.inputs import read_output, row_values, run_row
+from kvm_pf.run.tables import TABLES, Output
 
 MODULES = (*path_modules(), *(f"revisions.{name}" for name in revision_modules()))
 """What is broken: the rooms of the logic, what revisions do differently, and the tables of bits and numbers."""
@@ -88,13 +77,7 @@ def reached() -> dict[CodeType, FunctionType]:
         return function
 
     for revision in REVISIONS.values():
-        doors: list[str | Callable[..., Any]] = [
-            tables.case_vcpu,
-            "kvm_mmu_page_fault",
-            "source",
-            tables.faultin_row,
-            *CALLS,
-        ]
+        doors: list[str | Callable[..., Any]] = [*(table.row for table in TABLES.values()), *CALLS]
         for door in doors:
             revision.link(door, note)
     return found
@@ -145,20 +128,6 @@ class Row(NamedTuple):
     expect: dict[str, Any]
 
 
-class _Kind(NamedTuple):
-    inputs: tuple[Input, ...]
-    outputs: dict[str, Any]
-
-
-_KINDS = {
-    "cases": _Kind(CASE_INPUTS, {o.column: o for o in CASE_OUTPUTS}),
-    "sources": _Kind(SOURCE_INPUTS, {o.column: o for o in SOURCE_OUTPUTS}),
-    "faultin": _Kind(FAULTIN_INPUTS, {o.column: o for o in FAULTIN_OUTPUTS}),
-}
-_ARGUMENTS = ("error_code", "cr2_or_gpa", "insn_len")
-_STATE = tuple(i.column for i in CASE_INPUTS if i.column not in _ARGUMENTS)
-
-
 @cache
 def rows() -> tuple[Row, ...]:
     """Everything that the curated cases expect, in the order of the corpus."""
@@ -167,36 +136,16 @@ def rows() -> tuple[Row, ...]:
 
 def _row(case: Mapping[Any, Any]) -> Row:
     kind, revision, given = case["kind"], REVISIONS[case["revision"]], dict(case["input"])
-    if kind == "cases":
-        given = dict(case_values(revision, **given))
-    if kind == "faultin" and "addr" in given:
-        given.setdefault("gfn", given["addr"] >> PAGE_SHIFT)
     if kind != "call":
-        given = {
-            i.column: _argument(i, given.get(i.column, i.default), revision) for i in _KINDS[kind].inputs
-        }
+        given = row_values(kind, revision, **given)
     return Row(case["id"], revision.name, kind, case["function"], given, case["expect"])
-
-
-def _argument(column: Input, value: Any, revision: Revision) -> Any:
-    if isinstance(value, str):
-        value = column.labels.index(value) if column.labels else revision.step(value)
-    return bool(value) if column.kind == "bool" else value
 
 
 def _run(row: Row, revision: Revision) -> Any:
     """Run a case's input on a revision's plain functions."""
-    given = row.given
-    if row.kind == "cases":
-        vcpu = revision.link(tables.case_vcpu)(*(given[name] for name in _STATE))
-        return revision.link("kvm_mmu_page_fault")(
-            vcpu, given["cr2_or_gpa"], given["error_code"], given["insn_len"]
-        )
-    if row.kind == "sources":
-        return revision.link("source")(revision.link(tables.source_event)(*given.values()))
-    if row.kind == "faultin":
-        return revision.link(tables.faultin_row)(*given.values())
-    return call(row.function, given, revision)
+    if row.kind == "call":
+        return call(row.function, row.given, revision)
+    return run_row(row.kind, row.given, revision)
 
 
 def passes(row: Row, revision: Revision) -> bool:
@@ -204,19 +153,10 @@ def passes(row: Row, revision: Revision) -> bool:
     got = _run(row, revision)
     if row.kind == "call":
         return all(got.get(name) == value for name, value in row.expect.items())
-    return all(_got(row, got, revision, name) == value for name, value in row.expect.items())
-
-
-def _got(row: Row, got: Any, revision: Revision, name: str) -> Any:
-    output = _KINDS[row.kind].outputs[name]
-    if "(" in output.path:
-        return int(revision.link("vt_is_tdx_private_gpa")(row.given["direct_bits"], row.given["cr2_or_gpa"]))
-    if output.reached and not attrgetter(output.reached)(got):
-        return None
-    value = attrgetter(output.path)(got)
-    if output.kind == "warns":
-        return "|".join(output.labels[n] for n in range(value.bit_length()) if value >> n & 1)
-    return output.labels[value] if output.kind == "label" else int(value)
+    made = {o.column: o for o in TABLES[row.kind].outputs}
+    return all(
+        read_output(made[name], got, row.given, revision) == value for name, value in row.expect.items()
+    )
 
 
 def _note(seen: set[CodeType], frame: FrameType, event: str, argument: Any) -> None:
@@ -353,7 +293,7 @@ class Behind(NamedTuple):
 @cache
 def behind(revision: Revision, door: str) -> Behind:
     """Look behind one of DOORS."""
-    roots = WAYS[door].calls if door in WAYS else (door,)
+    roots: tuple[str | Callable[..., Any], ...] = (WAYS[door].row,) if door in WAYS else (door,)
     found: set[CodeType] = set()
 
     def note(function: FunctionType) -> FunctionType:
@@ -365,7 +305,7 @@ def behind(revision: Revision, door: str) -> Behind:
     return Behind(frozenset(found), tuple(revision.digest(root) for root in roots))
 
 
-_TABLES = ("kvm_mmu_page_fault", "source", "kvm_faultin_pfn")
+_TABLES = tuple(table.function for table in TABLES.values())
 DOORS = (*_TABLES, *CALLS)
 """The functions that cases enter the path by: three with a table of inputs, and those that a case can call."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import write_number
 from kvm_pf.conformance.corpus import Difference, load_corpus
 from kvm_pf.conformance.corpus import differences as failing
 from kvm_pf.proof.ask import Answer, find, prove
@@ -61,7 +62,7 @@ class Verdict:
 def _shown(value: object) -> str:
     if value is None:
         return "not reached"
-    return hex(value) if isinstance(value, int) and value > 9 else repr(value)
+    return write_number(value) if isinstance(value, int) else repr(value)
 
 
 def verdict(revision: Revision, claims: Iterable[str | Claim] = ()) -> Verdict:

@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kvm_pf import exits, fault, faultin
 from kvm_pf.common.errors import InputError
-from kvm_pf.revisions import Revision, get
+from kvm_pf.common.text import bit_names
+from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.revisions.link import digest, link
-from kvm_pf.run import tables
-from kvm_pf.run.inputs import brief, limits, parse, takes, words
-from kvm_pf.run.tables import Input, Output
+from kvm_pf.run.inputs import brief, entry_point, limits, outputs, parse, takes, words
+from kvm_pf.run.tables import CASE_LABELS, ENTRY_POINTS, MODE_COLUMNS, MODES, EntryPoint, Input, Output
+from kvm_pf.state import PAGE_SHIFT
 
 PLAIN_ROWS = 100_000
 """Tables up to this length are run uncompiled: it takes about as long as compiling would."""
@@ -37,72 +37,6 @@ EVERY_ROW = (1 << 64) - 1
 """The stride of a column that has a value for each row."""
 
 
-class Table(NamedTuple):
-    """A kind of table: its columns, and the call of the path that one row stands for."""
-
-    kind: str
-    inputs: tuple[Input, ...]
-    outputs: tuple[Output, ...]
-    call: str  # an expression over the input columns and the path's functions
-    labels: tuple[str, ...]  # columns that only name other columns' values
-
-
-_CASE_STATE = {
-    "mode": tables.MODE_COLUMNS,
-    "pf_ret_name": ("pf_ret",),
-    "cache_state": ("mmio_gva", "mmio_gfn", "mmio_gen", "mmio_access"),
-    "spte_state": ("walk_leaf", "spte5", "spte4", "spte3", "spte2", "spte1"),
-}
-"""Columns that are names of other columns' values; the first two can stand in for them."""
-
-_MODE = Input("mode", "label", "tdp", "the paging mode", tuple(tables.MODES))
-
-
-def _call(function: str, inputs: tuple[Input, ...]) -> str:
-    return f"{function}({', '.join(i.column for i in inputs)})"
-
-
-_ARGUMENTS = ("error_code", "cr2_or_gpa", "insn_len")
-_STATE = tuple(i for i in tables.CASE_INPUTS if i.column not in _ARGUMENTS)
-
-TABLES = {
-    "cases": Table(
-        "cases",
-        tables.CASE_INPUTS,
-        tables.CASE_OUTPUTS,
-        f"kvm_mmu_page_fault({_call('case_vcpu', _STATE)}, cr2_or_gpa, error_code, insn_len)",
-        ("case_id", "part", *_CASE_STATE),
-    ),
-    "sources": Table(
-        "sources",
-        tables.SOURCE_INPUTS,
-        tables.SOURCE_OUTPUTS,
-        f"source({_call('source_event', tables.SOURCE_INPUTS)})",
-        ("case_id",),
-    ),
-    "faultin": Table(
-        "faultin",
-        tables.FAULTIN_INPUTS,
-        tables.FAULTIN_OUTPUTS,
-        _call("faultin_row", tables.FAULTIN_INPUTS),
-        ("case_id",),
-    ),
-}
-
-_ROOTS: dict[str, FunctionType] = {
-    name: function
-    for room in (fault, exits, faultin, tables)
-    for name, function in vars(room).items()
-    if isinstance(function, FunctionType)
-}
-
-
-def outputs(kind: str, revision: str | Revision) -> list[Output]:
-    """List the output columns that tables of `kind` have for `revision`, in order."""
-    unwanted = "until 7.3" if "v7_3" in get(revision).lineage else "from 7.3"
-    return [o for o in TABLES[kind].outputs if o.revisions != unwanted]
-
-
 # The loop over the rows
 
 
@@ -111,7 +45,7 @@ def _gates(wanted: list[Output]) -> list[str]:
     return list(dict.fromkeys(o.reached for o in wanted if o.reached))
 
 
-def _loop(table: Table, wanted: list[Output]) -> FunctionType:
+def _loop(table: EntryPoint, wanted: list[Output]) -> FunctionType:
     """Write the loop: each input is read at `i & stride`, so that a stride of 0 makes a constant of it.
 
     Row numbers are unsigned, or every access would look whether it counts from the end.
@@ -123,10 +57,15 @@ def _loop(table: Table, wanted: list[Output]) -> FunctionType:
     for n, column in enumerate(table.inputs):
         value = f"i_{column.column}[i & strides[{n}]]"
         lines.append(f"  {column.column} = {f'{value} != 0' if column.kind == 'bool' else f'word({value})'}")
-    lines.append(f"  o = {table.call}")
+    lines.append(f"  o = {table.row.__name__}({', '.join(i.column for i in table.inputs)})")
     lines += [f"  o_{o.column}[i] = {o.path if '(' in o.path else f'o.{o.path}'}" for o in wanted]
     lines += [f"  g_{n}[i] = o.{gate} != 0" for n, gate in enumerate(gates)]
-    scope: dict[str, Any] = {**_ROOTS, "word": int, "__name__": __name__}
+    scope: dict[str, Any] = {
+        **logic_names(),
+        table.row.__name__: table.row,
+        "word": int,
+        "__name__": __name__,
+    }
     exec(compile("\n".join(lines), __file__, "exec"), scope)
     loop: FunctionType = scope["loop"]
     return loop
@@ -136,7 +75,7 @@ _IN_TYPES: dict[str, np.dtype[Any]] = {
     "u64": np.dtype(np.int64), "int": np.dtype(np.int16), "label": np.dtype(np.int16), "bool": np.dtype(np.uint8),
 }  # fmt: skip
 _OUT_TYPES: dict[str, np.dtype[Any]] = {
-    "u64": np.dtype(np.int64), "int": np.dtype(np.int16), "bool": np.dtype(np.uint8),
+    "u64": np.dtype(np.uint64), "long": np.dtype(np.int64), "int": np.dtype(np.int16), "bool": np.dtype(np.uint8),
     "warns": np.dtype(np.int16), "label": np.dtype(np.uint8),
 }  # fmt: skip
 
@@ -149,7 +88,7 @@ def _signed(constant: int) -> int:
     return constant - (1 << 64) if constant >= 1 << 63 else constant
 
 
-def _fingerprint(table: Table, revision: Revision) -> str:
+def _fingerprint(table: EntryPoint, revision: Revision) -> str:
     return digest(_loop(table, outputs(table.kind, revision)), revision.names)
 
 
@@ -157,7 +96,7 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     """Compile the loop of `kind` for `revision`, or load it from the cache of an earlier process."""
     import numba
 
-    table = TABLES[kind]
+    table = ENTRY_POINTS[kind]
     wanted = outputs(kind, revision)
     fingerprint = _fingerprint(table, revision)
     if fingerprint in _compiled:
@@ -177,7 +116,9 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
 
     loop = link(_loop(table, wanted), revision.names, bind, _signed)
     given = [_IN_TYPES[i.kind] for i in table.inputs]
-    made = [_OUT_TYPES[o.kind] for o in wanted] + [_OUT_TYPES["bool"]] * len(_gates(wanted))
+    made = [np.dtype(np.int64) if o.kind == "u64" else _OUT_TYPES[o.kind] for o in wanted] + [
+        _OUT_TYPES["bool"]
+    ] * len(_gates(wanted))
     array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.uint64), *given, *made]]
     try:
         loop.compile((numba.uint64, numba.uint64, *array))
@@ -197,6 +138,8 @@ def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
 
 
 def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: list[Any]) -> None:
+    made = [array.view(np.int64) if array.dtype == np.uint64 else array for array in made]
+
     def work(start: int) -> None:
         loop(np.uint64(start), np.uint64(min(start + CHUNK, rows)), strides, *given, *made)
 
@@ -214,7 +157,7 @@ def _run_plain(
     results: list[list[Any]] = [[0] * rows for _ in made]
     loop(0, rows, strides.tolist(), *lists, *results)
     for array, values in zip(made, results, strict=True):
-        array.view(np.uint64 if array.dtype == np.int64 else array.dtype)[:] = values
+        array[:] = values
 
 
 # What goes in
@@ -312,29 +255,28 @@ def _default(column: Input, known: Mapping[str, int]) -> Any:
     )
 
 
-def _unfold(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
-    """Give the columns that `mode` and `pf_ret_name` stand for, where they are absent.
+_MODE = Input("mode", "label", "tdp", "the paging mode", tuple(MODES))
 
-    Raises InputError for a name that nobody gave a meaning to, and for one that says nothing.
+
+def _unfold(frame: pd.DataFrame, table: EntryPoint) -> pd.DataFrame:
+    """Give the columns that `mode` stands for, where they are absent.
+
+    Raises InputError for a mode that there is not, and for a column that only names what others would say.
     """
-    if table.kind != "cases":
-        return frame
-    for label, columns in _CASE_STATE.items():
-        absent = [c for c in columns if c not in frame]
-        if label not in frame or not absent or (label != "mode" and len(absent) < len(columns)):
+    columns = [i.column for i in table.inputs]
+    for label, stands_for in CASE_LABELS.items():
+        absent = [c for c in stands_for if c in columns and c not in frame]
+        if label not in frame or not absent or (label != "mode" and len(absent) < len(stands_for)):
             continue
-        if label == "mode":
-            codes = _numbers(frame, _MODE, {mode: n for n, mode in enumerate(tables.MODES)})
-            flags = np.array(list(tables.MODES.values()))[codes]
-            frame = frame.assign(**{c: flags[:, n] for n, c in enumerate(columns) if c in absent})
-        elif label == "pf_ret_name":
-            frame = frame.assign(pf_ret=frame[label])
-        else:
+        if label != "mode":
             raise InputError(f"column {label!r} only names a state; give {', '.join(absent)}")
+        codes = _numbers(frame, _MODE, {mode: n for n, mode in enumerate(MODES)})
+        flags = np.array(list(MODES.values()))[codes]
+        frame = frame.assign(**{c: flags[:, n] for n, c in enumerate(MODE_COLUMNS) if c in absent})
     return frame
 
 
-def _check_columns(frame: Any, table: Table) -> None:
+def _check_columns(frame: Any, table: EntryPoint) -> None:
     if not isinstance(frame, pd.DataFrame):
         raise InputError(f"a table of faults is a pandas DataFrame, not a {type(frame).__name__}")
     known = [i.column for i in table.inputs]
@@ -354,7 +296,7 @@ def _check_columns(frame: Any, table: Table) -> None:
 
 
 def _warn_texts(names: tuple[str, ...]) -> list[str]:
-    return ["|".join(n for b, n in enumerate(names) if code >> b & 1) for code in range(1 << len(names))]
+    return [bit_names(code, names) for code in range(1 << len(names))]
 
 
 def _text_column(codes: Any, texts: list[str], missing: Any) -> Any:
@@ -370,15 +312,32 @@ def _shown(output: Output, values: Any, missing: Any) -> Any:
         texts = _warn_texts(output.labels) if output.kind == "warns" else list(output.labels)
         return _text_column(values, texts, missing)
     mask = np.zeros(len(values), dtype=bool) if missing is None else missing.copy()
-    if output.kind == "u64":
-        values = values.view(np.uint64)
     return pd.arrays.IntegerArray(values, mask)
 
 
-def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: str) -> pd.DataFrame:
+def evaluate(
+    frame: pd.DataFrame, revision: str | Revision = "posted", *, kind: str = "cases", engine: str = "auto"
+) -> pd.DataFrame:
+    """Run a way into the path over a table.
+
+    `kind` says which (`kvm_pf.run.tables.ENTRY_POINTS`): "cases" for kvm_mmu_page_fault(), "sources" for the exits'
+    handlers that lead to it, "faultin" for kvm_faultin_pfn(), "page_ready" for kvm_arch_async_page_ready(),
+    "pre_fault" for kvm_arch_vcpu_pre_fault_memory().
+    `frame` has any of that entry point's input columns, as integers or as text (decimal, or hexadecimal with 0x);
+    absent columns get the defaults named there, an absent `gfn` is that of `addr`.  `mode` may stand for direct,
+    is_tdp, guest_mode and nested.  `pf_ret`, the handler's answer, is a name (FIXED, EMULATE, …), a negative errno, or
+    the revision's own number.  Output columns that ride along are not read.
+    `engine`: "compiled", "plain" (the same functions, uncompiled), or "auto": plain for a short table.
+
+    Returns a DataFrame with the same index and every output column of the entry point that `revision` has: 64-bit
+    values UInt64, small numbers Int16, flags UInt8 (0 or 1), `warns` text joined by "|", and <NA> for what was not
+    reached.
+
+    Raises InputError naming column and row of what is wrong.
+    """
     if not isinstance(engine, str) or engine not in ("auto", "plain", "compiled"):
         raise InputError(f"engine {brief(engine)}: it takes auto, plain or compiled")
-    table, revision = TABLES[kind], get(revision)
+    table, revision = entry_point(kind), get(revision)
     _check_columns(frame, table)
     frame = _unfold(frame, table)
     rows = len(frame)
@@ -390,7 +349,7 @@ def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: 
             strides[n] = EVERY_ROW
         elif column.column == "gfn" and "addr" in frame:
             addresses = _numbers(frame, table.inputs[[i.column for i in table.inputs].index("addr")], {})
-            given.append((addresses.view(np.uint64) >> np.uint64(12)).view(np.int64))
+            given.append((addresses.view(np.uint64) >> PAGE_SHIFT).view(np.int64))
             strides[n] = EVERY_ROW
         else:
             given.append(_default(column, known))
@@ -419,52 +378,6 @@ def _evaluate(kind: str, frame: pd.DataFrame, revision: str | Revision, engine: 
     return pd.DataFrame(shown, index=frame.index, copy=False)
 
 
-def evaluate(
-    frame: pd.DataFrame, revision: str | Revision = "posted", *, engine: str = "auto"
-) -> pd.DataFrame:
-    """Run kvm_mmu_page_fault() over a table of faults.
-
-    `frame` has any of the input columns of `kvm_pf.run.tables.CASE_INPUTS`, as integers or as text (decimal, or
-    hexadecimal with 0x); absent columns get the defaults named there.  `mode` may stand for direct, is_tdp,
-    guest_mode and nested, `pf_ret_name` for pf_ret.  Output columns that ride along are not read.
-    `engine`: "compiled", "plain" (the same functions, uncompiled), or "auto": plain for a short table.
-
-    Returns a DataFrame with the same index and every column of `kvm_pf.run.tables.CASE_OUTPUTS` that `revision`
-    has: 64-bit values UInt64, small numbers Int16, flags UInt8 (0 or 1), `warns` text joined by "|", and
-    <NA> for what the fault did not reach.
-
-    Raises InputError naming column and row of what is wrong.
-    """
-    return _evaluate("cases", frame, revision, engine)
-
-
-def evaluate_sources(
-    frame: pd.DataFrame, revision: str | Revision = "posted", *, engine: str = "auto"
-) -> pd.DataFrame:
-    """Run the exit handlers that lead to kvm_mmu_page_fault() over a table of exits.
-
-    Columns: `kvm_pf.run.tables.SOURCE_INPUTS` and SOURCE_OUTPUTS; all else as in `evaluate`.
-    """
-    return _evaluate("sources", frame, revision, engine)
-
-
-def evaluate_faultin(
-    frame: pd.DataFrame, revision: str | Revision = "posted", *, engine: str = "auto"
-) -> pd.DataFrame:
-    """Run kvm_faultin_pfn() over a table of faults; an absent `gfn` is that of `addr`.
-
-    Columns: `kvm_pf.run.tables.FAULTIN_INPUTS` and FAULTIN_OUTPUTS; all else as in `evaluate`.
-    """
-    return _evaluate("faultin", frame, revision, engine)
-
-
-EVALUATE: dict[str, Callable[..., pd.DataFrame]] = {
-    "cases": evaluate,
-    "sources": evaluate_sources,
-    "faultin": evaluate_faultin,
-}
-
-
 def evaluate_parquet(
     source: str | Path,
     target: str | Path,
@@ -483,8 +396,7 @@ def evaluate_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if kind not in EVALUATE:
-        raise InputError(f"kind {brief(kind)}: it takes {', '.join(EVALUATE)}")
+    entry_point(kind)
     target = Path(target)
     if target.exists() and target.samefile(source):
         raise InputError(f"{target}: this is the table itself; name another file to write")
@@ -494,7 +406,8 @@ def evaluate_parquet(
     try:
         for frame, rows in read_parquet(source, batch_rows):
             frame.index = pd.RangeIndex(done, done + len(frame))
-            result = EVALUATE[kind](frame, revision, engine="auto" if rows <= PLAIN_ROWS else "compiled")
+            engine = "auto" if rows <= PLAIN_ROWS else "compiled"
+            result = evaluate(frame, revision, kind=kind, engine=engine)
             answer = pa.Table.from_pandas(result, preserve_index=False)
             if writer is None:
                 writer = pq.ParquetWriter(unfinished, answer.schema)

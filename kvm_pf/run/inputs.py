@@ -1,20 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading inputs: one value of one column, and one fault given by name."""
+"""One row of a table: its inputs read, run through the path, its outputs named."""
 
 from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from errno import errorcode
+from functools import cache
 from numbers import Integral
+from operator import attrgetter
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 from kvm_pf.bits import encode
 from kvm_pf.common.errors import InputError
-from kvm_pf.revisions import Revision, get
+from kvm_pf.common.text import bit_names
+from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.run import tables
-from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES, Input
-from kvm_pf.state import GFN_MASK, KVM_MEMORY_ATTRIBUTE_PRIVATE, Vcpu
+from kvm_pf.run.tables import (
+    CASE_INPUTS,
+    ENTRY_POINTS,
+    MODE_COLUMNS,
+    MODES,
+    VM_TYPES,
+    EntryPoint,
+    Input,
+    Output,
+)
+from kvm_pf.state import EFAULT, EIO, GFN_MASK, KVM_MEMORY_ATTRIBUTE_PRIVATE, Vcpu, gpa_to_gfn
 
 U64_MAX = (1 << 64) - 1
 
@@ -56,13 +70,30 @@ def limits(column: Input) -> tuple[int, int, str]:
     return low, high, f"a whole number from {low} to {high}"
 
 
+ANSWERS = ("CONTINUE", "RETRY", "EMULATE", "INVALID", "FIXED", "SPURIOUS", "WRITE_PROTECTED")
+"""The page-fault handler's answers, RET_PF_*.  Inputs give them by name, for their numbers changed with 6.12."""
+
+
+@cache
+def answers(revision: Revision) -> Mapping[str, int]:
+    """The handler's answers that `revision` knows, by name, with its numbers."""
+    known = {**logic_names(), **revision.names}
+    return MappingProxyType({name: known[f"RET_PF_{name}"] for name in ANSWERS if f"RET_PF_{name}" in known})
+
+
 def ret_pf_names(revision: Revision) -> dict[str, int]:
-    """The handler's possible answers by name, with this revision's numbers."""
-    words = ("CONTINUE", "RETRY", "EMULATE", "INVALID", "FIXED", "SPURIOUS")
-    names: dict[str, int] = {word: revision.step(f"RET_PF_{word}") for word in words}
-    if "RET_PF_WRITE_PROTECTED" in revision.names:
-        names["WRITE_PROTECTED"] = revision.names["RET_PF_WRITE_PROTECTED"]
-    return {**names, "EFAULT": -14, "EIO": -5}
+    """What the handler may answer, by name, with this revision's numbers: ANSWERS, and two errors."""
+    return {**answers(revision), "EFAULT": -EFAULT, "EIO": -EIO}
+
+
+def answer(value: int, revision: Revision) -> str:
+    """Name an answer of the page-fault handler as `revision` counts them: RET_PF_* without that, or -errno.
+
+    >>> answer(5, get("v6_12")), answer(5, get("posted")), answer(-14, get("posted"))
+    ('FIXED', 'SPURIOUS', '-EFAULT')
+    """
+    names = {number: name for name, number in answers(revision).items()}
+    return f"-{errorcode.get(-value, -value)}" if value < 0 else names.get(value, str(value))
 
 
 def words(column: Input, revision: Revision) -> Mapping[str, int]:
@@ -98,53 +129,142 @@ def takes(column: Input, known: Mapping[str, int]) -> str:
     return f"{right}, or one of {', '.join(known)}" if known and column.kind != "label" else right
 
 
-def case_values(revision: str | Revision = "posted", **given: object) -> dict[str, int]:
-    """Return every input of the cases tables by name: those given, and the defaults of the others.
-
-    Values are numbers or text as in a table; `error_code` also takes names of bits ("WRITE|USER"), `vm_type`
-    the VM's kind ("sw-protected"), `pf_ret` (or `pf_ret_name`) the answer's name, `mode` a paging mode,
-    `private=True` is short for `attrs=8`.  Raises InputError naming the input and what it takes.
-    """
-    revision = get(revision)
+def _unfold(given: dict[str, object]) -> None:
+    """Put in the inputs that `mode` and `private` stand for."""
     if "mode" in given:
         mode = given.pop("mode")
         if not isinstance(mode, str) or mode not in MODES:
             raise InputError(f"mode={brief(mode)}: it takes one of {', '.join(MODES)}")
-        given = {**dict(zip(MODE_COLUMNS, MODES[mode], strict=True)), **given}
-    if "pf_ret_name" in given:
-        given.setdefault("pf_ret", given.pop("pf_ret_name"))
+        for column, flag in zip(MODE_COLUMNS, MODES[mode], strict=True):
+            given.setdefault(column, flag)
     if "private" in given:
         private = given.pop("private")
         bit = parse(private, Input("private", "bool", 0, ""), {})
         if bit not in (0, 1) or "attrs" in given:
             raise InputError(f"private={brief(private)}: it takes 0 or 1, and not beside attrs")
         given["attrs"] = bit * KVM_MEMORY_ATTRIBUTE_PRIVATE
-    columns = {column.column: column for column in CASE_INPUTS}
+
+
+def _value(column: Input, value: object, revision: Revision) -> int:
+    known = words(column, revision)
+    number = parse(value, column, known)
+    if number is None and column.column == "error_code" and isinstance(value, str):
+        try:
+            number = encode(value)
+        except ValueError as error:
+            raise InputError(f"error_code={brief(value)}: {error}") from None
+    low, high, _ = limits(column)
+    if number is None or not low <= number <= high:
+        raise InputError(f"{column.column}={brief(value)}: it takes {takes(column, known)}")
+    return number
+
+
+def entry_point(kind: str) -> EntryPoint:
+    """Return the entry point whose tables are of `kind`.  Raises InputError naming those that there are."""
+    if not isinstance(kind, str) or kind not in ENTRY_POINTS:
+        raise InputError(f"kind {brief(kind)}: it takes {', '.join(ENTRY_POINTS)}")
+    return ENTRY_POINTS[kind]
+
+
+def row_values(kind: str, revision: str | Revision = "posted", /, **given: object) -> dict[str, int]:
+    """Return every input of one row by name, as numbers: those given, and the defaults of the others.
+
+    `kind` is one of `kvm_pf.run.tables.ENTRY_POINTS`.  Values are numbers or text as in a table; `error_code` also
+    takes names of bits ("WRITE|USER"), `vm_type` the VM's kind ("sw-protected"), `pf_ret` the answer's name.  Where
+    the columns are there, `mode` gives a paging mode, and `private=True` is short for `attrs=8`.  A `gfn` that is not
+    given is that of `addr`.  Raises InputError naming the input and what it takes.
+    """
+    entry, revision = entry_point(kind), get(revision)
+    columns = {column.column: column for column in entry.inputs}
+    short = {"mode": "direct", "private": "attrs"}
+    if all(short[name] in columns for name in short if name in given):
+        _unfold(given)
     for name in given:
         if name not in columns:
-            raise InputError(f"a fault has no {name!r}; it has {', '.join(columns)}, mode, private")
-    values = {}
-    for name, column in columns.items():
-        value, known = given.get(name, column.default), words(column, revision)
-        number = parse(value, column, known)
-        if number is None and name == "error_code" and isinstance(value, str):
-            try:
-                number = encode(value)
-            except ValueError as error:
-                raise InputError(f"error_code={brief(value)}: {error}") from None
-        low, high, _ = limits(column)
-        if number is None or not low <= number <= high:
-            raise InputError(f"{name}={brief(value)}: it takes {takes(column, known)}")
-        values[name] = number
+            known = [*columns, *(name for name, column in short.items() if column in columns)]
+            raise InputError(f"{entry.title} has no {name!r}; it has {', '.join(known)}")
+    values = {
+        name: _value(column, given.get(name, column.default), revision) for name, column in columns.items()
+    }
+    if "gfn" in columns and "addr" in given and "gfn" not in given:
+        values["gfn"] = gpa_to_gfn(values["addr"])
     return values
+
+
+def case_values(revision: str | Revision = "posted", **given: object) -> dict[str, int]:
+    """Return every input of the cases tables by name; see `row_values`."""
+    return row_values("cases", revision, **given)
 
 
 def case_state(values: Mapping[str, int], revision: Revision) -> Vcpu:
     """Build the state that `values` (as `case_values` returns them) describe."""
-    typed: dict[str, Any] = {
-        c.column: bool(values[c.column]) if c.kind == "bool" else values[c.column] for c in CASE_INPUTS
-    }
-    for argument in ("error_code", "cr2_or_gpa", "insn_len"):
-        del typed[argument]
-    vcpu: Vcpu = revision.link(tables.case_vcpu)(**typed)
+    parameters = tables.case_vcpu.__code__.co_varnames[: tables.case_vcpu.__code__.co_argcount]
+    given = {c.column: typed(c, values[c.column]) for c in CASE_INPUTS if c.column in parameters}
+    vcpu: Vcpu = revision.link(tables.case_vcpu)(**given)
     return vcpu
+
+
+def typed(column: Input, value: int) -> int | bool:
+    """A column's number as the path takes it: flags as bool."""
+    return bool(value) if column.kind == "bool" else value
+
+
+# One row: what comes out
+
+_CALL = re.compile(r"(\w+)\((.*)\)")
+
+
+def outputs(kind: str, revision: str | Revision) -> list[Output]:
+    """List the output columns that tables of `kind` have for `revision`, in order."""
+    unwanted = "until 7.3" if get(revision).has("tdx") else "from 7.3"
+    return [o for o in ENTRY_POINTS[kind].outputs if o.revisions != unwanted]
+
+
+def run_row(
+    kind: str,
+    values: Mapping[str, int],
+    revision: Revision,
+    bind: Callable[[FunctionType], Any] | None = None,
+) -> Any:
+    """Run one row, its inputs as `row_values` returns them, and return the outcome; `bind` as for Revision.link."""
+    entry = ENTRY_POINTS[kind]
+    return revision.link(entry.row, bind)(*(typed(c, values[c.column]) for c in entry.inputs))
+
+
+def cell(
+    output: Output, outcome: Any, column: Callable[[str], Any], step: Callable[[str], Any]
+) -> tuple[Any, Any]:
+    """Whether an output was reached, and its value.
+
+    `column` gives an input by name and `step` a function of the path; outputs that are not in the outcome need them.
+    """
+    reached = attrgetter(output.reached)(outcome) != 0 if output.reached else True
+    asked = _CALL.fullmatch(output.path)
+    if asked:
+        return reached, step(asked[1])(*map(column, asked[2].split(", ")))
+    return reached, attrgetter(output.path)(outcome)
+
+
+def shown(output: Output, value: int) -> int | str:
+    """An output's value as tables have it: names for warnings and labels."""
+    if output.kind == "warns":
+        return bit_names(value, output.labels)
+    return output.labels[value] if output.kind == "label" else int(value)
+
+
+def read_output(
+    output: Output, outcome: Any, values: Mapping[str, int], revision: Revision
+) -> int | str | None:
+    """One output of a row that was run on `values`; None if it was not reached."""
+    reached, value = cell(output, outcome, values.__getitem__, revision.link)
+    return shown(output, value) if reached else None
+
+
+def results(kind: str, revision: Revision, given: Mapping[str, Any]) -> dict[str, int | str | None]:
+    """Run one row and return its outputs by column: int, text, or None for what was not reached.
+
+    `given` is as for `row_values`.
+    """
+    values = row_values(kind, revision, **given)
+    outcome = run_row(kind, values, revision)
+    return {o.column: read_output(o, outcome, values, revision) for o in outputs(kind, revision)}

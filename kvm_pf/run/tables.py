@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the columns of the kernel-vector tables stand for, as records that the path takes.
+"""The ways into the path, and the tables of their inputs and outputs.
 
-One function per kind of table turns a row's inputs into the state that the path meets.  They are linked and
-compiled with the path.  Beside it stand the table's columns: what goes in, with defaults, and where each
-output is found in the outcome.
+Plain functions turn a row's inputs into the state that the path meets; they are linked and compiled with the path.
+Beside them stand the table's columns: what goes in, with defaults, and where each output is found in the outcome.
+ENTRY_POINTS, at the end, is the one list of them: whoever runs a row, compiled, watched or proved, calls its `row`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
 
 from kvm_pf.bits import U64_MASK
-from kvm_pf.exits import KIND_NPF, SEV_ES, SEV_SNP, SOURCE_WARN_NAMES, Event, Guest, Retry
-from kvm_pf.fault import INITIAL_HVA, INITIAL_PFN
+from kvm_pf.exits import (
+    KIND_NPF,
+    SEV_ES,
+    SEV_SNP,
+    SOURCE_WARN_NAMES,
+    AsyncPf,
+    Event,
+    Guest,
+    PreFault,
+    Retry,
+    kvm_arch_async_page_ready,
+    kvm_arch_vcpu_pre_fault_memory,
+    source,
+)
+from kvm_pf.fault import INITIAL_HVA, INITIAL_PFN, kvm_mmu_page_fault
 from kvm_pf.faultin import (
     APIC_ACCESS_PAGE_PRIVATE_MEMSLOT,
     FAULTIN_WARN_NAMES,
@@ -22,7 +37,6 @@ from kvm_pf.faultin import (
     KVM_MEMSLOT_GMEM_ONLY,
     KVM_MEMSLOT_INVALID,
     TSS_PRIVATE_MEMSLOT,
-    Faultin,
     Invalidation,
     Memory,
     Slot,
@@ -64,7 +78,8 @@ class Output(NamedTuple):
     """An output column: where in the outcome it stands, and the flag that says whether it was reached at all.
 
     `path` is an attribute path on the outcome, or a call of one of the path's functions on input columns.
-    `kind`: u64, int, bool, warns (bits, shown as names joined by "|") or label (one of `labels`).
+    `kind`: u64, int (16 bits), long (64 bits, signed), bool, warns (bits, shown as names joined by "|") or label (one
+    of `labels`).
     `revisions`: the column exists "always", "until 7.3" (not in v7_3) or "from 7.3".
     """
 
@@ -112,12 +127,31 @@ def case_vcpu(
 ) -> Vcpu:
     """The state that a row of a cases table describes; names and widths as in the table."""
     return Vcpu(
-        Mmu(root_valid, direct, is_tdp, guest_mode, nested),
-        Vm(cfg_sw_protected, cfg_private_mem, vm_type, attrs, nx_huge_pages, nx_disabled, direct_bits, gen),
-        mmio_format(mmio_cfg),
-        Walk(walk_root, walk_leaf, spte5, spte4, spte3, spte2, spte1),
-        MmioCache(mmio_gva, mmio_gfn, mmio_gen, mmio_access),
-        World(memslot, pf_ret, pf_wpf, emu_ret, retry_match, reinject, unprot_ret),
+        mmu=Mmu(root_valid=root_valid, direct=direct, is_tdp=is_tdp, guest_mode=guest_mode, nested=nested),
+        vm=Vm(
+            cfg_sw_protected=cfg_sw_protected,
+            cfg_private_mem=cfg_private_mem,
+            vm_type=vm_type,
+            attrs=attrs,
+            nx_huge_pages=nx_huge_pages,
+            disable_nx_huge_pages=nx_disabled,
+            direct_bits=direct_bits,
+            gen=gen,
+        ),
+        mmio_format=mmio_format(mmio_cfg),
+        walk=Walk(
+            root=walk_root, leaf=walk_leaf, spte5=spte5, spte4=spte4, spte3=spte3, spte2=spte2, spte1=spte1
+        ),
+        cache=MmioCache(gva=mmio_gva, gfn=mmio_gfn, gen=mmio_gen, access=mmio_access),
+        world=World(
+            memslot=memslot,
+            pf_ret=pf_ret,
+            pf_wpf=pf_wpf,
+            emu_ret=emu_ret,
+            retry_match=retry_match,
+            reinject=reinject,
+            unprot_ret=unprot_ret,
+        ),
     )
 
 
@@ -274,22 +308,31 @@ def source_event(
     event wait?  SVM hands on instruction bytes if the CPU decodes; with a legacy #PF, if there are any.
     """
     guest = Guest(
-        guest_mode,
-        aux_flag,
-        aux_flag,
-        vectoring,
-        sev_kind >= SEV_ES or snp_guest,
-        sev_kind == SEV_SNP or snp_guest,
-        nrips,
-        next_rip_known,
-        gmet,
-        cpl,
-        mbec,
-        direct_bits,
+        guest_mode=guest_mode,
+        fast_mmio=aux_flag,
+        event_pending=aux_flag,
+        vectoring=vectoring,
+        sev_es=sev_kind >= SEV_ES or snp_guest,
+        snp=sev_kind == SEV_SNP or snp_guest,
+        nrips=nrips,
+        next_rip_known=next_rip_known,
+        gmet=gmet,
+        cpl=cpl,
+        mbec=mbec,
+        direct_bits=direct_bits,
     )
-    insn = decode_assists if kind == KIND_NPF else insn_len > 0
-    retry = Retry(retries, break_kind, break_after)
-    return Event(kind, info, addr, insn, insn_len, apf_flags, tdx_pending, guest, mmu_ret, retry)
+    return Event(
+        kind=kind,
+        info=info,
+        addr=addr,
+        insn=decode_assists if kind == KIND_NPF else insn_len > 0,
+        insn_len=insn_len,
+        apf_flags=apf_flags,
+        tdx_pending=tdx_pending,
+        guest=guest,
+        mmu_ret=mmu_ret,
+        retry=Retry(retries=retries, break_kind=break_kind, break_after=break_after),
+    )
 
 
 SOURCE_INPUTS = (
@@ -403,69 +446,78 @@ def faultin_slot(slot_kind: int) -> Slot:
     return Slot(number, flags)
 
 
-def faultin_row(
-    addr: int,
-    gfn: int,
+def faultin_vcpu(
     attrs: int,
-    is_private: bool,
     cfg_private_mem: bool,
     slot_kind: int,
     guest_mode: bool,
     nested: bool,
     is_tdp: bool,
-    apicv_active: bool,
-    invalidation: int,
-    gmem_ret: int,
-    gmem_order: int,
-    gup_result: int,
-    gup_async: bool,
+    mmio_caching: bool,
+    direct_bits: int,
+    gen: int,
+) -> Vcpu:
+    """The vCPU of a row of a fault-in table; names and widths as in the table, labels as codes."""
+    return Vcpu(
+        mmu=Mmu(root_valid=True, direct=is_tdp, is_tdp=is_tdp, guest_mode=guest_mode, nested=nested),
+        vm=Vm(
+            cfg_sw_protected=False,
+            cfg_private_mem=cfg_private_mem,
+            vm_type=0,
+            attrs=attrs,
+            nx_huge_pages=False,
+            disable_nx_huge_pages=False,
+            direct_bits=direct_bits,
+            gen=gen,
+        ),
+        mmio_format=MmioFormat(
+            caching=mmio_caching,
+            value=NPT_VALUE,
+            mask=NPT_VALUE,
+            access_mask=NPT_ACCESS_MASK,
+            nonpresent_or_rsvd_mask=0,
+            lower_gfn_mask=NPT_LOWER_GFN_MASK,
+            rsvd_high=NPT_HIGH,
+            ept=False,
+            bad_mt_xwr=0,
+        ),
+        walk=Walk(root=4, leaf=-1, spte5=0, spte4=0, spte3=0, spte2=0, spte1=0),
+        cache=MmioCache(gva=0, gfn=0, gen=0, access=0),
+        world=World(
+            memslot=slot_kind != SLOT_NONE,
+            pf_ret=RET_PF_CONTINUE,
+            pf_wpf=False,
+            emu_ret=0,
+            retry_match=False,
+            reinject=False,
+            unprot_ret=False,
+        ),
+    )
+
+
+def faultin_fault(
+    addr: int,
+    gfn: int,
+    is_private: bool,
+    slot_kind: int,
+    is_tdp: bool,
     prefetch: bool,
-    can_async_pf: bool,
-    apf_repeat: bool,
-    apf_setup_ok: bool,
     write: bool,
     exec: bool,
     max_level: int,
-    mmio_caching: bool,
-    access: int,
-    vendor_max_level: int,
-    late_invalidation: int,
-    direct_bits: int,
-    gen: int,
-) -> Faultin:
-    """Run kvm_faultin_pfn() on the fault and the memory that a row of a fault-in table describes.
-
-    Names and widths as in the table; labels as codes.  A flag may be 0 or 1 instead of a bool.
-    """
-    vcpu = Vcpu(
-        Mmu(True, is_tdp != 0, is_tdp != 0, guest_mode != 0, nested != 0),
-        Vm(False, cfg_private_mem != 0, 0, attrs, False, False, direct_bits, gen),
-        MmioFormat(
-            mmio_caching != 0,
-            NPT_VALUE,
-            NPT_VALUE,
-            NPT_ACCESS_MASK,
-            0,
-            NPT_LOWER_GFN_MASK,
-            NPT_HIGH,
-            False,
-            0,
-        ),
-        Walk(4, -1, 0, 0, 0, 0, 0),
-        MmioCache(0, 0, 0, 0),
-        World(slot_kind != SLOT_NONE, RET_PF_CONTINUE, False, 0, False, False, False),
-    )
-    fault = Fault(
+) -> Fault:
+    """The fault of a row of a fault-in table; names and widths as in the table, labels as codes."""
+    return Fault(
         addr=addr,
         error_code=0,
-        prefetch=prefetch != 0,
-        exec=exec != 0,
-        write=write != 0,
+        prefetch=prefetch,
+        exec=exec,
+        write=write,
         present=False,
         rsvd=False,
         user=False,
-        is_tdp=is_tdp != 0,
-        is_private=is_private != 0,
+        is_tdp=is_tdp,
+        is_private=is_private,
         nx_huge_page_workaround_enabled=False,
         huge_page_disallowed=False,
         max_level=max_level,
@@ -480,27 +532,44 @@ def faultin_row(
         map_writable=False,
         write_fault_to_shadow_pgtable=False,
     )
+
+
+def faultin_memory(
+    gfn: int,
+    slot_kind: int,
+    apicv_active: bool,
+    invalidation: int,
+    gmem_ret: int,
+    gmem_order: int,
+    gup_result: int,
+    gup_async: bool,
+    can_async_pf: bool,
+    apf_repeat: bool,
+    apf_setup_ok: bool,
+    vendor_max_level: int,
+    late_invalidation: int,
+) -> Memory:
+    """The memory behind the gfn of a row of a fault-in table; names and widths as in the table, labels as codes."""
     covered = invalidation == INVALIDATION_COVERS_GFN
     covered_later = covered or late_invalidation == INVALIDATION_COVERS_GFN
-    memory = Memory(
+    return Memory(
         slot=faultin_slot(slot_kind),
         maxphyaddr=FAULTIN_MAXPHYADDR,
         invalidation=Invalidation(covered, FAULTIN_MMU_SEQ),
         late_invalidation=Invalidation(covered_later, FAULTIN_MMU_SEQ),
-        apicv_active=apicv_active != 0,
+        apicv_active=apicv_active,
         gmem_ret=gmem_ret,
         gmem_pfn=FAULTIN_GMEM_PFN | gfn & FAULTIN_PFN_MASK,
         gmem_order=gmem_order,
         vendor_max_level=vendor_max_level,
         gup_result=gup_result,
-        gup_async=gup_async != 0,
+        gup_async=gup_async,
         host_pfn=FAULTIN_HOST_PFN | gfn & FAULTIN_PFN_MASK,
         hva=FAULTIN_HVA + (gfn << PAGE_SHIFT) & U64_MASK,
-        can_async_pf=can_async_pf != 0,
-        apf_repeat=apf_repeat != 0,
-        apf_setup_ok=apf_setup_ok != 0,
+        can_async_pf=can_async_pf,
+        apf_repeat=apf_repeat,
+        apf_setup_ok=apf_setup_ok,
     )
-    return kvm_faultin_pfn(vcpu, fault, access, memory)
 
 
 FAULTIN_INPUTS = (
@@ -565,3 +634,209 @@ FAULTIN_OUTPUTS = (
     Output("a_mmio_gen", "cache.gen", "u64"),
     Output("a_mmio_access", "cache.access", "u64"),
 )
+
+
+# A page that became ready, and a page mapped ahead: no kernel tables, but curated calls and proofs.
+
+
+def ready_work(
+    cr2_or_gpa: int,
+    put_off_code: int,
+    direct_map: bool,
+    wakeup_all: bool,
+    reload_ret: int,
+    same_cr3: bool,
+) -> AsyncPf:
+    """The fault that was put off, of a row of page_ready; names as there."""
+    return AsyncPf(
+        cr2_or_gpa=cr2_or_gpa,
+        error_code=put_off_code,
+        direct_map=direct_map,
+        wakeup_all=wakeup_all,
+        reload_ret=reload_ret,
+        same_cr3=same_cr3,
+    )
+
+
+def pre_fault_request(
+    cr2_or_gpa: int,
+    size: int,
+    allowed: bool,
+    level: int,
+    reload_ret: int,
+    retries: int,
+    break_kind: int,
+    break_after: int,
+) -> PreFault:
+    """The request of a row of pre_fault; names as there."""
+    return PreFault(
+        gpa=cr2_or_gpa,
+        size=size,
+        allowed=allowed,
+        reload_ret=reload_ret,
+        level=level,
+        retry=Retry(retries=retries, break_kind=break_kind, break_after=break_after),
+    )
+
+
+_ADDRESS = CASE_INPUTS[1]
+_STATE_INPUTS = tuple(i for i in CASE_INPUTS if i.column not in ("error_code", "cr2_or_gpa", "insn_len"))
+_RELOAD = Input("reload_ret", "int", 0, "kvm_mmu_reload()'s result")
+
+READY_INPUTS = (
+    _ADDRESS,
+    *_STATE_INPUTS,
+    Input("put_off_code", "u64", 0, "error code of the fault that was put off"),
+    Input("direct_map", "bool", 1, "the MMU was direct then"),
+    Input("wakeup_all", "bool", 0, "no page: everybody is woken"),
+    _RELOAD,
+    Input("same_cr3", "bool", 1, "the guest's page-table root is still the same"),
+)
+
+AHEAD_INPUTS = (
+    _ADDRESS,
+    *_STATE_INPUTS,
+    Input("size", "u64", 0x1000, "bytes to map ahead"),
+    Input("allowed", "bool", 1, "kvm->arch.pre_fault_allowed"),
+    Input("level", "int", 1, "level at which the page comes to be mapped", span=(1, 3)),
+    _RELOAD,
+    *(i for i in SOURCE_INPUTS if i.column in ("retries", "break_kind", "break_after")),
+)
+
+_HANDLED = tuple(o for o in CASE_OUTPUTS if o.path.startswith("handled."))
+
+READY_OUTPUTS = (
+    Output("ready_warns", "warns", "warns", labels=SOURCE_WARN_NAMES),
+    *_HANDLED,
+    Output("attr_lookups", "handled.lookups.count", "int"),
+    Output("attr_gfn", "handled.lookups.gfn", "u64", "handled.lookups.count"),
+    *(
+        Output(f"{column}_{name}", f"{path}stats.{name}", "int")
+        for column, path in (("st", "handled."), ("ready", ""))
+        for name in ("taken", "fixed", "emulate", "spurious")
+    ),
+)
+
+AHEAD_OUTPUTS = (
+    Output("ret", "ret", "long"),
+    Output("warns", "warns", "warns", labels=SOURCE_WARN_NAMES),
+    Output("calls", "calls", "int"),
+    Output("mmu_addr", "addr", "u64", "calls"),
+    Output("mmu_error_code", "error_code", "u64", "calls"),
+    *_HANDLED,
+    Output("attr_lookups", "lookups.count", "int"),
+)
+
+
+# The ways into the path.
+
+CASE_LABELS = {
+    "mode": MODE_COLUMNS,
+    "pf_ret_name": ("pf_ret",),
+    "cache_state": ("mmio_gva", "mmio_gfn", "mmio_gen", "mmio_access"),
+    "spte_state": ("walk_leaf", "spte5", "spte4", "spte3", "spte2", "spte1"),
+}
+"""Columns of the kernel's cases tables that only name other columns' values; `mode` can stand in for its."""
+
+
+class EntryPoint(NamedTuple):
+    """A way into the path: a kernel function, and the table of its inputs and outputs.
+
+    `row` takes the input columns in order, labels as codes, builds the state, and runs the function on it.
+    `labels` are columns of the kernel's tables that are not read; none: the kernel has no such tables.
+    """
+
+    kind: str
+    function: str
+    title: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    row: FunctionType
+    labels: tuple[str, ...] = ()
+
+
+def _state(function: Callable[..., Any]) -> str:
+    """Write the call of one of the functions above, whose arguments are columns."""
+    code = function.__code__
+    return f"{code.co_name}({', '.join(code.co_varnames[: code.co_argcount])})"
+
+
+def _row(kind: str, inputs: tuple[Input, ...], call: str) -> FunctionType:
+    """Write the function of an entry point's row: its arguments are the columns, its body is `call`."""
+    made: dict[str, Any] = {}
+    text = f"def {kind}_row({', '.join(i.column for i in inputs)}):\n return {call}"
+    exec(compile(text, __file__, "exec"), globals(), made)
+    row: FunctionType = made[f"{kind}_row"]
+    row.__annotations__ = {i.column: bool if i.kind == "bool" else int for i in inputs}
+    row.__module__ = __name__
+    return row
+
+
+ENTRY_POINTS = {
+    entry.kind: entry
+    for entry in (
+        EntryPoint(
+            "cases",
+            kvm_mmu_page_fault.__name__,
+            "a fault",
+            CASE_INPUTS,
+            CASE_OUTPUTS,
+            _row(
+                "cases",
+                CASE_INPUTS,
+                f"kvm_mmu_page_fault({_state(case_vcpu)}, cr2_or_gpa, error_code, insn_len)",
+            ),
+            ("case_id", "part", *CASE_LABELS),
+        ),
+        EntryPoint(
+            "sources",
+            source.__name__,
+            "an exit",
+            SOURCE_INPUTS,
+            SOURCE_OUTPUTS,
+            _row("sources", SOURCE_INPUTS, f"source({_state(source_event)})"),
+            ("case_id",),
+        ),
+        EntryPoint(
+            "page_ready",
+            kvm_arch_async_page_ready.__name__,
+            "a page that became ready",
+            READY_INPUTS,
+            READY_OUTPUTS,
+            _row(
+                "page_ready",
+                READY_INPUTS,
+                f"kvm_arch_async_page_ready({_state(case_vcpu)}, {_state(ready_work)})",
+            ),
+        ),
+        EntryPoint(
+            "pre_fault",
+            kvm_arch_vcpu_pre_fault_memory.__name__,
+            "a page mapped ahead",
+            AHEAD_INPUTS,
+            AHEAD_OUTPUTS,
+            _row(
+                "pre_fault",
+                AHEAD_INPUTS,
+                f"kvm_arch_vcpu_pre_fault_memory({_state(case_vcpu)}, {_state(pre_fault_request)})",
+            ),
+        ),
+        EntryPoint(
+            "faultin",
+            kvm_faultin_pfn.__name__,
+            "a frame looked for",
+            FAULTIN_INPUTS,
+            FAULTIN_OUTPUTS,
+            _row(
+                "faultin",
+                FAULTIN_INPUTS,
+                f"kvm_faultin_pfn({_state(faultin_vcpu)}, {_state(faultin_fault)}, access, {_state(faultin_memory)})",
+            ),
+            ("case_id",),
+        ),
+    )
+}
+"""The ways into the path by the kind of their tables."""
+
+TABLES = {kind: entry for kind, entry in ENTRY_POINTS.items() if entry.labels}
+"""Those of which there are kernel vectors and curated cases."""

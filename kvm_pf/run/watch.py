@@ -13,15 +13,15 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from errno import errorcode
 from functools import wraps
 from types import FunctionType
 from typing import Any
 
 from kvm_pf.bits import PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK, describe
 from kvm_pf.common.paths import data_dir
+from kvm_pf.common.text import bit_names
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.run.inputs import case_state, case_values, ret_pf_names
+from kvm_pf.run.inputs import answer, case_values, run_row
 from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.state import KVM_X86_SW_PROTECTED_VM, WARN_NAMES, Outcome
 
@@ -38,6 +38,7 @@ class Record:
     step: str
     depth: int
     given: dict[str, Any]
+    revision: Revision = field(repr=False)
     result: Any = None
     before: int | None = None
     after: int | None = None
@@ -45,6 +46,10 @@ class Record:
     source: str = ""
     lines: tuple[str, ...] = ()
     inner: list[Record] = field(default_factory=list)
+
+    def answer(self, value: int) -> str:
+        """Name an answer of the page-fault handler."""
+        return answer(value, self.revision)
 
     def find(self, step: str) -> Record | None:
         """The first record of `step` in here, however deep."""
@@ -66,7 +71,7 @@ WAYS = (
 
 def warn_names(warns: int) -> str:
     """Name WARN_* bits, joined by "|"."""
-    return "|".join(name for n, name in enumerate(WARN_NAMES) if warns >> n & 1)
+    return bit_names(warns, WARN_NAMES)
 
 
 # One sentence for each step, from what it was given and what it returned
@@ -104,11 +109,6 @@ def _why_reserved(r: Record) -> str:
     return f"{'WARN: private and reserved; ' if warns else ''}{WAYS[to]}"
 
 
-def _ret_pf(r: Record, value: int) -> str:
-    name = f"-{errorcode.get(-value, -value)}" if value < 0 else r.given["__ret_pf__"].get(value)
-    return name or str(value)
-
-
 def _why_route(r: Record) -> str:
     return WAYS[r.result.to]
 
@@ -124,9 +124,7 @@ def _why_mmio(r: Record) -> str:
     cached = r.find("mmio_info_in_cache")
     if cached and cached.result:
         return "EMULATE: the vCPU remembers this address as MMIO"
-    return (
-        _ret_pf(r, mmio.ret) + ": " + ("no MMIO SPTE there" if mmio.ret == 1 else "slots are being updated")
-    )
+    return r.answer(mmio.ret) + ": " + ("no MMIO SPTE there" if mmio.ret == 1 else "slots are being updated")
 
 
 def _why_is_private(r: Record) -> str:
@@ -145,7 +143,7 @@ def _why_do_page_fault(r: Record) -> str:
     h = r.result
     if h.exit.exit_reason:
         return f"EMULATE on private memory is refused: exit {h.exit.exit_reason}, flags {h.exit.flags:#x}, -EFAULT"
-    return _ret_pf(r, h.ret)
+    return r.answer(h.ret)
 
 
 def _why_after(r: Record) -> str:
@@ -163,7 +161,7 @@ def _why_passed_on(r: Record) -> str:
 
 def _why_page_fault(r: Record) -> str:
     wrote = "; a write to a shadowed page table" if r.result[1] else ""
-    return f"the page-fault handler answers {_ret_pf(r, r.result[0])}{wrote}"
+    return f"the page-fault handler answers {r.answer(r.result[0])}{wrote}"
 
 
 def _why_whole(r: Record) -> str:
@@ -191,7 +189,7 @@ WHY: Mapping[str, Callable[[Record], str]] = {
     "is_private": _why_is_private,
     "new_fault": _why_new_fault,
     "page_fault": _why_page_fault,
-    "kvm_mmu_write_protect_fault": lambda r: _ret_pf(r, r.result[0]),
+    "kvm_mmu_write_protect_fault": lambda r: r.answer(r.result[0]),
     "after_fault": _why_after,
     "emulate": lambda r: f"emulate at {r.result.addr:#x} with type {r.result.emulation_type:#x}",
     "kvm_mmu_page_fault": _why_whole,
@@ -238,7 +236,6 @@ class Watcher:
         self.records: list[Record] = []
         self._open: list[Record] = []
         self._posted = logic_names()
-        self._ret_pf = {number: name for name, number in ret_pf_names(revision).items()}
 
     def __call__(self, function: FunctionType) -> Callable[..., Any]:
         """Wrap a step so that it is recorded; leave other functions alone."""
@@ -253,7 +250,7 @@ class Watcher:
         @wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(*args, **kwargs).arguments)
-            record = Record(name, len(self._open), given, source=source, lines=lines)
+            record = Record(name, len(self._open), given, self.revision, source=source, lines=lines)
             (self._open[-1].inner if self._open else self.records).append(record)
             self._open.append(record)
             try:
@@ -266,9 +263,7 @@ class Watcher:
                 record.after = way.after
             if name in CODE_STEPS:
                 record.after = record.result if name == "passed_on" else record.result[0]
-            record.given["__ret_pf__"] = self._ret_pf
             record.why = WHY[name](record)
-            del record.given["__ret_pf__"]
             return record.result
 
         return watched
@@ -326,10 +321,8 @@ def explain(
     """
     revision = get(revision)
     values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
-    vcpu = case_state(values, revision)
     watcher = Watcher(revision)
-    run = revision.link("kvm_mmu_page_fault", watcher)
-    outcome = run(vcpu, values["cr2_or_gpa"], values["error_code"], values["insn_len"])
+    outcome = run_row("cases", values, revision, watcher)
     vm_type = VM_TYPES[values["vm_type"]]
     code = values["error_code"]
     title = f"{revision.name}: {vm_type} VM, address {values['cr2_or_gpa']:#x}, error code {code:#x} ({describe(code)})"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import differences, load_corpus
 from kvm_pf.conformance.expect import Why
-from kvm_pf.conformance.follow import Seen, answer, carried, scenario_of, shown
+from kvm_pf.conformance.follow import Seen, carried, scenario_of, shown
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.patch.diff import step_diff
 from kvm_pf.patch.reader import ledger
 from kvm_pf.revisions import Revision, get
-from kvm_pf.run.batch import EVALUATE, evaluate
-from kvm_pf.run.inputs import case_values
+from kvm_pf.run.batch import evaluate
+from kvm_pf.run.inputs import answer, case_values
 from kvm_pf.run.watch import Record, explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import Html, Shown, bold, code, framed, join, table
@@ -108,7 +108,7 @@ def results(
             values = {**state, **inputs}
             if kind == "cases":
                 values = dict(case_values(revision, **values))
-            got = _named(EVALUATE[kind](pd.DataFrame([values], dtype=object), revision), kind, revision)
+            got = _named(evaluate(pd.DataFrame([values], dtype=object), revision, kind=kind), kind, revision)
             rows[name, revision.name] = [_said(got[column].iloc[0]) for column in columns.split()]
     index = pd.MultiIndex.from_tuples(list(rows), names=["fault", "revision"])
     frame = pd.DataFrame(list(rows.values()), index, columns.split())

@@ -4,7 +4,7 @@
 import pytest
 
 from kvm_pf.conformance.corpus import differences, load_corpus
-from kvm_pf.run.batch import TABLES
+from kvm_pf.run.tables import TABLES
 
 
 @pytest.mark.parametrize("kind", [*TABLES, "call"])

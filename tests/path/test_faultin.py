@@ -13,6 +13,7 @@ from kvm_pf import revisions
 from kvm_pf.faultin import Found, Invalidation, Memory, Slot, kvm_max_level_for_order
 from kvm_pf.mmio import MMIO_NPT
 from kvm_pf.run import tables
+from kvm_pf.run.inputs import row_values, run_row
 from kvm_pf.state import MmioCache, Mmu, Vcpu, Vm, Walk, World
 
 FIRST = ("before", "posted", "merged_patch")
@@ -35,20 +36,13 @@ DEFAULTS = {
     "apf_setup_ok": 0, "write": 0, "exec": 0, "max_level": 3, "mmio_caching": 1, "access": 7, "vendor_max_level": 0,
     "late_invalidation": "none", "direct_bits": 0, "gen": 0x15,
 }  # fmt: skip
-LABELS = {
-    "slot_kind": tables.SLOT_KINDS,
-    "invalidation": tables.INVALIDATIONS,
-    "late_invalidation": tables.INVALIDATIONS,
-    "gup_result": tables.GUP_RESULTS,
-}
 PRIVATE = {"is_private": 1, "attrs": 8}
 SLOW = {"gup_async": 1, "can_async_pf": 1}
 
 
 def fault_in(revision, **changes):
-    row = DEFAULTS | changes
-    codes = {name: LABELS[name].index(row[name]) if name in LABELS else row[name] for name in row}
-    return revisions.get(revision).link(tables.faultin_row)(**codes)
+    values = row_values("faultin", revision, **DEFAULTS | changes)
+    return run_row("faultin", values, revisions.get(revision))
 
 
 def initial_pfn(revision):

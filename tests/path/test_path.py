@@ -476,7 +476,6 @@ class TestInputs:
             ({"vm_type": "sw"}, "or one of default, sw-protected, sev, sev-es, snp, tdx"),
             ({"vm_type": 6}, "vm_type=6: it takes a whole number from 0 to 5"),
             ({"pf_ret": "NOPE"}, "pf_ret='NOPE'"),
-            ({"pf_ret_name": "NOPE"}, "pf_ret='NOPE'"),
             ({"pf_ret": "WRITE_PROTECTED"}, "pf_ret='WRITE_PROTECTED'"),  # posted has no such answer
             ({"mode": "nope"}, "mode='nope': it takes one of tdp"),
             ({"mode": []}, "mode=[]"),
@@ -500,7 +499,7 @@ class TestInputs:
 
     def test_names_stand_for_numbers(self):
         assert case_values(vm_type="tdx")["vm_type"] == 5
-        assert case_values(pf_ret_name="SPURIOUS")["pf_ret"] == 5
+        assert case_values(pf_ret="SPURIOUS")["pf_ret"] == 5
         assert case_values("v6_12", pf_ret="WRITE_PROTECTED")["pf_ret"] == 3
         assert case_values(private="0")["attrs"] == 0
         assert case_values(private=True)["attrs"] == 8

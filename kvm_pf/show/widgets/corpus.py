@@ -3,70 +3,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
-from operator import attrgetter
 from typing import Any
 
 from ipywidgets import Layout, Select, VBox
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import call, load_corpus
-from kvm_pf.revisions import REVISIONS, Revision, get
-from kvm_pf.run import tables
-from kvm_pf.run.batch import TABLES, outputs
-from kvm_pf.run.inputs import case_state, case_values, parse, words
+from kvm_pf.revisions import REVISIONS, get
+from kvm_pf.run.inputs import results
+from kvm_pf.run.tables import TABLES
 from kvm_pf.show.markup import Html, bold, code, element, join, table
 from kvm_pf.show.widgets.fault import FaultExplorer
 from kvm_pf.show.widgets.panel import Panel, button, choice, line, show, text_box
-from kvm_pf.state import PAGE_SHIFT
 
 ANY = "any"
 FILTERS = ("flag", "kind", "topic", "revision")
 
 Case = list[dict[str, Any]]
 """The rows of one case, one for each revision that it has an expectation for."""
-
-
-def results(kind: str, revision: Revision, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one row of a table and return its outputs by column: int, text, or None for what was not reached.
-
-    `kind` is cases, sources or faultin; `given` its inputs, absent ones have their defaults.
-    """
-    values: dict[str, Any] = {}
-    if kind == "cases":
-        values = dict(case_values(revision, **given))
-        run = revision.link("kvm_mmu_page_fault")
-        outcome = run(
-            case_state(values, revision), values["cr2_or_gpa"], values["error_code"], values["insn_len"]
-        )
-    else:
-        for column in TABLES[kind].inputs:
-            known = words(column, revision)
-            number = parse(given.get(column.column, column.default), column, known)
-            values[column.column] = number != 0 if column.kind == "bool" else number
-        if "addr" in given and "gfn" in values and "gfn" not in given:
-            values["gfn"] = given["addr"] >> PAGE_SHIFT
-        if kind == "sources":
-            outcome = revision.link("source")(revision.link(tables.source_event)(**values))
-        else:
-            outcome = revision.link(tables.faultin_row)(**values)
-    found = {}
-    for output in outputs(kind, revision):
-        reached = not output.reached or attrgetter(output.reached)(outcome)
-        asked = re.fullmatch(r"(\w+)\((.*)\)", output.path)
-        if asked:
-            value = revision.link(asked[1])(*(values[name] for name in asked[2].split(", ")))
-        else:
-            value = attrgetter(output.path)(outcome)
-        if output.kind == "warns":
-            value = "|".join(name for n, name in enumerate(output.labels) if value >> n & 1)
-        elif output.kind == "label":
-            value = output.labels[value]
-        else:
-            value = int(value)
-        found[output.column] = value if reached else None
-    return found
 
 
 def corpus_browser() -> CorpusBrowser:

@@ -11,6 +11,7 @@ from ipywidgets import HTML, Box, Checkbox, Layout, VBox
 
 from kvm_pf.bits import PFERR, TABLES, Bit, decode, describe
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import bit_names
 from kvm_pf.entry import ROUTES, TO_FAULT
 from kvm_pf.exits import KIND_NPF, SOURCE_WARN_NAMES, Event
 from kvm_pf.revisions import ROWS, Revision, get
@@ -174,7 +175,7 @@ def answer(name: str, encoding: str, given: int) -> list[object]:
         first: object = join([code(f"{given:#x}"), " ", describe(given)])
     else:
         npf: Any = revision.link("npf_interception")(Event(KIND_NPF, given, ADDRESS))
-        warned = "|".join(text for n, text in enumerate(SOURCE_WARN_NAMES) if npf.warns >> n & 1)
+        warned = bit_names(npf.warns, SOURCE_WARN_NAMES)
         first = _told(given, npf.mmu.error_code, warned) if npf.mmu.called else "nothing"
     return [bold(name), first, *(_way(revision, ask, given) for ask in ASKED)]
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from kvm_pf.mmio import MMIO_NPT, NPT_ACCESS_MASK, mmio_format
 from kvm_pf.revisions import REVISIONS, Revision, get
-from kvm_pf.run.batch import outputs
-from kvm_pf.run.inputs import case_values, ret_pf_names
+from kvm_pf.run.inputs import case_values, outputs, ret_pf_names
 from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES
 from kvm_pf.run.watch import Explanation, explain, warn_names
 from kvm_pf.show.markup import Html, beside, bold, changed, code, element, join, table

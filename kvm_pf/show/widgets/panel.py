@@ -25,6 +25,7 @@ from ipywidgets import (
 
 from kvm_pf.bits import PFERR, Bit, encode
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import write_number
 from kvm_pf.run.inputs import U64_MAX
 from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, notice
 
@@ -189,10 +190,8 @@ def show(value: Any) -> str:
     match value:
         case None:
             return "–"
-        case bool():
-            return str(int(value))
         case int():
-            return str(value) if -4096 < value < 10 else f"{value:#x}"
+            return write_number(value)
         case tuple():
             if not hasattr(value, "_fields"):
                 return f"({', '.join(map(show, value))})"
