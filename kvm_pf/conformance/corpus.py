@@ -11,13 +11,17 @@ import gzip
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from functools import cache, cached_property, lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.vectors import kind_and_revision
 from kvm_pf.exits import SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
@@ -547,33 +551,35 @@ def export(
     """Write a corpus (without one: ours) as JSON lines, one gzipped file a table, and schema.json beside them.
 
     Returns the number of records in each file.  What has 64 bits is text with 0x.  `progress` is called with each
-    table's name as it is begun.
+    table's name as it is begun.  The files are put in place together when all are written
+    (kvm_pf.common.files.write); `folder` is made if it is absent.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    schema = folder / "schema.json"
-    schema.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
-    written: dict[Path, int] = {schema: 1}
-    name, file = "", None
+    if not str(folder):
+        raise InputError("'': name a folder to write to")
+    folder, corpus = Path(folder), corpus or load_corpus()
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        for table, record in (corpus or load_corpus()).records():
-            if table != name:
-                if file is not None:
-                    file.close()
-                name, path = table, folder / f"{table}.jsonl.gz"
-                file, written[path] = _open(path), 0
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder can be made here ({error.strerror})") from None
+    schema = folder / "schema.json"
+    written = {schema: 1}
+    try:
+        with ExitStack() as together:
+            text = json.dumps(json_schema(), indent=1) + "\n"
+            together.enter_context(write(schema)).write(text.encode())
+            for table, records in groupby(corpus.records(), key=itemgetter(0)):
+                path = folder / f"{table}.jsonl.gz"
                 if progress:
                     progress(table)
-            assert file is not None
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            written[path] += 1
+                file = together.enter_context(write(path))
+                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as lines:
+                    written[path] = 0
+                    for _, record in records:
+                        lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+                        written[path] += 1
     finally:
-        if file is not None:
-            file.close()
+        for parent in made:
+            with suppress(OSError):  # what has files in it stays
+                parent.rmdir()
     return written
-
-
-def _open(path: Path) -> IO[str]:
-    import io
-
-    return io.TextIOWrapper(gzip.GzipFile(path, "wb", compresslevel=6, mtime=0), encoding="utf-8")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from numbers import Integral
 from pathlib import Path
 from types import FunctionType
@@ -21,6 +22,7 @@ import pandas as pd
 
 from kvm_pf import exits, fault, faultin
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import regular, write
 from kvm_pf.revisions import Revision, get
 from kvm_pf.revisions.link import digest, link
 from kvm_pf.run import tables
@@ -478,34 +480,28 @@ def evaluate_parquet(
 
     `progress` is called with (rows done, rows in all) after each batch.  Returns the number of rows.
     Raises InputError if `source` is no Parquet file, or as `evaluate` does; the index that it names is then the
-    row in the file.  `target` is written whole or not at all.
+    row in the file.  `target` is written whole or not at all, as kvm_pf.common.files.write does.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if kind not in EVALUATE:
         raise InputError(f"kind {brief(kind)}: it takes {', '.join(EVALUATE)}")
-    target = Path(target)
-    if target.exists() and target.samefile(source):
+    if regular(target) and Path(target).samefile(source):
         raise InputError(f"{target}: this is the table itself; name another file to write")
-    unfinished = target.with_name(f"{target.name}.part")
     done = 0
-    writer: Any = None
-    try:
+    with write(target) as file, ExitStack() as opened:
+        writer: Any = None
         for frame, rows in read_parquet(source, batch_rows):
             frame.index = pd.RangeIndex(done, done + len(frame))
             result = EVALUATE[kind](frame, revision, engine="auto" if rows <= PLAIN_ROWS else "compiled")
             answer = pa.Table.from_pandas(result, preserve_index=False)
             if writer is None:
-                writer = pq.ParquetWriter(unfinished, answer.schema)
+                writer = opened.enter_context(pq.ParquetWriter(file, answer.schema))
             writer.write_table(answer)
             done += len(frame)
             if progress:
                 progress(done, rows)
-        writer.close()
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return done
 
 
