@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import discard_unfinished, write
+from kvm_pf.common.files import discard_unfinished, folder, write
 
 
 def put(path, content=b"new"):
@@ -143,3 +143,19 @@ def test_where_there_is_no_more_room_the_file_is_named_and_nothing_is_left(tmp_p
     assert done.stderr.splitlines()[-1] == f"kvm_pf.common.errors.InputError: {tmp_path}/a: File too large"
     assert (tmp_path / "a").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_that_was_made_goes_again_if_nothing_came_into_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), folder(tmp_path / "a" / "b" / "c"):
+        raise KeyboardInterrupt
+    assert not os.listdir(tmp_path)
+    with folder(tmp_path / "a" / "b") as where:
+        put(where / "file")
+    assert os.listdir(tmp_path / "a" / "b") == ["file"]
+    with (
+        pytest.raises(InputError, match="file: no folder can be made here"),
+        folder(tmp_path / "a" / "b" / "file"),
+    ):
+        pass
+    with pytest.raises(InputError, match="no name of a folder"), folder(""):
+        pass

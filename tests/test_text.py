@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Text that others wrote, as it is shown."""
 
+import ast
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_pf.common.text import one_line, visible
+import kvm_pf
+from kvm_pf.common.text import escaped, one_line, visible
+from kvm_pf.show.markup import element
+
+ROOT = Path(kvm_pf.__file__).parent
 
 OBEYED = [
     "\x00", "\x07", "\x08", "\t", "\n", "\r", "\x1b", "\x7f",  # C0
@@ -49,3 +56,52 @@ def test_a_long_line_keeps_both_ends():
     assert len(line) == 1000
     assert line.startswith("from x")
     assert line.endswith("x to")
+
+
+def test_a_page_shows_text_as_text():
+    assert escaped("<script>\"'&\n\t\x00\u202e") == "&lt;script&gt;&quot;&#x27;&amp;\n\t\\x00\\u202e"
+    assert element("td", "<b>", title='"><i>') == '<td title="&quot;&gt;&lt;i&gt;">&lt;b&gt;</td>'
+
+
+def sources():
+    """Our modules: name below kvm_pf, and tree."""
+    for module in sorted(ROOT.rglob("*.py")):
+        yield module.relative_to(ROOT).as_posix(), ast.parse(module.read_text(encoding="utf-8"))
+
+
+def test_nothing_goes_around_these_functions():
+    """Only commands print, to streams that show control characters; only `escaped` makes HTML of text."""
+    found = []
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            where = f"{name}:{getattr(node, 'lineno', 0)}"
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "print"
+                and not name.startswith("cli/")
+            ):
+                found.append(f"{where} prints")
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                "sys.__stdout__", "sys.__stderr__", "sys.stdout.buffer", "sys.stderr.buffer", "sys.stdout.write",
+                "sys.stderr.write", "os.write",
+            ) and name != "cli/common.py":  # fmt: skip
+                found.append(f"{where} goes around the streams")
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "html"
+                and "escape" in ast.unparse(node).split()
+            ):
+                found.append(f"{where} escapes HTML by itself")
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "html.escape"
+                and name != "common/text.py"
+            ):
+                found.append(f"{where} escapes HTML by itself")
+            if (
+                isinstance(node, ast.JoinedStr)
+                and re.search(r"<(td|tr|b|code|p|div|span)\b", ast.unparse(node))
+                and name != "show/markup.py"
+            ):
+                found.append(f"{where} writes HTML around text")
+    assert found == []

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that are written whole or not at all."""
+"""Files that are read within bounds, and written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,45 @@ from kvm_pf.common.errors import InputError
 
 T = TypeVar("T")
 
+LIMIT = 1 << 28
+"""How many bytes `read` takes at most, unpacked: 256 MiB, unless it is told otherwise."""
+
 _unfinished: set[str] = set()
+_made: list[str] = []
+
+
+def as_path(path: object, what: str) -> Path:
+    """Return a path that was given as text or as such.  Raises InputError, saying `what` is wanted, for all else."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise InputError(f"{path!r}: the path of {what} is wanted")
+    return Path(path)
+
+
+def read(path: str | Path, limit: int = LIMIT) -> bytes:
+    """Return what is in a regular file, unpacked if its name ends in .gz.
+
+    Raises InputError, naming `path`, if that is more than `limit` bytes, for anything but a regular file, and if it
+    cannot be read: no such file, no permission, a damaged or shortened .gz.
+    """
+    if regular(path) is None:
+        raise InputError(f"{path}: cannot be read: there is no such file")
+    content = _named(path, _read, path, limit + 1)
+    if len(content) > limit:
+        raise InputError(
+            f"{path}: there are more than {limit:,} bytes in it; a higher limit would let it be read"
+        )
+    return content
+
+
+def _read(path: str | Path, most: int) -> bytes:
+    with open(path, "rb") as file:
+        if not str(path).endswith(".gz"):
+            return file.read(most)
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return unpacked.read(most)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: cannot be read: this is no whole .gz file ({error})") from None
 
 
 @contextmanager
@@ -52,11 +92,44 @@ def write(path: str | Path) -> Iterator[BinaryIO]:
         _unfinished.discard(unfinished)
 
 
+@contextmanager
+def folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder, and those above it, if they are absent; if the block does not end well, they go again.
+
+    Raises InputError, naming `path`, if that cannot be done.
+    """
+    if not isinstance(path, str | Path) or not os.fspath(path):
+        raise InputError(f"{path!r}: this is no name of a folder")
+    path = Path(path)
+    try:
+        made = [str(parent) for parent in (path, *path.parents) if not parent.exists()]
+        _made.extend(made)
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: no folder can be made here ({getattr(error, 'strerror', error)})"
+        ) from None
+    try:
+        yield path
+    finally:
+        _leave(made)
+
+
 def discard_unfinished() -> None:
-    """Remove what `write` has begun and not put in place, in all threads: for a process that ends at once."""
+    """Remove what is begun and not finished here, in all threads: for a process that ends at once."""
     for name in list(_unfinished):
         with suppress(OSError):
             os.unlink(name)
+    _leave(list(_made))
+
+
+def _leave(made: list[str]) -> None:
+    """Remove the folders of `made`, innermost first, that are empty."""
+    for name in made:
+        with suppress(OSError):
+            os.rmdir(name)
+        with suppress(ValueError):
+            _made.remove(name)
 
 
 def regular(path: str | Path) -> os.stat_result | None:

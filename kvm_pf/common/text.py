@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import unicodedata
 
 LINE = 1000
@@ -27,6 +28,15 @@ def visible(text: object, keep: str = "") -> str:
 def _is_seen(character: str) -> bool:
     """Say whether it is neither a control (C0, C1), a format (direction, no width), an end of line, nor unknown."""
     return character.isprintable() or unicodedata.category(character) == "Zs"  # blanks of every width
+
+
+def escaped(text: object) -> str:
+    """Return text as HTML shows it: no markup in it, and no control character but ends of lines and tabs.
+
+    >>> escaped("<b> & c")
+    '&lt;b&gt; &amp; c'
+    """
+    return html.escape(visible(text, keep="\n\t"))
 
 
 def one_line(text: object, longest: int = LINE) -> str:

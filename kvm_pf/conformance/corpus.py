@@ -11,7 +11,7 @@ import gzip
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import cache, cached_property, lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import folder as new_folder
 from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.vectors import kind_and_revision
@@ -554,32 +555,20 @@ def export(
     table's name as it is begun.  The files are put in place together when all are written
     (kvm_pf.common.files.write); `folder` is made if it is absent.
     """
-    if not str(folder):
-        raise InputError("'': name a folder to write to")
-    folder, corpus = Path(folder), corpus or load_corpus()
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: no folder can be made here ({error.strerror})") from None
-    schema = folder / "schema.json"
-    written = {schema: 1}
-    try:
-        with ExitStack() as together:
-            text = json.dumps(json_schema(), indent=1) + "\n"
-            together.enter_context(write(schema)).write(text.encode())
-            for table, records in groupby(corpus.records(), key=itemgetter(0)):
-                path = folder / f"{table}.jsonl.gz"
-                if progress:
-                    progress(table)
-                file = together.enter_context(write(path))
-                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as lines:
-                    written[path] = 0
-                    for _, record in records:
-                        lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-                        written[path] += 1
-    finally:
-        for parent in made:
-            with suppress(OSError):  # what has files in it stays
-                parent.rmdir()
+    written: dict[Path, int] = {}
+    with new_folder(folder) as where, ExitStack() as together:
+        schema = where / "schema.json"
+        text = json.dumps(json_schema(), indent=1) + "\n"
+        together.enter_context(write(schema)).write(text.encode())
+        written[schema] = 1
+        for table, records in groupby((corpus or load_corpus()).records(), key=itemgetter(0)):
+            path = where / f"{table}.jsonl.gz"
+            written[path] = 0
+            if progress:
+                progress(table)
+            file = together.enter_context(write(path))
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as lines:
+                for _, record in records:
+                    lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+                    written[path] += 1
     return written

@@ -22,7 +22,7 @@ import pandas as pd
 
 from kvm_pf import exits, fault, faultin
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import regular, write
+from kvm_pf.common.files import as_path, regular, write
 from kvm_pf.revisions import Revision, get
 from kvm_pf.revisions.link import digest, link
 from kvm_pf.run import tables
@@ -487,7 +487,8 @@ def evaluate_parquet(
 
     if kind not in EVALUATE:
         raise InputError(f"kind {brief(kind)}: it takes {', '.join(EVALUATE)}")
-    if regular(target) and Path(target).samefile(source):
+    source, target = as_path(source, "a Parquet file"), as_path(target, "the file to write")
+    if regular(target) and source.exists() and target.samefile(source):
         raise InputError(f"{target}: this is the table itself; name another file to write")
     done = 0
     with write(target) as file, ExitStack() as opened:
@@ -524,6 +525,9 @@ def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFra
         frame: pd.DataFrame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
         return frame
 
+    path = as_path(path, "a Parquet file")
+    if regular(path) is None:
+        raise InputError(f"{path}: not readable as a table: there is no such file")
     try:
         with pq.ParquetFile(path) as file:
             rows = file.metadata.num_rows
