@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`python -m kvm_pf` is `kvm-pf`."""
 
-from kvm_pf.cli import main
+from kvm_pf.cli import script
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    script()

@@ -758,7 +758,7 @@ class TestParquet:
             evaluate_parquet(*paths)
         with pytest.raises(InputError, match=r"none\.parquet: not readable"):
             evaluate_parquet(paths[0].with_name("none.parquet"), paths[1])
-        with pytest.raises(InputError, match="not readable"):
+        with pytest.raises(InputError, match="this is a folder"):
             evaluate_parquet(paths[0].parent, paths[1])
 
     def test_a_damaged_file_is_refused(self, paths):

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -45,9 +47,22 @@ def refused(*arguments):
     return err
 
 
+KVM_PF = (sys.executable, "-m", "kvm_pf")
+
+
 def process(*arguments, **more):
-    command = [sys.executable, "-m", "kvm_pf", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+    return subprocess.run([*KVM_PF, *arguments], capture_output=True, text=True, timeout=60, **more)
+
+
+def to_nobody(*arguments):
+    """Run a command whose output nobody reads; give its exit status and what it says on the error stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*KVM_PF, *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -401,11 +416,29 @@ class TestProcess:
         done = process("decode", "nope")
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 
-    def test_a_reader_that_goes_away_is_no_fault(self):
-        command = f"{sys.executable} -m kvm_pf explain 6 | true; exit ${{PIPESTATUS[0]}}"
-        for _ in range(2):
-            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
-            assert (done.returncode, done.stderr) == (0, "")
+    def test_a_reader_that_goes_away_is_told_by_the_status(self, table):
+        assert to_nobody("explain", "6") == (141, b"")
+        assert to_nobody("--help") == (141, b"")
+        assert to_nobody("check", str(table)) == (141, b"")
+
+    def test_differences_found_until_then_are_not_lost(self, table):
+        assert to_nobody("check", str(table), str(table), "--revision", "posted") == (1, b"")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+    @pytest.mark.parametrize(
+        "arguments", [("--help",), ("decode", "6"), ("prove", "--list"), ("check", "--help")]
+    )
+    def test_output_that_cannot_be_written_is_a_failure(self, arguments):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*KVM_PF, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert (done.returncode, done.stderr) == (2, b"kvm-pf: standard output: No space left on device\n")
+        closed = subprocess.run(
+            ["bash", "-c", '"$@" >&-', "-", *KVM_PF, *arguments], capture_output=True, timeout=60
+        )
+        assert (closed.returncode, closed.stderr) == (2, b"kvm-pf: standard output: Bad file descriptor\n")
+        with open("/dev/full", "w") as full:  # nor the complaint
+            done = subprocess.run([*KVM_PF, *arguments], stdout=full, stderr=full, timeout=60)
+        assert done.returncode == 2
 
     def test_a_terminal_without_these_letters_is_no_fault(self):
         old = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
@@ -422,3 +455,92 @@ class TestProcess:
         assert done.returncode == 2
         assert b"Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def ended(signals, *arguments, after=1.0, everybody=False):
+    """Begin a command, send it signals, and give status, error stream and seconds that it took to end.
+
+    `everybody`: the signals go to its processes, too, as Ctrl-C in a terminal does.
+    """
+    command = subprocess.Popen(
+        [*KVM_PF, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    time.sleep(after)
+    start = time.monotonic()
+    for number in signals:
+        (os.killpg if everybody else os.kill)(command.pid, number)
+    _, err = command.communicate(timeout=30)  # which waits until no process holds the streams any more
+    return command.returncode, err.decode(), time.monotonic() - start
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("after", [0.7, 2.5])
+    @pytest.mark.parametrize(
+        ("signals", "status", "line"),
+        [((signal.SIGINT,), 130, "kvm-pf: interrupted\n"), ((signal.SIGTERM,), 143, "kvm-pf: terminated\n"),
+         ((signal.SIGINT, signal.SIGINT), 130, "kvm-pf: interrupted\n")],
+    )  # fmt: skip
+    def test_a_command_and_its_processes_end_at_once_in_a_line(self, after, signals, status, line):
+        got, err, seconds = ended(signals, "prove", after=after, everybody=signals[0] == signal.SIGINT)
+        assert (got, err) == (status, line)
+        assert seconds < 1.5
+
+    def test_processes_end_with_a_command_that_is_killed(self):
+        status, _, seconds = ended((signal.SIGKILL,), "prove", after=2.5)
+        assert (status, seconds < 2) == (-9, True)
+
+    def test_nothing_is_left_half_written(self, tmp_path):
+        status, err, _ = ended((signal.SIGTERM,), "export", str(tmp_path / "new" / "corpus"), after=2.5)
+        assert (status, err) == (143, "kvm-pf: terminated\n")
+        assert not os.listdir(tmp_path)
+
+    def test_in_this_process_it_is_a_line_and_a_status_too(self, monkeypatch):
+        def interrupt(args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("kvm_pf.cli.decode.run", interrupt)
+        assert run("decode", "6") == (130, "", "kvm-pf: interrupted\n")
+
+    def test_a_mistake_of_ours_is_no_status_that_means_something_else(self, monkeypatch):
+        def mistake(args):
+            return {}["no such key"]
+
+        monkeypatch.setattr("kvm_pf.cli.decode.run", mistake)
+        status, out, err = run("decode", "6")
+        assert (status, out) == (3, "")
+        assert re.fullmatch(
+            r"kvm-pf: a mistake in kvm-pf, at test_cli.py, line \d+: KeyError: 'no such key'\n", err
+        )
+
+
+class TestWhatIsShown:
+    HOSTILE = "a\x1b[2J\x9b31m\r\u202ez\x07"
+
+    def test_an_error_shows_control_characters(self):
+        for command in (
+            ("decode",),
+            ("check",),
+            ("replay",),
+            ("patch",),
+            ("prove",),
+            ("explain",),
+            (),
+            ("explain", "6", "--vm"),
+        ):
+            err = refused(*command, self.HOSTILE)
+            assert err[:-1].isprintable()
+
+    def test_an_error_is_bounded(self):
+        for command in (("decode",), ("check",), ("patch",), ("prove",), (), ("explain", "6", "--vm")):
+            assert len(refused(*command, "x\n" * 50_000)) < 1200
+
+    def test_a_case_id_cannot_forge_a_line(self, table, tmp_path):
+        frame = pd.read_csv(table, dtype=str, keep_default_na=False).iloc[:3]
+        frame["case_id"] = self.HOSTILE.replace("\r", "")
+        frame["ret"] = self.HOSTILE.replace("\r", "")
+        path = tmp_path / "cases_before.csv"
+        frame.to_csv(path, index=False)
+        status, out, _ = run("check", str(path))
+        assert status == 1
+        assert "a\\x1b[2J\\x9b31m\\u202ez\\x07" in out
+        assert out.replace("\n", "").isprintable()

@@ -140,7 +140,7 @@ def test_the_wheel_is_complete_and_finds_its_data(root, tmp_path):
     assert data | code <= names
     assert not [name for name in names if not name.startswith(("kvm_pf/", "kvm_pf-"))]
     points = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
-    assert "kvm-pf = kvm_pf.cli:main" in points
+    assert "kvm-pf = kvm_pf.cli:script" in points
     ask = "from kvm_pf.common.paths import data_dir; print(data_dir())"
     run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "text": True}
     answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True, **run).stdout

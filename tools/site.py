@@ -12,7 +12,7 @@ import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from base64 import b64decode
 from collections.abc import Sequence
-from html import escape, unescape
+from html import unescape
 from os.path import relpath
 from pathlib import Path
 from struct import unpack
@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 import kvm_pf.show.widgets
+from kvm_pf.common.text import escaped
 from tools import notebooks
 
 TITLE = "kvm_pf: a KVM patch that you can run"
@@ -161,8 +162,8 @@ def contents(pages: Sequence[Page]) -> Page:
     """Return the first page of the site, which leads to the others."""
     text = [f"# {TITLE}", "", LEAD, "", "<dl>"]
     for page in pages:
-        text.append(f'<dt><a href="{page.name}.html">{escape(page.title)}</a></dt>')
-        text.append(f"<dd>{escape(page.sentence)}</dd>")
+        text.append(f'<dt><a href="{page.name}.html">{escaped(page.title)}</a></dt>')
+        text.append(f"<dd>{escaped(page.sentence)}</dd>")
     return Page("index", TITLE, LEAD, new_notebook(cells=[new_markdown_cell("\n".join([*text, "</dl>"]))]))
 
 

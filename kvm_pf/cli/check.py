@@ -4,35 +4,30 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from kvm_pf.cli.common import DIFFERENT, OK, PLAIN
-
-
-def _counter(name: str) -> Callable[[int], None]:
-    """Show the rows done on the error stream, if somebody is looking."""
-
-    def show(rows: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{name}: {rows} rows", end="\r", file=sys.stderr, flush=True)
-
-    return show
+from kvm_pf.cli.common import DIFFERENT, OK, PLAIN, Progress, mebibytes
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.conformance.vectors import check_table
 
-    differing = 0
     for file in args.file:
+        progress = Progress(f"check {Path(file).name}, rows")
         report = check_table(
-            file, args.revision, first=args.first, engine=args.engine, progress=_counter(file)
+            file,
+            args.revision,
+            first=args.first,
+            engine=args.engine,
+            limit=args.limit << 20,
+            progress=progress.show,
         )
+        progress.done()
+        args.differing += report.differing
         print(report, flush=True)
-        differing += report.differing
-    return DIFFERENT if differing else OK
+    return DIFFERENT if args.differing else OK
 
 
 def add(commands: Any) -> None:
@@ -49,5 +44,12 @@ def add(commands: Any) -> None:
     p.add_argument("--first", type=int, default=5, help="how many differences to show (5)")
     p.add_argument(
         "--engine", choices=("auto", "plain", "compiled"), default="auto", help="how to run (auto)"
+    )
+    p.add_argument(
+        "--limit",
+        type=mebibytes,
+        default=4096,
+        metavar="MIB",
+        help="what a table has at most, unpacked (4096)",
     )
     p.set_defaults(run=run)

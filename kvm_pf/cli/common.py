@@ -1,32 +1,148 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the commands share: exit statuses, and how progress is shown."""
+"""What the commands share: exit statuses, what is shown and how, and how a command is ended."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 import time
+from contextlib import suppress
+from typing import TextIO
 
-OK, DIFFERENT, UNREADABLE = 0, 1, 2
-"""Exit statuses: fine, differences found, unusable input."""
+from kvm_pf.common.files import discard_unfinished
+from kvm_pf.common.text import visible
+
+OK, DIFFERENT, UNREADABLE, BROKEN = 0, 1, 2, 3
+"""Exit statuses: fine, differences found, unusable input, a mistake in this program."""
+
+GONE = 128 + signal.SIGPIPE
+"""The exit status if nobody reads the output to its end, and no difference had been found until then."""
 
 PLAIN = argparse.RawDescriptionHelpFormatter
+
+ERASE = "\r\x1b[K"
+"""What empties the line of a terminal that the cursor is on."""
+
+
+def mebibytes(text: str) -> int:
+    """Read a limit on what is read."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= len(text) <= 6 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of MiB is wanted, 1 to 999999")
+    return int(text)
+
+
+class Shown(io.TextIOBase):
+    """A stream that shows every control character but the ends of lines and tabs, and keeps what went wrong."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write it visibly."""
+        try:
+            if self.stream is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self.stream.write(visible(text, keep="\n\t"))
+        except OSError as error:
+            self.error = error
+            raise
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written; raise what went wrong, now or before."""
+        if self.error:
+            raise self.error
+        if self.stream:
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether somebody is looking."""
+        return self.stream is not None and self.stream.isatty()
+
+    def close_quietly(self) -> None:
+        """Let what cannot be written go, so that Python does not try again when it ends."""
+        with suppress(OSError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # type: ignore[union-attr]
 
 
 class Progress:
     """What is being done, on the error stream, if it takes over two seconds and somebody is looking."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.start, self.width = name, time.monotonic(), 0
+        self.name, self.start, self.shown = name, time.monotonic(), False
 
-    def show(self, what: str) -> None:
+    def show(self, what: object) -> None:
         """Say what is being done."""
-        if sys.stderr.isatty() and time.monotonic() > self.start + 2:
-            line = f"{self.name}: {what}"
-            print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
-            self.width = len(line)
+        if self._is_seen() and time.monotonic() > self.start + 2:
+            self._write(f"{ERASE}{visible(f'{self.name}: {what}')[:78]}")
+            self.shown = True
 
     def done(self) -> None:
         """Erase what was shown."""
-        if self.width:
-            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+        if self.shown:
+            self._write(ERASE)
+            self.shown = False
+
+    @staticmethod
+    def _is_seen() -> bool:
+        return sys.__stderr__ is not None and sys.stderr.isatty()
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with suppress(OSError):
+            print(text, end="", file=sys.__stderr__, flush=True)
+
+
+# Being ended by a signal
+
+_SAID = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+
+
+def end_on_signals() -> None:
+    """From here on, end the process on SIGINT, SIGTERM or SIGHUP within a second, whatever it is doing.
+
+    A thread of its own waits for them, because Python runs no handler while the main thread is in a library's code.
+    A signal that is ignored, such as SIGHUP under nohup, stays ignored.
+    """
+    waited, told = os.pipe()
+    os.set_blocking(told, False)
+    for name in _SAID:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _nothing)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    # The process that cleans up after processes of ours has nothing to say about it.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+    threading.Thread(target=_wait, args=(waited,), daemon=True).start()
+
+
+def _nothing(number: int, frame: object) -> None:
+    """Stand for a handler: only where there is one does Python tell the thread that waits."""
+
+
+def _wait(waited: int) -> None:
+    while True:
+        for number in os.read(waited, 64):
+            if signal.Signals(number).name in _SAID:
+                end(number)
+
+
+def end(number: int) -> None:
+    """End the process as a signal does, with nothing left behind: no file, no process; one line says so."""
+    last = threading.Timer(0.5, os._exit, [128 + number])  # even if the line below is read by nobody
+    last.daemon = True
+    last.start()
+    discard_unfinished()
+    for child in multiprocessing.active_children():
+        child.kill()
+    with suppress(OSError, ValueError):
+        tty = os.isatty(2)
+        os.write(2, f"{ERASE if tty else ''}kvm-pf: {_SAID[signal.Signals(number).name]}\n".encode())
+    os._exit(128 + number)

@@ -22,10 +22,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"the solver gave up: {error}") from None
     finally:
         progress.done()
+    args.differing = len(found.kinds)
     print(found)
     if args.diff:
         print("", found.diff(), sep="\n")
-    return DIFFERENT if found.kinds else OK
+    return DIFFERENT if args.differing else OK
 
 
 def add(commands: Any) -> None:

@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from kvm_pf.cli.common import OK, PLAIN
+from kvm_pf.cli.common import OK, PLAIN, Progress
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.run.batch import evaluate_parquet
 
-    def progress(done: int, rows: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} of {rows} rows", end="\r", file=sys.stderr, flush=True)
-
-    rows = evaluate_parquet(args.source, args.target, args.revision, kind=args.kind, progress=progress)
+    progress = Progress("evaluate")
+    rows = evaluate_parquet(
+        args.source,
+        args.target,
+        args.revision,
+        kind=args.kind,
+        progress=lambda done, rows: progress.show(f"{done} of {rows} rows"),
+    )
+    progress.done()
     print(f"{args.target}: {rows} rows")
     return OK
 

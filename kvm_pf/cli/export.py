@@ -4,22 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
-from kvm_pf.cli.common import OK, PLAIN
+from kvm_pf.cli.common import OK, PLAIN, Progress
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.conformance.corpus import export
 
-    def progress(table: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{table}", end="\r", file=sys.stderr, flush=True)
-
-    for path, rows in export(args.directory, progress).items():
+    progress = Progress("export")
+    written = export(args.directory, progress.show)
+    progress.done()
+    for path, rows in written.items():
         print(f"{path}: {rows} rows")
     return OK
 
@@ -32,5 +29,5 @@ def add(commands: Any) -> None:
         formatter_class=PLAIN,
         epilog="example:\n  kvm-pf export corpus/",
     )
-    p.add_argument("directory", type=Path, help="folder to write to; it is made if absent")
+    p.add_argument("directory", help="folder to write to; it is made if absent")
     p.set_defaults(run=run)

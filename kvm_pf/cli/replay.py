@@ -6,19 +6,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kvm_pf.cli.common import DIFFERENT, OK, PLAIN
+from kvm_pf.cli.common import DIFFERENT, OK, PLAIN, UNREADABLE, mebibytes
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.conformance.replay import replay
 
-    differing = 0
     for directory in args.directory:
-        report = replay(directory, args.revision)
+        report = replay(directory, args.revision, limit=args.limit << 20)
+        args.differing += report.differing
         print(report, flush=True)
-        differing += report.differing
-    return DIFFERENT if differing else OK
+        args.damaged += len(report.damage)
+    return DIFFERENT if args.differing else UNREADABLE if args.damaged else OK
 
 
 def add(commands: Any) -> None:
@@ -27,8 +27,16 @@ def add(commands: Any) -> None:
         "replay",
         help="compare the model with recordings of a running KVM",
         formatter_class=PLAIN,
-        epilog="example:\n  kvm-pf replay recordings/6.12 recordings/7.3-intel",
+        epilog="example:\n  kvm-pf replay recordings/6.12 recordings/7.3-intel\n\n"
+        "The exit status is 1 if anything differs, 2 if a recording was cut or cannot be read.",
     )
     p.add_argument("directory", nargs="+", help="a folder of one boot's recordings")
     p.add_argument("--revision", help="compare with this revision, whatever the kernel says")
-    p.set_defaults(run=run)
+    p.add_argument(
+        "--limit",
+        type=mebibytes,
+        default=64,
+        metavar="MIB",
+        help="text that a folder has at most, unpacked (64)",
+    )
+    p.set_defaults(run=run, damaged=0)

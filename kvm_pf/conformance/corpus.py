@@ -11,13 +11,18 @@ import gzip
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cache, cached_property, lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import folder as new_folder
+from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
 from kvm_pf.common.text import bit_names
 from kvm_pf.conformance.vectors import kind_and_revision
@@ -516,33 +521,23 @@ def export(
     """Write a corpus (without one: ours) as JSON lines, one gzipped file a table, and schema.json beside them.
 
     Returns the number of records in each file.  What has 64 bits is text with 0x.  `progress` is called with each
-    table's name as it is begun.
+    table's name as it is begun.  The files are put in place together when all are written
+    (kvm_pf.common.files.write); `folder` is made if it is absent.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    schema = folder / "schema.json"
-    schema.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
-    written: dict[Path, int] = {schema: 1}
-    name, file = "", None
-    try:
-        for table, record in (corpus or load_corpus()).records():
-            if table != name:
-                if file is not None:
-                    file.close()
-                name, path = table, folder / f"{table}.jsonl.gz"
-                file, written[path] = _open(path), 0
-                if progress:
-                    progress(table)
-            assert file is not None
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            written[path] += 1
-    finally:
-        if file is not None:
-            file.close()
+    written: dict[Path, int] = {}
+    with new_folder(folder) as where, ExitStack() as together:
+        schema = where / "schema.json"
+        text = json.dumps(json_schema(), indent=1) + "\n"
+        together.enter_context(write(schema)).write(text.encode())
+        written[schema] = 1
+        for table, records in groupby((corpus or load_corpus()).records(), key=itemgetter(0)):
+            path = where / f"{table}.jsonl.gz"
+            written[path] = 0
+            if progress:
+                progress(table)
+            file = together.enter_context(write(path))
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as lines:
+                for _, record in records:
+                    lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+                    written[path] += 1
     return written
-
-
-def _open(path: Path) -> IO[str]:
-    import io
-
-    return io.TextIOWrapper(gzip.GzipFile(path, "wb", compresslevel=6, mtime=0), encoding="utf-8")

@@ -76,11 +76,9 @@ from __future__ import annotations
 
 import csv
 import functools
-import gzip
 import io
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -90,6 +88,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 from typing import Annotated as A
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import read
+from kvm_pf.common.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,13 +139,15 @@ class Trace(list[Event]):
         return 0 if self.entries is None else max(0, self.entries - len(self) - len(self.unparsed))
 
 
+# What a stranger sent must not keep a pattern busy: what may repeat is bounded, or can end in one place only.
 _LINE = re.compile(
-    r"\s*(?P<task>.+?)-(?P<pid>\d{1,10})\s+"
-    r"(?:\([^)]*\)\s+)?"  # thread group
+    r"(?P<task>\S.*?)-(?P<pid>\d{1,10})\s+"
+    r"(?:\([^)]{0,20}\)\s+)?"  # thread group
     r"\[(?P<cpu>\d{1,5})\]\s+"
     r"(?:[^\s:]{4,6}\s+)?"  # four or five flags; trace-cmd report prints none
-    r"(?P<timestamp>\d+\.\d+):\s+"
-    r"(?P<name>[^\s:]+):(?:\s+(?P<payload>.*))?"
+    r"(?P<timestamp>\d{1,20}\.\d{1,9}):\s+"
+    r"(?P<name>[^\s:]+):(?:\s+(?P<payload>.*))?",
+    re.ASCII,
 )
 _BY_THE_WAY = re.compile(r"#.*|\s*|cpus=\d+|version = \d+|CPU \d+ is empty")
 _ENTRIES = re.compile(r"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})\b.*")
@@ -243,11 +245,11 @@ def _format(template: str) -> _Format:
             fields.append((token["name"], token["kind"]))
         else:
             pattern += "(?:" if token["open"] else ")?" if token["close"] else re.escape(token["text"])
-    return _Format(re.compile(pattern), tuple(fields))
+    return _Format(re.compile(pattern, re.ASCII), tuple(fields))
 
 
-_PROBE = re.compile(r"\((?:(?P<caller>.+?) <- )?(?P<function>.+?)\)(?P<rest>(?: .*)?)")
-_VALUE = re.compile(r"(\w+)=(?:(-?\d{1,20})(?!\S)|0x([0-9a-fA-F]{1,16})(?!\S)|(\S*))")
+_PROBE = re.compile(r"\((?:(?P<caller>[^<)]+?) <- )?(?P<function>[^<)]+)\)(?P<rest>(?: .*)?)")
+_VALUE = re.compile(r"\b(\w{1,100})=(?:(-?\d{1,20})(?!\S)|0x([0-9a-fA-F]{1,16})(?!\S)|(\S*))", re.ASCII)
 
 
 def _probe(payload: str) -> dict[str, int | str] | None:
@@ -273,27 +275,28 @@ def _fields(name: str, payload: str) -> dict[str, int | str] | None:
     return next((fields for fields in readings if fields is not None), None)
 
 
-def _read_text(path: Path) -> str:
-    """Return a file's text, unzipped if its name ends in .gz."""
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); text or a whole .gz file is wanted") from error
-    return data.decode(errors="replace")
+LIMIT = 1 << 26
+"""How many bytes of text one recording has at most, unpacked: 64 MiB, some 600,000 events, unless told otherwise."""
 
 
-def read_trace(path: str | Path) -> Trace:
+def _read_text(path: Path, limit: int = LIMIT) -> str:
+    return read(path, limit).decode(errors="replace")
+
+
+def read_trace(path: str | Path, limit: int = LIMIT) -> Trace:
     """Read ftrace's text, or that of `trace-cmd report`.
 
     Takes the path of a text file (`.gz` allowed).  Returns its events in the file's order, and what could not
     be read (see Trace); a last line without its newline counts as cut.  Raises InputError if the file cannot
-    be read or holds no line of a trace.
+    be read, has more than `limit` bytes, or holds no line of a trace.
     """
-    path = Path(path)
-    trace = Trace(path)
-    lines = _read_text(path).split("\n")
+    trace = Trace(Path(path))
+    _read_events(trace, _read_text(Path(path), limit))
+    return trace
+
+
+def _read_events(trace: Trace, content: str) -> None:
+    lines = content.split("\n")
     if cut := lines.pop():
         trace.unparsed.append((len(lines) + 1, cut))
     for number, text in enumerate(lines, 1):
@@ -303,7 +306,7 @@ def read_trace(path: str | Path) -> Trace:
             trace.lost += int(header[2]) - int(header[1])
         elif dropped := _DROPPED.fullmatch(text):
             trace.lost += int(dropped[1])
-        elif found := _LINE.fullmatch(text):
+        elif found := _LINE.fullmatch(text.strip()):
             name, payload = found["name"], (found["payload"] or "").strip()
             if name in ("print", "bprint") and ": " in payload:  # trace-cmd, of marks and trace_printk
                 name, payload = payload.split(": ", 1)
@@ -317,8 +320,9 @@ def read_trace(path: str | Path) -> Trace:
     trace.unparsed.sort()
     if not trace and (trace.unparsed or trace.entries is None):
         where, what = trace.unparsed[0] if trace.unparsed else (1, "")
-        raise InputError(f"{path}:{where}: {what[:80]!r} is no line of a trace; ftrace's text is wanted")
-    return trace
+        raise InputError(
+            f"{trace.path}:{where}: {what[:80]!r} is no line of a trace; ftrace's text is wanted"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -374,6 +378,8 @@ class Recording(NamedTuple):
     parameters: dict[str, str]
     warnings: tuple[Warn, ...]
     scenarios: tuple[Scenario, ...]
+    damage: tuple[str, ...] = ()
+    """What shows that files were cut or are missing, one sentence each: nothing can be concluded from the rest."""
 
     def gaps(self) -> list[str]:
         """Name what was not understood, one sentence each."""
@@ -401,14 +407,16 @@ class Recording(NamedTuple):
 _RELEASE = re.compile(r"(?:Linux version|LAB boot \S+) (\S+)")
 _PARAMETER = re.compile(r"(?:^| )(kvm\w*)\.(\w+)=(\S*)|/sys/module/(\w+)/parameters/(\w+)=(.*)")
 _WARNING = re.compile(
-    r"WARNING: (?:CPU: \d+ PID: (?P<pid>\d+) at )?(?:.*? )?(?P<file>[\w./-]+\.[chS]):(?P<line>\d+) (?:at )?"
-    r"(?P<function>[\w.]+)\+0x\S+(?:.*CPU#\d+: .*/(?P<task>\d+))?"
+    r"WARNING: (?:CPU: \d{1,9} PID: (?P<pid>\d{1,9}) at )?(?:\S+ ){0,40}?"
+    r"(?P<file>[\w./-]{1,200}\.[chS]):(?P<line>\d{1,9}) (?:at )?"
+    r"(?P<function>[\w.]{1,200})\+0x\S+(?:[^#\n]*CPU#\d{1,9}: .{0,80}/(?P<task>\d{1,9}))?"
 )
 
 
 def _warnings(log: str) -> Iterator[Warn]:
     """Yield the WARNs of a kernel log, in order, in the forms of before and after v6.19."""
-    for order, found in enumerate(_WARNING.finditer(log)):
+    lines = (line[line.find("WARNING: ") :][:1024] for line in log.split("\n") if "WARNING: " in line)
+    for order, found in enumerate(filter(None, map(_WARNING.match, lines))):
         pid = found["pid"] or found["task"]
         yield Warn(order, found["function"], found["file"], int(found["line"]), int(pid) if pid else None)
 
@@ -472,11 +480,11 @@ def _is_step(value: object) -> bool:
     return all(isinstance(part, dict) for part in parts)
 
 
-def _read_json(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+def _read_json(path: Path, content: str) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """Read user space's side: the capabilities, and the object of each step."""
     caps: dict[str, Any] = {}
     steps: dict[int, dict[str, Any]] = {}
-    for number, text in enumerate(_read_text(path).split("\n"), 1):
+    for number, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -519,34 +527,79 @@ def _find(path: Path) -> Path | None:
     return path if path.exists() else packed if packed.exists() else None
 
 
-def read_recording(directory: str | Path) -> Recording:
+def _damage(scenario: Scenario, results: Mapping[int, Any], wanted: bool) -> Iterator[str]:
+    """Say what shows that a scenario's files are not whole; `wanted`: there should be a JSON."""
+    name, trace, steps = scenario.name, scenario.trace, scenario.steps
+    if trace.missing:
+        there = trace.entries - trace.missing if trace.entries else 0
+        yield f"{name}: the trace's header promises {trace.entries} entries, {there} are there"
+    for number, text in trace.unparsed[:1]:
+        others = f", nor are {len(trace.unparsed) - 1} others" if trace.unparsed[1:] else ""
+        yield f"{name}: line {number} of the trace is no event ({one_line(text, 60)}){others}"
+    marks = [event.payload for event in trace if event.name == "tracing_mark_write"]
+    refused = bool(steps) and (steps[-1].result or {}).get("rc", 0) != 0  # nothing could follow
+    if marks and marks[-1] != "end" and not refused and not trace.lost:
+        yield f"{name}: the trace does not come to its end mark; the last is {one_line(marks[-1], 60)}"
+    numbers = [step.number for step in steps]
+    for number in (n for n, count in Counter(numbers).items() if count > 1):
+        yield f"{name}: the trace marks step {number} twice"
+    without = [number for number in numbers if number not in results] if wanted else []
+    if without:
+        yield f"{name}: the JSON has no line for {len(without)} of {len(steps)} steps, from step {without[0]} on"
+    untraced = sorted(set(results) - set(numbers))
+    if untraced and not trace.lost:
+        yield f"{name}: the trace has no mark for {len(untraced)} steps of the JSON, from step {untraced[0]} on"
+
+
+def _named(directory: Path, end: str) -> dict[str, Path]:
+    """The files `NAME.end` of a folder, or `NAME.end.gz`, by name; numbers in names count as such."""
+    found = {
+        name: path
+        for path in sorted(directory.glob(f"*.{end}*"))
+        if (name := path.name.removesuffix(".gz").removesuffix(f".{end}")) + f".{end}"
+        == path.name.removesuffix(".gz")
+    }
+    parts = {name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)] for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: parts[name])}
+
+
+def read_recording(directory: str | Path, limit: int = LIMIT) -> Recording:
     """Read a recordings directory, raw or with gzipped files.
 
-    Raises InputError if it holds no trace, or if a file is malformed; names the file and line.
+    Files that were cut or are missing are told in `damage`.  Raises InputError if it holds no trace, if a file is
+    malformed (it names file and line), or if the files have more than `limit` bytes together, unpacked.
     """
     directory = Path(directory)
-    traces = {
-        found[1]: path
-        for path in sorted(directory.glob("*.trace*"))
-        if (found := re.fullmatch(r"(.+)\.trace(?:\.gz)?", path.name))
-    }
+    traces, told = _named(directory, "trace"), _named(directory, "json")
     if not traces:
         raise InputError(f"{directory}: no N-NAME.trace here; a directory of one boot's recordings is wanted")
-    scenarios = []
-    for name in sorted(traces, key=lambda name: [int(part) if part.isdigit() else part for part in
-                                                 re.split(r"(\d+)", name)]):  # fmt: skip
-        told = _find(directory / f"{name}.json")
-        caps, results = _read_json(told) if told else ({}, {})
-        scenarios.append(_scenario(name, read_trace(traces[name]), caps, results))
+    left = limit
+
+    def text(path: Path) -> str:
+        nonlocal left
+        content = read(path, left)
+        left -= len(content)
+        return content.decode(errors="replace")
+
+    scenarios, damage = (
+        [],
+        [f"{name}: there is a JSON, and no trace beside it" for name in told if name not in traces],
+    )
+    for name, path in traces.items():
+        trace = Trace(path)
+        caps, results = _read_json(told[name], text(told[name])) if name in told else ({}, {})
+        _read_events(trace, text(path))
+        scenarios.append(_scenario(name, trace, caps, results))
+        damage += _damage(scenarios[-1], results, wanted=bool(told))
     dmesg, console = (_find(directory / name) for name in ("dmesg.txt", "console.log"))
-    log, said = _read_text(dmesg) if dmesg else "", _read_text(console) if console else ""
+    log, said = text(dmesg) if dmesg else "", text(console) if console else ""
     release = _RELEASE.search(log) or _RELEASE.search(said)
     parameters = _parameters(f"{log}\n{said}")
     exits = [event for scenario in scenarios for event in scenario.trace if event.name == "kvm_exit"]
     vendor, mode = _vendor_and_mode(parameters, exits)
     return Recording(
         directory.name, release[1] if release else None, vendor, mode, parameters,
-        tuple(_warnings(log if dmesg else said)), tuple(scenarios),
+        tuple(_warnings(log if dmesg else said)), tuple(scenarios), tuple(damage),
     )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from kvm_pf import exits
 from kvm_pf.bits import EPT_VIOLATION_PROT_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import as_path
+from kvm_pf.common.text import one_line
 from kvm_pf.conformance.expect import (
     COMPARED,
     EMULATOR,
@@ -31,7 +33,16 @@ from kvm_pf.conformance.expect import (
     Why,
     expected,
 )
-from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, Step, VmState, read_recording, walk
+from kvm_pf.conformance.recordings import (
+    LIMIT,
+    FaultRow,
+    Recording,
+    Scenario,
+    Step,
+    VmState,
+    read_recording,
+    walk,
+)
 from kvm_pf.guest.machine import Machine, Taken
 from kvm_pf.guest.memory import Given, Options
 from kvm_pf.revisions import ROWS, Revision, get
@@ -53,11 +64,13 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
     """
     if kernel and "seedv1" in kernel:
         return get("posted_on_6_12"), ""
-    found = re.match(r"(\d+)\.(\d+)", kernel or "")
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", kernel or "")
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     names = [name for first, name in KERNELS if first <= version]
     if not names:
-        raise InputError(f"kernel {kernel!r}: 6.1 or newer can be replayed; name a revision for another")
+        raise InputError(
+            f"kernel {one_line(repr(kernel), 80)}: 6.1 or newer can be replayed; name a revision for another"
+        )
     exact = version in [first for first, _ in KERNELS]
     return get(names[-1]), "" if exact else f"the nearest older than {version[0]}.{version[1]}"
 
@@ -74,13 +87,13 @@ class Difference(NamedTuple):
     model: object
 
     def __str__(self) -> str:
-        return f"{self.fault}: {self.field}: kernel {_shown(self.recorded)}, model {_shown(self.model)}"
+        return f"{one_line(self.fault, 200)}: {self.field}: kernel {_shown(self.recorded)}, model {_shown(self.model)}"
 
 
 def _shown(value: object) -> str:
     if type(value) is int and not -4096 < value < 10:
         return hex(value)
-    return "-" if value is None else str(value)
+    return "-" if value is None else one_line(value, 200)
 
 
 @dataclass
@@ -96,6 +109,7 @@ class Report:
     not_compared: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     given: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
+    damage: tuple[str, ...] = ()  # what shows that the recording is not whole
 
     @property
     def differing(self) -> int:
@@ -104,11 +118,13 @@ class Report:
 
     def __str__(self) -> str:
         remark = f" ({self.remark})" if self.remark else ""
+        which = f"{one_line(self.name, 200)}: {one_line(self.kernel, 200)} as {self.revision}{remark}"
         lines = [
-            f"{self.name}: {self.kernel} as {self.revision}{remark}: {self.faults} faults, "
+            f"{which}: {self.faults} faults, "
             f"{len(self.compared)} fields, {self.compared.total()} values compared, "
             f"{len(self.differences)} differences in {self.differing} places"
         ]
+        lines += [f"  damaged: {one_line(what, 300)}" for what in self.damage]
         lines += [f"  {difference}" for difference in self.differences[:10]]
         if self.differences[10:]:
             by_field = Counter(difference.field for difference in self.differences)
@@ -476,16 +492,17 @@ class Replay:
             self.note("warning", Why("outside the path"), others)
 
 
-def replay(directory: str | Path, revision: str | Revision | None = None) -> Report:
+def replay(directory: str | Path, revision: str | Revision | None = None, *, limit: int = LIMIT) -> Report:
     """Replay a directory of recordings, raw or as carried in data/, and return what differs.
 
-    `revision` instead of the one that the kernel's release says.  Raises InputError for a directory that
-    cannot be read, or whose kernel stands for no revision.
+    `revision` instead of the one that the kernel's release says.  A recording that was cut, or that lacks a file, is
+    replayed as far as it goes, and the report says so under `damage`.  Raises InputError for a directory that
+    cannot be read or holds more than `limit` bytes, unpacked, or whose kernel stands for no revision.
     """
-    directory = Path(directory)
-    recording = read_recording(directory)
+    directory = as_path(directory, "a folder of recordings")
+    recording = read_recording(directory, limit)
     chosen, remark = revision_for(recording.kernel) if revision is None else (get(revision), "by request")
-    report = Report(recording.name, recording.kernel, chosen.name, remark)
+    report = Report(recording.name, recording.kernel, chosen.name, remark, damage=recording.damage)
     play = Replay(recording, chosen, report)
     report.faults = len(play.rows)
     for scenario in recording.scenarios:

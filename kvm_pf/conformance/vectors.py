@@ -11,15 +11,19 @@ from pathlib import Path
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.text import write_number
+from kvm_pf.common.files import as_path, regular
+from kvm_pf.common.text import one_line, write_number
 from kvm_pf.revisions import REVISIONS, ROWS, get
 from kvm_pf.run.batch import evaluate, read_parquet
 from kvm_pf.run.inputs import number, outputs
 from kvm_pf.run.tables import TABLES
 
 CHUNK_ROWS = 125_000
-CHUNK_BYTES = 1 << 25
+CHUNK_BYTES = 1 << 23
 """How much of a table is read at a time: rows of Parquet, bytes of CSV."""
+
+LIMIT = 1 << 32
+"""How much of a table is read at most, unpacked: 4 GiB, unless told otherwise."""
 
 ALIASES = {row.vectors: row.name for row in ROWS if row.vectors}
 """Short names of the revisions in the facts that the project started from."""
@@ -53,8 +57,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.name}: {self.kind}, {self.revision}: {self.rows} rows, {len(self.compared)} columns compared, "
-            f"{self.differing} differing rows"
+            f"{one_line(self.name, 200)}: {self.kind}, {self.revision}: {self.rows} rows, "
+            f"{len(self.compared)} columns compared, {self.differing} differing rows"
         ]
         if self.missing:
             lines.append(f"  not in the table: {', '.join(self.missing)}")
@@ -62,8 +66,9 @@ class Report:
             lines.append(f"  not of this revision: {', '.join(self.foreign)}")
         lines += [f"  {column}: {count} rows differ" for column, count in self.by_column.items()]
         for d in self.first:
-            where = f"row {d.row}" + (f" (case_id {d.case})" if d.case else "")
-            lines.append(f"  {where}, {d.column}: table {d.expected or 'blank'}, model {d.got or 'blank'}")
+            where = f"row {d.row}" + (f" (case_id {one_line(d.case, 80)})" if d.case else "")
+            expected, got = (one_line(text, 200) or "blank" for text in (d.expected, d.got))
+            lines.append(f"  {where}, {d.column}: table {expected}, model {got}")
         return "\n".join(lines)
 
 
@@ -86,26 +91,45 @@ def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str
     return kind, name
 
 
-def _chunks(path: Path) -> Iterator[pd.DataFrame]:
-    """Read a table in pieces: CSV as text, Parquet as it is typed."""
+def _chunks(path: Path, limit: int) -> Iterator[pd.DataFrame]:
+    """Read a table in pieces: CSV as text, Parquet as it is typed; of more than `limit` bytes, no more."""
     if path.suffix == ".parquet":
-        yield from (frame for frame, _ in read_parquet(path, CHUNK_ROWS))
-        return
+        pieces: Iterator[tuple[pd.DataFrame, int]] = (
+            (frame, int(frame.memory_usage(deep=True).sum())) for frame, _ in read_parquet(path, CHUNK_ROWS)
+        )
+    else:
+        pieces = _csv_pieces(path)
+    done = 0
+    for frame, size in pieces:
+        done += size
+        if done > limit:
+            raise InputError(
+                f"{path}: there are more than {limit:,} bytes in it; a higher limit would let it be read"
+            )
+        yield frame
+
+
+def _csv_pieces(path: Path) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Read a CSV table as text, in pieces; give each with the bytes that it takes."""
     import pyarrow as pa
     from pyarrow import compute, csv
 
+    if regular(path) is None:
+        raise InputError(f"{path}: not readable as a table: there is no such file")
     try:
         with csv.open_csv(path) as head:
             text = {name: pa.string() for name in head.schema.names}
         blocks = csv.ReadOptions(block_size=CHUNK_BYTES)
-        with csv.open_csv(path, blocks, convert_options=csv.ConvertOptions(column_types=text)) as pieces:
-            for piece in pieces:
-                for name, column in zip(piece.schema.names, piece.columns, strict=True):
+        with csv.open_csv(path, blocks, convert_options=csv.ConvertOptions(column_types=text)) as batches:
+            for batch in batches:
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
                     if compute.any(compute.match_substring(column, "\n")).as_py():
                         raise ValueError(f"column {name!r}: a quotation mark is not closed")
-                yield piece.to_pandas()
+                for start in range(0, max(len(batch), 1), CHUNK_ROWS):
+                    piece = batch.slice(start, CHUNK_ROWS)
+                    yield piece.to_pandas(), piece.nbytes
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not readable as a table ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not readable as a table ({one_line(error, 200)})") from None
 
 
 def _expected(column: pd.Series) -> pd.Series:
@@ -137,19 +161,21 @@ def check_table(
     *,
     first: int = 5,
     engine: str = "auto",
+    limit: int = LIMIT,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Compare every output column of a table of kernel vectors with the model.
 
     `path` is a CSV file (also gzipped) or a Parquet file with the columns of kvm_pf.run.tables; its name gives kind
-    and revision unless `revision` does.  `progress` is called with the number of rows done.
+    and revision unless `revision` does.  Of a table with more than `limit` bytes, unpacked, no more is read; memory is
+    bounded however long the table.  `progress` is called with the number of rows done.
     Raises InputError, naming the file, if it cannot be read or its inputs are wrong.
     """
-    path = Path(path)
+    path = as_path(path, "a table of kernel vectors")
     kind, name = kind_and_revision(path, revision)
     report = Report(path.name, kind, name)
     wanted = [o.column for o in outputs(kind, get(name))]
-    for frame in _chunks(path):
+    for frame in _chunks(path, limit):
         start = report.rows
         frame.index = pd.RangeIndex(start, start + len(frame))
         report.compared = [c for c in wanted if c in frame]

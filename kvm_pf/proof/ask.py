@@ -24,6 +24,7 @@ from kvm_pf.bits import (
     decode,
 )
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.processes import leave_with_parent, spared
 from kvm_pf.exits import KIND_EPT, KIND_NPF, KIND_TDX
 from kvm_pf.proof.case import CODES, Case, spelled
 from kvm_pf.proof.claims import (
@@ -279,11 +280,13 @@ def prove_all(
         tell(len(answers), len(pairs))
 
     if jobs > 1:
-        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=leave_with_parent) as pool:
             names_of = [[(claim.name, revision.name) for claim, revision in task] for task in away]
-            futures = {
-                pool.submit(_ask, names, timeout_ms): task for task, names in zip(away, names_of, strict=True)
-            }
+            with spared():
+                futures = {
+                    pool.submit(_ask, names, timeout_ms): task
+                    for task, names in zip(away, names_of, strict=True)
+                }
             for future in as_completed(futures):
                 note(map(_told, futures[future], future.result()))
     with patience(timeout_ms):

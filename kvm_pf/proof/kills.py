@@ -17,6 +17,7 @@ import inspect
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.corpus import load_corpus
 from kvm_pf.proof.mutants import MODULES, Mutant, Settled, covered, reached
@@ -114,15 +116,20 @@ def save(kills: Kills, folder: Path, ran: Mapping[str, str]) -> None:
     text = kills.mutants.assign(killed_by=[f"{word:x}" for word in bits]).to_csv(
         index=False, lineterminator="\n"
     )
-    (folder / "mutants.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-    kills.cases.to_csv(folder / "cases.csv", lineterminator="\n")
     counts = {"mutants": len(kills.mutants), **Counter(kills.mutants["verdict"])}
     lines = [
         "# SPDX-License-Identifier: GPL-2.0-only",
         *(f'{key} = "{value}"' for key, value in ran.items()),
         *(f"{k} = {n}" for k, n in counts.items()),
     ]
-    (folder / "run.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = {
+        "mutants.csv.gz": gzip.compress(text.encode(), mtime=0),
+        "cases.csv": kills.cases.to_csv(lineterminator="\n").encode(),
+        "run.toml": ("\n".join(lines) + "\n").encode(),
+    }
+    with ExitStack() as together:
+        for name, content in files.items():
+            together.enter_context(write(folder / name)).write(content)
 
 
 def load(folder: Path | None = None) -> Kills:

@@ -56,6 +56,8 @@ def satisfiable(solver: z3.Solver, *terms: z3.BoolRef) -> bool:
     """Say whether `terms` can hold together with what the solver holds.  Raises Unknown if it gives up."""
     answer = solver.check(*terms)
     if answer == z3.unknown:
+        if solver.reason_unknown() == "interrupted from keyboard":
+            raise KeyboardInterrupt
         raise Unknown(solver.reason_unknown())
     return bool(answer == z3.sat)
 

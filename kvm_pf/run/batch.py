@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from numbers import Integral
 from pathlib import Path
 from types import FunctionType
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import as_path, regular, write
 from kvm_pf.common.text import bit_names
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.revisions.link import digest, link
@@ -391,34 +393,29 @@ def evaluate_parquet(
 
     `progress` is called with (rows done, rows in all) after each batch.  Returns the number of rows.
     Raises InputError if `source` is no Parquet file, or as `evaluate` does; the index that it names is then the
-    row in the file.  `target` is written whole or not at all.
+    row in the file.  `target` is written whole or not at all, as kvm_pf.common.files.write does.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     entry_point(kind)
-    target = Path(target)
-    if target.exists() and target.samefile(source):
+    source, target = as_path(source, "a Parquet file"), as_path(target, "the file to write")
+    if regular(target) and source.exists() and target.samefile(source):
         raise InputError(f"{target}: this is the table itself; name another file to write")
-    unfinished = target.with_name(f"{target.name}.part")
     done = 0
-    writer: Any = None
-    try:
+    with write(target) as file, ExitStack() as opened:
+        writer: Any = None
         for frame, rows in read_parquet(source, batch_rows):
             frame.index = pd.RangeIndex(done, done + len(frame))
             engine = "auto" if rows <= PLAIN_ROWS else "compiled"
             result = evaluate(frame, revision, kind=kind, engine=engine)
             answer = pa.Table.from_pandas(result, preserve_index=False)
             if writer is None:
-                writer = pq.ParquetWriter(unfinished, answer.schema)
+                writer = opened.enter_context(pq.ParquetWriter(file, answer.schema))
             writer.write_table(answer)
             done += len(frame)
             if progress:
                 progress(done, rows)
-        writer.close()
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return done
 
 
@@ -441,6 +438,9 @@ def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFra
         frame: pd.DataFrame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
         return frame
 
+    path = as_path(path, "a Parquet file")
+    if regular(path) is None:
+        raise InputError(f"{path}: not readable as a table: there is no such file")
     try:
         with pq.ParquetFile(path) as file:
             rows = file.metadata.num_rows

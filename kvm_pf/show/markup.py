@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+
+from kvm_pf.common.text import escaped
 
 __all__ = (
     "Html", "Shown", "beside", "bold", "cell", "changed", "cited", "code", "element", "framed", "join", "notice",
@@ -58,7 +59,7 @@ class Shown:
 
 def markup(content: object) -> str:
     """Return content as HTML: as it is, or escaped."""
-    return content if isinstance(content, Html) else escape(str(content))
+    return content if isinstance(content, Html) else escaped(content)
 
 
 def element(name: str, *content: object, **attributes: str) -> Html:
@@ -67,7 +68,7 @@ def element(name: str, *content: object, **attributes: str) -> Html:
     >>> print(element("td", "a < b", class_="new"))
     <td class="new">a &lt; b</td>
     """
-    given = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items() if value)
+    given = "".join(f' {key.rstrip("_")}="{escaped(value)}"' for key, value in attributes.items() if value)
     return Html(f"<{name}{given}>{''.join(map(markup, content))}</{name}>")
 
 
