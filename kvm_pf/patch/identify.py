@@ -153,17 +153,17 @@ def _kind(
     made = [change.step for change in changes if change.status == "there"]
     closest = "posted" if len(made) == len(HUNK_STEPS) else "+".join(["before", *made])
     if not differences:
-        return "this patch", "this patch", "posted" if changes else ""
+        return "this patch", "this patch", "posted"
     if relative := _known_as(patch):
         return "a known relative", f"{relative[0].what} ({relative[1]})", relative[0].revision
     if part := _part(patch, places, differences):
-        return "part of this patch", f"part of this patch: {part}", closest if changes else ""
+        return "part of this patch", f"part of this patch: {part}", closest
     if another := _akin(patch, changes, present):
         return "a known relative", *another
     told = sum(_tells(line) for hunk in patch.hunks for line in hunk.changed)
     known = told - sum(_tells(line) for line in unmatched)
     if 2 * known >= max(told, 1):
-        return "a damaged copy", "a damaged copy of this patch", closest if changes else ""
+        return "a damaged copy", "a damaged copy of this patch", closest
     if relative := _titled(patch):
         return "a known relative", f"{relative[0].what} ({relative[1]})", relative[0].revision
     return "another patch", "another patch", closest if made else ""

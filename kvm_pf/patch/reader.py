@@ -722,10 +722,12 @@ class _Head:
         return tuple(each.strip("<>") for each in ids if each)
 
 
+_REPLY = re.compile(r"\A(?:(?:re|fw|fwd):[ \t]*)*", re.IGNORECASE)
+
+
 def _tag(text: str) -> str:
     """Return what stands in the brackets that a subject begins with, after any "Re:"."""
-    while text[:3].lower() in ("re:", "fw:") or text[:4].lower() == "fwd:":
-        text = text.partition(":")[2].lstrip()
+    text = _REPLY.sub("", text, count=1)
     return text[1:].partition("]")[0] if text.startswith("[") and "]" in text else ""
 
 
