@@ -34,6 +34,9 @@ PARTS = {
 SHOWN = 5
 """How many of the lines that no ledger row knows a report shows."""
 
+MATCHED = 2000
+"""How many changed lines of a file are matched with the ledger's at most: the posted patch changes 26 in one."""
+
 SIGNED = {"+": "-", "-": "+", " ": " "}
 """The sign of a line in a patch that is taken back."""
 
@@ -189,14 +192,11 @@ def _given(hunk: Hunk) -> list[tuple[str, str]]:
 
 def _places(patch: Patch) -> tuple[int | None, ...]:
     """Find the posted hunk, counted from 1, that each hunk of a patch is most like, each once."""
-    blank = digest("")
     scores = []
-    for number, hunk in enumerate(patch.hunks):
-        given = _given(hunk)
-        for place, want in enumerate(posted(), 1):
-            rows = set(_rows(want))
-            alike = sum(line in rows for line in given if line[1] != blank)
-            if alike and _same_file(hunk.file, want.file):
+    for place, want in enumerate(posted(), 1):
+        rows = {row for row in _rows(want) if row[1] != digest("")}
+        for number, hunk in enumerate(patch.hunks):
+            if _same_file(hunk.file, want.file) and (alike := sum(line in rows for line in _given(hunk))):
                 scores.append((-alike, number, place))
     found: dict[int, int] = {}
     for _, number, place in sorted(scores):
@@ -212,8 +212,9 @@ def _match(patch: Patch) -> tuple[tuple[str, ...], tuple[Line, ...]]:
     known: set[tuple[str, Line]] = set()
     for want in posted():
         rows = [row for row in want.lines if row.id]
-        here = [(file, line) for file, line in changed if _same_file(file, want.file)]
         wanted = [(row.sign, row.digest) for row in rows]
+        here = [(file, line) for file, line in changed if _same_file(file, want.file)]
+        here = [(file, line) for file, line in here if (line.sign, digest(line.text)) in wanted][:MATCHED]
         given = [(line.sign, digest(line.text)) for _, line in here]
         for a, b, size in SequenceMatcher(None, wanted, given, autojunk=False).get_matching_blocks():
             if any(_tells(line) for _, line in here[b : b + size]):  # not a blank line or brace alone
@@ -413,7 +414,6 @@ def _notes(patch: Patch, kind: Kind, places: Sequence[int | None]) -> Iterator[s
 # ------------------------------------------------------------------------------------------------ what it touches
 
 
-@cache
 def steps_of(name: str) -> tuple[str, ...]:
     """Return the steps of the model, as "module.function", that stand for the kernel function `name`.
 
@@ -422,16 +422,19 @@ def steps_of(name: str) -> tuple[str, ...]:
     >>> steps_of("schedule")
     ()
     """
-    parts = [f"entry.{part}" for part in PARTS.get(name, ())]
-    return tuple(
-        parts or [f"{module}.{name}" for module in path_modules() if _defines(f"kvm_pf.{module}", name)]
-    )
+    parts = tuple(f"entry.{part}" for part in PARTS.get(name, ()))
+    return parts or _steps().get(name, ())
 
 
-def _defines(module: str, name: str) -> bool:
-    """Say whether a function is a module's own, not an imported one."""
-    item = vars(importlib.import_module(module)).get(name)
-    return callable(item) and getattr(item, "__module__", "") == module
+@cache
+def _steps() -> dict[str, tuple[str, ...]]:
+    """Return the functions of the path by name: a module's own, not imported ones."""
+    found: dict[str, tuple[str, ...]] = {}
+    for module in path_modules():
+        for name, item in vars(importlib.import_module(f"kvm_pf.{module}")).items():
+            if callable(item) and getattr(item, "__module__", "") == f"kvm_pf.{module}":
+                found[name] = (*found.get(name, ()), f"{module}.{name}")
+    return found
 
 
 def _touch(number: int, hunk: Hunk) -> Touched:

@@ -41,6 +41,12 @@ LIMIT = 64 << 20
 LAYERS = 12
 """How many layers of packing and how many levels of MIME parts are undone at most."""
 
+DEPTH = 20
+"""How deep a diff may be quoted."""
+
+HEAD = 5000
+"""In how many lines before the first diff of a message its fields are looked for."""
+
 PARTS = 2000
 """How many MIME parts a message may have at most."""
 
@@ -413,7 +419,8 @@ def _undashed(text: str) -> str:
 _QUOTE = r"(?P<quote>(?:[ \t]*[A-Za-z]{0,4}[>|])*[ \t]*)"
 _NUMBERS = r"-(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))?"
 _HUNK = re.compile(rf"{_QUOTE}@@ {_NUMBERS} @@ ?(?P<section>.*)$")
-_START = re.compile(rf"{_QUOTE}(?P<what>diff --git |diff --cc |diff --combined |diff -|Index: |--- \S|@@ -)")
+_BEGINS = rf"{_QUOTE}(?P<what>diff --git |diff --cc |diff --combined |diff -|Index: |--- \S|@@ -)"
+_START, _STARTS = re.compile(_BEGINS), re.compile(rf"^{_BEGINS}", re.MULTILINE)
 _HEADER = ("diff --git ", "diff -", "Index: ", "--- ", "@@ -")
 _MARK = re.compile(r"[ \t]*([A-Za-z]{0,4}[>|])")
 _EXTENDED = {
@@ -474,6 +481,7 @@ class _Diff:
     def __init__(self, marks: tuple[str, ...], at: int) -> None:
         self.marks, self.at = marks, at
         self.files: list[_File] = []
+        self.done: set[str] = set()
         self.blobs: list[str] = []
 
     def open(self) -> _File:
@@ -492,8 +500,10 @@ class _Walk:
         self.diffs: list[_Diff] = []
         self.current: dict[tuple[str, ...], _Diff] = {}
         self.at = 0
-        while self.at < len(self.lines):
-            self._step()
+        for at in self._starts():
+            if at >= self.at:
+                self.at = at
+                self._step()
         self.diffs = [diff for diff in self.diffs if any(file.hunks or file.what for file in diff.files)]
         self.refused = [why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(text)]
         if not self.diffs and not self.refused and _DIFFSTAT.search(text):
@@ -504,14 +514,22 @@ class _Walk:
         hunks = [hunk for diff in self.diffs for file in diff.files for hunk in file.hunks]
         return sum(hunk.complete for hunk in hunks), len(hunks) + len(self.diffs)
 
+    def _starts(self) -> Iterator[int]:
+        """Yield the lines at which a header or a hunk may begin."""
+        line = before = 0
+        for start in _STARTS.finditer(self.text):
+            line += self.text.count("\n", before, start.start())
+            before = start.start()
+            yield line
+
     def _step(self) -> None:
         """Read what begins at this line: a file's header, a hunk, or nothing."""
         line = self.lines[self.at]
         start = _START.match(line)
-        if not start:
+        marks = tuple(_MARK.findall(start["quote"])) if start else ()
+        if not start or len(marks) > DEPTH:
             self.at += 1
             return
-        marks = tuple(_MARK.findall(start["quote"]))
         rest = line[start.end("quote") :]
         if hunk := _HUNK.match(line):
             self._hunk(marks, hunk)
@@ -547,7 +565,9 @@ class _Walk:
         if last and not new and not last.hunks and (last.mentioned or not last.name):
             last.name, last.mentioned = name or last.name, False
             return last
-        if any(file.name == name and (file.hunks or file.what) for file in diff.files):
+        if last and (last.hunks or last.what):
+            diff.done.add(last.name)
+        if name in diff.done:
             diff = self._diff(marks, fresh=True)
         diff.files.append(_File(name))
         diff.files[-1].mentioned = new
@@ -618,7 +638,22 @@ class _Walk:
     def patches(self) -> list[Patch]:
         """Make a Patch of each diff."""
         end = min((diff.at for diff in self.diffs), default=0)
-        return [_patch(diff, _Head(self.lines[:end], len(diff.marks)), self.name) for diff in self.diffs]
+        heads = {
+            depth: _Head(self.lines[: min(end, HEAD)], depth).patch(self.name)
+            for depth in {len(d.marks) for d in self.diffs}
+        }
+        return [
+            heads[len(diff.marks)]._replace(
+                hunks=tuple(hunk for file in diff.files for hunk in file.hunks),
+                others=tuple(
+                    FileChange(file.name, file.what or "without a hunk that can be read")
+                    for file in diff.files
+                    if not file.hunks
+                ),
+                blobs=tuple(diff.blobs),
+            )
+            for diff in self.diffs
+        ]
 
 
 def _margin(marks: tuple[str, ...], indent: int) -> re.Pattern[str]:
@@ -721,6 +756,27 @@ class _Head:
             ids = [self.field("message-id"), self.commit, self.field("commit")]
         return tuple(each.strip("<>") for each in ids if each)
 
+    def patch(self, name: str) -> Patch:
+        """Return what is known of the patch, without the diff itself."""
+        subject = self.subject()
+        tag = _tag(subject)
+        version = re.search(r"\bv\d+\b", tag, re.IGNORECASE)
+        part = re.search(r"\b\d+/\d+\b", tag)
+        own = tag != "" and not subject.startswith("[") and not self.depth
+        return Patch(
+            source=name,
+            subject=subject,
+            version=version[0].lower() if version else "v1" if "patch" in tag.lower() else "",
+            part=part[0] if part else "",
+            author=self.author(),
+            sender=self.field("from") if self.depth else "",
+            date=self.field("date", "authordate"),
+            message_id=self.field("message-id"),
+            quoted=self.depth,
+            hunks=(),
+            known_as=() if own else self.known_as(),
+        )
+
 
 _REPLY = re.compile(r"\A(?:(?:re|fw|fwd):[ \t]*)*", re.IGNORECASE)
 
@@ -729,30 +785,3 @@ def _tag(text: str) -> str:
     """Return what stands in the brackets that a subject begins with, after any "Re:"."""
     text = _REPLY.sub("", text, count=1)
     return text[1:].partition("]")[0] if text.startswith("[") and "]" in text else ""
-
-
-def _patch(diff: _Diff, head: _Head, name: str) -> Patch:
-    subject = head.subject()
-    tag = _tag(subject)
-    version = re.search(r"\bv\d+\b", tag, re.IGNORECASE)
-    part = re.search(r"\b\d+/\d+\b", tag)
-    reply = tag != "" and not subject.startswith("[")
-    return Patch(
-        source=name,
-        subject=subject,
-        version=version[0].lower() if version else "v1" if "patch" in tag.lower() else "",
-        part=part[0] if part else "",
-        author=head.author(),
-        sender=head.field("from") if head.depth else "",
-        date=head.field("date", "authordate"),
-        message_id=head.field("message-id"),
-        quoted=head.depth,
-        hunks=tuple(hunk for file in diff.files for hunk in file.hunks),
-        others=tuple(
-            FileChange(file.name, file.what or "without a hunk that can be read")
-            for file in diff.files
-            if not file.hunks
-        ),
-        blobs=tuple(diff.blobs),
-        known_as=() if reply and not head.depth else head.known_as(),
-    )
