@@ -8,7 +8,7 @@ import pytest
 from kvm_pf.attributes import kvm_mem_is_private
 from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.common.errors import InputError
-from kvm_pf.patch.reader import ledger
+from kvm_pf.patch.ledger import ledger
 from kvm_pf.proof import claims
 from kvm_pf.proof.ask import Answer, Witness, asked, prove, prove_all
 from kvm_pf.proof.claims import CLAIMS, PROVED, Claim, flaws, steps

@@ -10,7 +10,7 @@ import pytest
 import kvm_pf
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.follow import mmio_moments
-from kvm_pf.patch.reader import ledger
+from kvm_pf.patch.ledger import ledger
 from kvm_pf.show import page
 from tools.notebooks import FOLDER
 

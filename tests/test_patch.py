@@ -6,24 +6,36 @@ at hand, and from a small patch of our own with a ledger of its own, so that the
 """
 
 import base64
+import bz2
 import csv
 import gzip
 import hashlib
 import html
 import importlib
+import lzma
 import os
 import quopri
 import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from difflib import unified_diff
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from unidiff import PatchSet
 
 from kvm_pf import bits
 from kvm_pf.common.errors import InputError
-from kvm_pf.patch import reader as patch
+from kvm_pf.patch import identify as patch
+from kvm_pf.patch import ledger as tables
+from kvm_pf.patch import reader
+from kvm_pf.revisions import REVISIONS
 
 MAIL = "000_ebfdf82abda4905c.txt"
 SPANS = [(267, 7, 267, 18), (5839, 19, 5839, 31), (306, 7, 306, 7)]
@@ -137,17 +149,20 @@ def posted(mail) -> Original:
 
 
 @pytest.fixture(params=["mail", "ours"])
-def original(request, tmp_path, monkeypatch) -> Original:
+def original(request, tmp_path, monkeypatch, root) -> Original:
     """The real patch with the real ledger, and our own with one of its own."""
     if request.param == "mail":
         yield request.getfixturevalue("posted")
         return
     ours = take_apart(OURS)
     write_ledger(ours, tmp_path / "data" / "ledger")
-    monkeypatch.setattr(patch, "data_dir", lambda: tmp_path / "data")
-    patch.posted.cache_clear()
+    monkeypatch.setattr(tables, "data_dir", lambda: tmp_path / "data")
+    shutil.copy(root / "data" / "ledger" / "relatives.csv", tmp_path / "data" / "ledger")
+    tables.posted.cache_clear()
+    tables.relatives.cache_clear()
     yield ours
-    patch.posted.cache_clear()
+    tables.posted.cache_clear()
+    tables.relatives.cache_clear()
 
 
 def numbered(original: Original):
@@ -177,8 +192,12 @@ def write_ledger(original: Original, folder: Path) -> None:
             "file": files[hunk - 1],
             "hunk": hunk,
             "sign": sign,
+            "step": ["bits", "is_private", "is_private"][hunk - 1],
         }
-        rows.append(dict.fromkeys(patch.DTYPES, "") | row | place | {"role": "code", "digest": sha(text)})
+        if hunk == 2:
+            row["step"] = "mark_private" if "minutes" in text else "sanitize"
+        role = "code" if text.strip() and not text.startswith("/*") else "comment"
+        rows.append(dict.fromkeys(tables.DTYPES, "") | row | place | {"role": role, "digest": sha(text)})
     for name, table in (("ledger.csv", rows), ("context.csv", context)):
         with (folder / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, table[0])
@@ -191,13 +210,13 @@ def write_ledger(original: Original, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def frame():
-    return patch.ledger()
+    return tables.ledger()
 
 
 def test_ledger_has_39_rows_with_documented_types(frame):
     assert len(frame) == 39
-    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == patch.DTYPES
-    assert list(frame.columns) == list(patch.DTYPES)
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == tables.DTYPES
+    assert list(frame.columns) == list(tables.DTYPES)
     assert frame.id.is_unique
 
 
@@ -226,8 +245,8 @@ def test_ledger_line_numbers_fill_the_headers(frame, root):
 
 
 def test_ledger_joins_to_the_posted_hunks():
-    assert [tuple(hunk.span) for hunk in patch.posted()] == SPANS
-    assert [len(hunk.lines) for hunk in patch.posted()] == [18, 38, 8]
+    assert [tuple(hunk.span) for hunk in tables.posted()] == SPANS
+    assert [len(hunk.lines) for hunk in tables.posted()] == [18, 38, 8]
 
 
 def test_every_step_of_the_ledger_exists(frame):
@@ -299,7 +318,7 @@ def test_repository_holds_no_line_of_the_patch(posted, root):
 
 
 def test_mail_itself_is_this_patch(mail):
-    found = patch.read_patch(mail)
+    found = reader.read_patch(mail)
     assert [tuple(hunk.span) for hunk in found.hunks] == SPANS
     assert found.counts == (31, 8)
     assert (found.part, found.version, found.quoted) == ("05/16", "v1", 1)
@@ -474,7 +493,7 @@ def saved(content: str | bytes, folder: Path) -> Path:
 @pytest.mark.parametrize("form", FORMS)
 def test_form_is_this_patch(form, original, tmp_path):
     path = saved(FORMS[form](original), tmp_path)
-    found = patch.read_patch(path)
+    found = reader.read_patch(path)
     verdict = patch.identify(found)
     assert verdict.differences == ()
     assert (verdict.kind, verdict.unmatched) == ("this patch", ())
@@ -492,7 +511,7 @@ def test_form_is_this_patch(form, original, tmp_path):
     "form", ["format-patch", "CRLF", "base64", "quoted-printable", "attachment", "mailbox", "gzip"]
 )
 def test_mail_tells_who_and_what(form, original, tmp_path):
-    found = patch.read_patch(saved(FORMS[form](original), tmp_path))
+    found = reader.read_patch(saved(FORMS[form](original), tmp_path))
     assert found.subject == SUBJECT
     assert (found.version, found.part, found.quoted) == ("v3", "05/16", 0)
     assert found.author == "Ann Writer <ann@example.org>"
@@ -505,14 +524,14 @@ def test_mail_tells_who_and_what(form, original, tmp_path):
     [("reply", 1), ("reply, 3 deep", 3), ("reply, 3 deep, tight", 3), ("reply with comments", 2)],
 )
 def test_reply_tells_writer_from_sender(form, depth, original, tmp_path):
-    found = patch.read_patch(saved(FORMS[form](original), tmp_path))
+    found = reader.read_patch(saved(FORMS[form](original), tmp_path))
     assert found.quoted == depth
     assert (found.author, found.sender) == ("Ann Writer", "Bob Reader")
     assert found.subject == f"Re: {SUBJECT}"
 
 
 def test_git_show_tells_author_and_title(original):
-    found = patch.read_patch(git_show(original))
+    found = reader.read_patch(git_show(original))
     assert (found.subject, found.version, found.part) == ("tea: Keep the lid on", "", "")
     assert found.author == "Ann Writer <ann@example.org>"
     assert found.date == "Wed Feb 28 02:41:36 2024 +0000"
@@ -520,33 +539,33 @@ def test_git_show_tells_author_and_title(original):
 
 def test_encoded_header_is_decoded(original):
     text = format_patch(original).replace("Ann Writer", "=?utf-8?q?Ann_Wr=C3=AFter?=", 1)
-    assert patch.read_patch(text).author == "Ann Wrïter <ann@example.org>"
+    assert reader.read_patch(text).author == "Ann Wrïter <ann@example.org>"
 
 
 def test_unknown_charsets_do_not_stop_the_reader(original):
     text = encoded(original, "base64").replace(b"utf-8", b"klingon-1").replace(b"Ann", b"=?klingon-1?q?Ann?=")
-    found = patch.read_patch(text)
+    found = reader.read_patch(text)
     assert patch.identify(found).kind == "this patch"
     assert found.author == "=?klingon-1?q?Ann?= Writer <ann@example.org>"
 
 
 def test_other_line_numbers_are_told(original):
-    verdict = patch.identify(patch.read_patch(moved(original)))
+    verdict = patch.identify(reader.read_patch(moved(original)))
     assert len(verdict.notes) == 3
     assert "-77," in verdict.notes[0]
 
 
 def test_unindented_signature_does_not_lengthen_the_last_hunk(original):
-    found = patch.read_patch(reply(original))
+    found = reader.read_patch(reply(original))
     assert len(found.hunks[2].lines) == len(original.bodies[2])
 
 
 def test_text_bytes_and_path_are_the_same(original, tmp_path):
     text = format_patch(original)
     path = saved(text, tmp_path)
-    hunks = patch.read_patch(text).hunks
-    assert patch.read_patch(text.encode()).hunks == hunks
-    assert patch.read_patch(path).hunks == patch.read_patch(str(path)).hunks == hunks
+    hunks = reader.read_patch(text).hunks
+    assert reader.read_patch(text.encode()).hunks == hunks
+    assert reader.read_patch(path).hunks == reader.read_patch(str(path)).hunks == hunks
 
 
 # ------------------------------------------------------------------------------------ damaged copies
@@ -555,7 +574,7 @@ SPOILED = "this line was spoiled in transit"
 
 
 def judge(content: str | bytes) -> patch.Verdict:
-    return patch.identify(patch.read_patch(content))
+    return patch.identify(reader.read_patch(content))
 
 
 def ids(original: Original) -> list[list[str]]:
@@ -589,7 +608,8 @@ def test_every_dropped_line_is_named(form, original):
             differs = next((i for i, line in enumerate(rest) if line != body[i]), len(rest))
             verdict = judge(form(original.edit(hunk, at)))
             first = verdict.differences[0]
-            assert verdict.kind == "a damaged copy"
+            trimmed = form is reply and rest == body[: len(rest)]
+            assert verdict.kind == ("part of this patch" if trimmed else "a damaged copy")
             assert (first.hunk, first.line) == (hunk + 1, differs + 1)
             assert f"hunk {hunk + 1} is cut short" in verdict.notes or hunk + 1 == 3
 
@@ -651,9 +671,6 @@ def bad_byte(o: Original) -> bytes:
 DAMAGES = {
     "an identifier": (identifier, 2, "ANOTHER_NAME"),
     "hunks swapped": (swapped, 1, "out of order"),
-    "hunk 1 missing": (without(0), 1, "this one is missing"),
-    "hunk 2 missing": (without(1), 2, "this one is missing"),
-    "hunk 3 missing": (without(2), 3, "this one is missing"),
     "count too large": (count(+1), 2, "the counts of"),
     "count too small": (count(-1), 2, "the counts of"),
     "a hunk grown": (grown, 2, f"expected the end of the hunk; found '+{SPOILED}'"),
@@ -672,7 +689,7 @@ DAMAGES = {
 def test_damage_is_named(damage, original, tmp_path):
     build, hunk, words = DAMAGES[damage]
     path = saved(build(original), tmp_path)
-    verdict = patch.identify(patch.read_patch(path))
+    verdict = patch.identify(reader.read_patch(path))
     assert verdict.kind == "a damaged copy"
     assert verdict.differences[0].hunk == hunk
     text, status = patch.report(path)
@@ -703,7 +720,7 @@ def test_difference_names_ledger_row_and_symbols(posted):
 
 def test_foreign_patch_opens(tmp_path):
     path = saved(FOREIGN, tmp_path)
-    found = patch.read_patch(path)
+    found = reader.read_patch(path)
     assert (found.files, found.counts) == (["arch/x86/kvm/mmu/tea.c", "tea/cup.h"], (3, 1))
     verdict = patch.identify(found)
     assert verdict.kind == "another patch"
@@ -725,15 +742,17 @@ def test_foreign_patch_opens(tmp_path):
     assert "changed lines that no ledger row knows: 4" in text
 
 
-def test_reverted_patch_is_another(original):
+def test_patch_taken_back_leads_to_what_was_before(original):
     flip = {"+": "-", "-": "+", " ": " "}
     bodies = [[(flip[sign], text) for sign, text in body] for body in original.bodies]
     headers = [re.sub(r"-(\S+) \+(\S+)", r"-\2 +\1", header) for header in original.headers]
     verdict = judge(original._replace(headers=headers, bodies=bodies).diff())
-    assert (verdict.kind, verdict.differences != ()) == ("another patch", True)
+    assert (verdict.kind, verdict.differences != ()) == ("a known relative", True)
+    assert "taken back" in verdict.what
+    assert verdict.revision == "before"
 
 
-def test_merged_form_is_another_that_holds_19_lines(posted, tmp_path):
+def test_merged_form_is_a_relative_that_holds_19_lines(posted, tmp_path):
     """As merged, hunk 1 lost its start and hunk 2 all but the look-up, three lines of its comment rewrapped.
 
     Source: Linux commit `b3d5dc629c32` (v6.10): 21 insertions, 2 deletions.
@@ -760,10 +779,12 @@ def test_merged_form_is_another_that_holds_19_lines(posted, tmp_path):
         headers.append(re.sub(r"-(\d+),\d+ \+(\d+),\d+", rf"-\1,{old} +\2,{new}", header))
     path = saved(posted._replace(headers=headers, bodies=bodies).diff(), tmp_path)
 
-    found = patch.read_patch(path)
+    found = reader.read_patch(path)
     assert found.counts == (21, 2)
     verdict = patch.identify(found)
-    assert verdict.kind == "another patch"
+    assert verdict.kind == "a known relative"
+    assert [change.status for change in verdict.changes] == ["not there", "there", "there"]
+    assert verdict.revision == "merged_patch"
     gone = {
         *(f"h1+0{n}" for n in range(1, 6)),
         *sanitiser,
@@ -776,7 +797,7 @@ def test_merged_form_is_another_that_holds_19_lines(posted, tmp_path):
     assert len(verdict.present) == 19
     text, status = patch.report(path)
     assert status == 1
-    assert "b3d5dc629c32" in text
+    assert "as merged" in text
     assert "ledger lines found: 19 of 39" in text
 
 
@@ -798,7 +819,6 @@ NO_PATCH = {
     "noise": (bytes(range(1, 256)), "holds no diff"),
     "broken gzip": (gzip.compress(b"x" * 100)[:-9], "cannot be unpacked"),
     "a damaged base64 body": (b"Subject: x\nContent-Transfer-Encoding: base64\n\n!!!!\n", "holds no diff"),
-    "a binary diff": (b"diff --git a/x b/x\nBinary files a/x and b/x differ\n", "holds no diff"),
 }
 
 
@@ -807,7 +827,7 @@ def test_no_patch_is_refused(what, tmp_path):
     content, why = NO_PATCH[what]
     path = saved(content, tmp_path)
     with pytest.raises(InputError, match=re.escape(why)) as caught:
-        patch.read_patch(path)
+        reader.read_patch(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert patch.report(path) == (str(caught.value), 2)
@@ -820,13 +840,13 @@ def test_missing_file_and_folder_are_refused(tmp_path):
     )
     assert patch.report(tmp_path) == (f"{tmp_path}: cannot be read: Is a directory", 2)
     with pytest.raises(InputError, match="cannot be read"):
-        patch.read_patch("a\0b")
+        reader.read_patch("a\0b")
 
 
 @given(st.binary(max_size=300) | st.text(alphabet="@-+ ,0123456789>ab\n", max_size=200).map(str.encode))
 def test_any_bytes_are_read_or_refused(content):
     try:
-        found = patch.read_patch(content)
+        found = reader.read_patch(content)
     except InputError:
         return
     assert found.hunks
@@ -842,3 +862,611 @@ def test_any_damage_to_any_form_gets_an_answer(tmp_path_factory, form, where, no
     text, status = patch.report(path)
     assert status in (1, 2)
     assert text
+
+
+# ------------------------------------------------------------------------------------ disguises
+
+
+def renamed(o: Original, old: str, new: str, strip: int = 0, extra: str = "") -> str:
+    """The patch with other prefixes on its paths and no `diff --git`, as diff, quilt and others write it."""
+    before = []
+    for lines in o.before:
+        path = "/".join(lines[-1].removeprefix("+++ b/").split("/")[strip:])
+        names = {"old": f"{old}{path}", "new": f"{new}{path}", "path": path}
+        header = extra + "--- {old}\t2024-02-28\n+++ {new}\t2024-02-28"
+        before.append(header.format(**names).split("\n"))
+    return o._replace(before=before).diff()
+
+
+def signed(o: Original) -> str:
+    lines = [f"- {line}" if line.startswith("-") else line for line in (BODY + o.diff()).split("\n")]
+    return (
+        f"{FIELDS}\n-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n" + "\n".join(lines)
+        + "\n-----BEGIN PGP SIGNATURE-----\n\nAAAA\n-----END PGP SIGNATURE-----\n"
+    )  # fmt: skip
+
+
+def coloured(o: Original) -> str:
+    colours = {"+": 32, "-": 31, "@": 36, "d": 1}
+    lines = [
+        f"\x1b[{colours[line[0]]}m{line}\x1b[m" if line[:1] in colours else line
+        for line in o.diff().split("\n")
+    ]
+    return "\n".join(lines)
+
+
+def graph(o: Original) -> str:
+    other = "* commit " + "2" * 40 + "\n| Author: X <x@example.org>\n|\n|     Y\n|\n"
+    return other + quoted(FOREIGN, "| ") + "|\n" + "* " + quoted(git_show(o), "  ").lstrip()
+
+
+def with_own_diff(o: Original) -> str:
+    return reply(o) + "\nHow about this on top?\n\n" + FOREIGN + "\nThanks\n"
+
+
+def dep3(o: Original) -> str:
+    return (
+        "Description: Keep the lid on\n Tea cools.\nAuthor: Ann Writer <ann@example.org>\nOrigin: upstream\n---\n"
+        + o.diff()
+    )
+
+
+def github(o: Original) -> str:
+    first = f"From {'3' * 40} Mon Sep 17 00:00:00 2001\nFrom: X <x@example.org>\nSubject: [PATCH 1/2] Y\n\n{FOREIGN}"
+    return first + "\n" + format_patch(o)
+
+
+def attachment(name: str, content: bytes, kind: str = "application/octet-stream") -> str:
+    part = base64.encodebytes(content).decode()
+    return (
+        f'From: X <x@example.org>\nSubject: see below\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="b"\n'
+        f"\n--b\nContent-Type: text/plain\n\nSee the file.\n--b\nContent-Type: {kind}\n"
+        f"Content-Disposition: attachment; filename={name}\nContent-Transfer-Encoding: base64\n\n{part}\n--b--\n"
+    )
+
+
+def html_mail(o: Original) -> str:
+    body = "<br>\n".join(html.escape(line) for line in (BODY + o.diff(blank="")).split("\n"))
+    return f"{FIELDS}Content-Type: text/html; charset=utf-8\n\n<div dir=ltr>{body}</div>\n"
+
+
+def two_alternatives(o: Original) -> str:
+    page = f"<html><pre>{html.escape(o.diff())}</pre></html>"
+    return (
+        f'{FIELDS}MIME-Version: 1.0\nContent-Type: multipart/alternative; boundary="b"\n\n'
+        f"--b\nContent-Type: text/plain\n\n{o.diff()}\n--b\nContent-Type: text/html\n\n{page}\n--b--\n"
+    )
+
+
+DISGUISES = {
+    "diff -ruN": lambda o: renamed(o, "linux-6.8.orig/", "linux-6.8/", extra="diff -ruN {old} {new}\n"),
+    "quilt": lambda o: renamed(o, "linux.orig/", "linux/", extra="Index: linux/{path}\n" + "=" * 67 + "\n"),
+    "without prefixes": lambda o: renamed(o, "", ""),
+    "mnemonic prefixes": lambda o: renamed(o, "i/", "w/", extra="diff --git {old} {new}\n"),
+    "in a folder": lambda o: renamed(o, "a/src/linux/", "b/src/linux/"),
+    "from inside a folder": lambda o: renamed(o, "a/", "b/", strip=1),
+    "beside the original": lambda o: renamed(o, "", "", strip=1).replace("\t2024", ".orig\t2024", 1),
+    "absolute paths": lambda o: renamed(o, "/home/x/linux.orig/", "/home/x/linux/"),
+    "quoted with initials": lambda o: reply(o, "AW> "),
+    "quoted with bars": lambda o: reply(o, "| "),
+    "quoted, in colour": lambda o: quoted(coloured(o)),
+    "signed": signed,
+    "colour": coloured,
+    "git log --graph": graph,
+    "with an own diff": with_own_diff,
+    "DEP-3": dep3,
+    "two patches of a pull request": github,
+    "an mbox attached": lambda o: attachment("t.mbox", format_patch(o).encode(), "application/mbox"),
+    "a text attached": lambda o: attachment("tea.patch.txt", o.diff().encode()),
+    "a packed file attached": lambda o: attachment("tea.patch.gz", gzip.compress(o.diff().encode())),
+    "HTML mail": html_mail,
+    "text and HTML": two_alternatives,
+    "a fragment": lambda o: f"<pre>{html.escape(o.diff())}</pre>",
+    "a comment first": lambda o: f"<!-- x > y -->\n<!--X-->\n<html><pre>{html.escape(o.diff())}</pre></html>",
+    "entities": lambda o: "Look:\n\n" + html.escape(reply(o)),
+    "xz": lambda o: lzma.compress(git_show(o).encode()),
+    "bzip2": lambda o: bz2.compress(git_show(o).encode()),
+    "twice packed": lambda o: gzip.compress(lzma.compress(git_show(o).encode())),
+    "base64 as a whole": lambda o: base64.encodebytes(format_patch(o).encode()),
+}
+
+
+@pytest.mark.parametrize("form", DISGUISES)
+def test_disguise_is_this_patch(form, original, tmp_path):
+    path = saved(DISGUISES[form](original), tmp_path)
+    verdicts = [patch.identify(found) for found in reader.read_patches(path).patches]
+    assert sum(verdict.kind == "this patch" for verdict in verdicts) == 1
+    assert all(verdict.kind == "another patch" for verdict in verdicts if verdict.kind != "this patch")
+    assert patch.identify(reader.read_patch(path)).kind == "this patch"
+    text, status = patch.report(path)
+    assert status == 0
+    assert "this patch" in text
+
+
+def test_renamed_file_is_no_disguise(original):
+    names = [
+        line.rsplit("/", 1)[1] for before in original.before for line in before if line.startswith("+++")
+    ]
+    text = original.diff()
+    for name in names:
+        text = text.replace(name, f"x{name}")
+    assert judge(text).kind == "another patch"
+
+
+# ------------------------------------------------------------------------------------ several, and parts
+
+
+def test_each_diff_of_a_reply_has_its_line(original, tmp_path):
+    path = saved(with_own_diff(original), tmp_path)
+    found = reader.read_patches(path)
+    assert [(part.quoted, part.author) for part in found.patches] == [(1, "Ann Writer"), (0, "Bob Reader")]
+    text, status = patch.report(path)
+    assert status == 0
+    first, second = text.split("\n")[:2]
+    assert "diff 1 of 2: this patch, quoted, 3 files" in first
+    assert "diff 2 of 2: another patch, 2 files +3 -1" in second
+
+
+def test_each_depth_of_quoting_is_a_diff_of_its_own(original):
+    text = (
+        quoted("On Mon, X wrote:\n" + quoted(original.diff(blank="")) + "\nRather:\n\n" + FOREIGN) + "\nNo.\n"
+    )
+    assert [found.quoted for found in reader.read_patches(text).patches] == [2, 1]
+
+
+def test_each_commit_has_its_subject_and_author():
+    found = reader.read_patches(git_log(take_apart(OURS)))
+    assert [(part.subject, part.author) for part in found.patches] == [
+        ("Y", "X <x@example.org>"),
+        ("tea: Keep the lid on", "Ann Writer <ann@example.org>"),
+    ]
+    found = reader.read_patches(series(take_apart(OURS)))
+    assert [part.subject for part in found.patches] == ["[PATCH 04/16] Y", SUBJECT, "[PATCH 04/16] Y"]
+
+
+def test_two_diffs_one_after_the_other_are_two(original):
+    assert len(reader.read_patches(original.diff() + "\n" + original.diff()).patches) == 2
+
+
+def only(*hunks: int):
+    return lambda o: Original(*([column[hunk] for hunk in hunks] for column in o))
+
+
+@pytest.mark.parametrize("form", [Original.diff, reply, format_patch], ids=["plain", "reply", "mail"])
+@pytest.mark.parametrize(
+    ("hunks", "words"),
+    [
+        ((0,), "hunk 1 of 3"),
+        ((1,), "hunk 2 of 3"),
+        ((2,), "hunk 3 of 3"),
+        ((0, 1), "hunks 1 and 2 of 3"),
+        ((0, 2), "hunks 1 and 3 of 3"),
+        ((1, 2), "hunks 2 and 3 of 3"),
+    ],
+)
+def test_part_is_named_by_its_hunks(form, hunks, words, original, tmp_path):
+    path = saved(form(only(*hunks)(original)), tmp_path)
+    found = reader.read_patch(path)
+    verdict = patch.identify(found)
+    assert (verdict.kind, verdict.what) == ("part of this patch", f"part of this patch: {words}")
+    assert verdict.places == tuple(hunk + 1 for hunk in hunks)
+    assert [touched.hunk for touched in verdict.touched] == [hunk + 1 for hunk in hunks]
+    assert verdict.unmatched == ()
+    steps = {0: [], 1: ["sanitize", "mark_private"], 2: ["is_private"]}
+    made = [step for hunk in hunks for step in steps[hunk]]
+    assert [change.step for change in verdict.changes if change.status == "there"] == made
+    assert verdict.revision == ("posted" if len(made) == 3 else "+".join(["before", *made]))
+    text, status = patch.report(path)
+    assert status == 1
+    assert f"    hunk {hunks[0] + 1}: " in text
+
+
+def test_trimmed_quotation_is_part_and_says_how_much(original):
+    body = quoted("On Mon, Ann Writer wrote:\n> x\n" + only(1)(original).diff(blank="")).split("\n")
+    start = next(i for i, line in enumerate(body) if "@@ -" in line)
+    text = "\n".join(body[: start + 6]) + "\n\nWhy?\n\nThanks,\nBob\n"
+    verdict = judge(text)
+    total = len(original.bodies[1])
+    assert verdict.what == f"part of this patch: hunk 2 of 3; of hunk 2 the first 5 of {total} lines"
+
+
+def test_damaged_part_has_one_numbering(original):
+    part = only(1, 2)(original.edit(2, 1, ("-", SPOILED)))
+    for text in (part.diff(), reply(part)):
+        verdict = judge(text)
+        assert verdict.kind == "a damaged copy"
+        assert (verdict.differences[0].hunk, verdict.differences[0].line) == (3, 2)
+        assert "of the posted patch's 3 hunks not there: 1" in verdict.notes
+        assert [touched.hunk for touched in verdict.touched] == [2, 3]
+
+
+def test_damage_leaves_the_other_changes_as_the_closest_revision(original):
+    at = next(i for i, (sign, _) in enumerate(original.bodies[2]) if sign == "-")
+    verdict = judge(original.edit(2, at, ("-", SPOILED)).diff())
+    assert [(change.step, change.status) for change in verdict.changes] == [
+        ("sanitize", "there"),
+        ("mark_private", "there"),
+        ("is_private", "in part"),
+    ]
+    assert verdict.revision == "before+sanitize+mark_private"
+    assert verdict.revision in REVISIONS
+
+
+# ------------------------------------------------------------------------------------ relatives
+
+ROWS = tables.relatives()
+
+
+def some_patch(subject: str = "Y", fields: str = "", blob: str = "", sha: str = "2" * 40) -> str:
+    diff = FOREIGN.replace("\n---", f"\nindex {blob} 100644\n---", 1) if blob else FOREIGN
+    head = f"From {sha} Mon Sep 17 00:00:00 2001\nFrom: X <x@example.org>\n{fields}Subject: {subject}\n\n"
+    return f"{head}Words.\n---\n{diff}"
+
+
+def test_relatives_are_told_apart_by_what_they_go_by():
+    assert len(ROWS) == 19
+    for column in ("messages", "blobs"):
+        names = [name for row in ROWS for name in getattr(row, column)]
+        assert len(names) == len(set(names))
+    commits = [row.commit for row in ROWS if row.commit]
+    assert len(commits) == len(set(commits)) == 17
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits)
+    assert all(row.revision in REVISIONS for row in ROWS)
+    assert all(re.fullmatch("[0-9a-f]{16}|", row.title) for row in ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_relative_is_known_by_each_of_its_names(row):
+    texts = [some_patch(fields=f"Message-ID: <{name}>\n") for name in row.messages]
+    texts += [some_patch(blob=blob) for blob in row.blobs]
+    texts += [some_patch(blob="..".join(name[:9] for name in blob.split(".."))) for blob in row.blobs]
+    if row.commit:
+        texts += [some_patch(sha=row.commit)]
+        texts += [f"commit {row.commit[:12]}\nAuthor: X <x@example.org>\n\n    Y\n\n{FOREIGN}"]
+    for text in texts:
+        verdict = judge(text)
+        assert (verdict.kind, verdict.revision) == ("a known relative", row.revision)
+        assert verdict.what.startswith(row.what)
+
+
+def test_reply_to_a_relative_is_about_it_and_an_own_diff_is_not():
+    name = next(row for row in ROWS if row.name == "series-08")
+    head = f"From: Bob <b@example.org>\nSubject: Re: [PATCH 08/16] Y\nReferences: <cover> <{name.messages[0]}>\n\n"
+    text = (
+        head + "On Mon, X wrote:\n" + quoted(FOREIGN) + "\nHow about:\n\n" + FOREIGN.replace("tea.c", "pot.c")
+    )
+    kinds = [patch.identify(found).kind for found in reader.read_patches(text).patches]
+    assert kinds == ["a known relative", "another patch"]
+
+
+def test_title_alone_is_said_to_be_the_evidence():
+    title = "KVM: x86: Move synthetic PFERR_* sanity checks to SVM's #NPF handler"
+    for subject in (f"[PATCH 07/16] {title}", f"[PATCH v2 4/17] {title}"):
+        verdict = judge(some_patch(subject))
+        assert verdict.kind == "a known relative"
+        assert "(by its title)" in verdict.what
+    assert judge(some_patch(f"[PATCH 07/16] {title}s")).kind == "another patch"
+
+
+BORROWS = """\
+--- a/arch/x86/kvm/mmu/mmu.c
++++ b/arch/x86/kvm/mmu/mmu.c
+@@ -5846,3 +5846,5 @@ int noinline kvm_mmu_page_fault(struct kvm_vcpu *vcpu, gpa_t cr2_or_gpa, u64 err
+ one
++if (private(vcpu))
++error_code |= PFERR_GUEST_ENC_MASK;
+ two
+ three
+--- a/arch/x86/kvm/mmu/mmu_internal.h
++++ b/arch/x86/kvm/mmu/mmu_internal.h
+@@ -290,2 +290,3 @@ static inline int kvm_mmu_do_page_fault(struct kvm_vcpu *vcpu, gpa_t cr2_or_gpa,
+ one
++.is_private = {gate}err & PFERR_GUEST_ENC_MASK,
+ two
+"""
+
+
+@pytest.mark.parametrize(
+    ("gate", "revision"),
+    [
+        ("", "guest_enc_ungated"),
+        ("vcpu->kvm->arch.has_private_mem && ", "guest_enc_gated"),
+        ("kvm_arch_has_private_mem(vcpu->kvm) &&\n+", "guest_enc_gated"),
+    ],
+)
+def test_borrowed_bit_is_recognised_by_what_it_does(gate, revision):
+    text = BORROWS.replace("{gate}", gate).replace("-290,2 +290,3", f"-290,2 +290,{3 + gate.count(chr(10))}")
+    verdict = judge(text)
+    assert (verdict.kind, verdict.revision) == ("a known relative", revision)
+    assert [(change.step, change.status) for change in verdict.changes] == [
+        ("sanitize", "not there"),
+        ("mark_private", "with AMD's encryption bit instead"),
+        ("is_private", "with AMD's encryption bit instead"),
+    ]
+
+
+# ------------------------------------------------------------------------------------ what is not read
+
+CONTEXT = (
+    "*** a/x.c\t2024\n--- b/x.c\t2024\n***************\n*** 1,3 ****\n  one\n! old\n  three\n--- 1,3 ----\n"
+)
+REASONS = {
+    "combined": (
+        "diff --cc x/a.c\n--- a/x/a.c\n+++ b/x/a.c\n@@@ -1,3 -1,3 +1,4 @@@\n  one\n +two\n",
+        "combined diff",
+    ),
+    "range-diff": (
+        "1:  1111111 ! 1:  2222222 x: y\n    @@ Commit message\n    -    old\n    +    new\n",
+        "range-diff",
+    ),
+    "quoted range-diff": ("> -:  ------- > 3:  22222222 x: y\n", "range-diff"),
+    "context diff": (CONTEXT, "context diff"),
+    "without context": ("3c3\n< old\n---\n> new\n", "without context"),
+    "word diff": ("one [-old-]{+new+} three\n", "word diff"),
+    "diffstat": (" x/a.c | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)\n", "summary"),
+    "zip": (b"PK\x03\x04aaaa", "zip"),
+    "zstd": (b"\x28\xb5\x2f\xfdaaaa", "zstd"),
+}
+
+
+@pytest.mark.parametrize("form", REASONS)
+def test_form_that_is_not_read_has_its_own_reason(form):
+    content, why = REASONS[form]
+    with pytest.raises(InputError, match=why):
+        reader.read_patches(content)
+
+
+def test_reason_stands_beside_what_was_read(original, tmp_path):
+    path = saved(original.diff() + "\n" + REASONS["combined"][0], tmp_path)
+    text, status = patch.report(path)
+    assert (status, "not read: a combined diff" in text) == (0, True)
+
+
+FIELD = {
+    "p01": [("another patch", ["x/a.c", "x/b.c"], 1), ("another patch", ["x/c.c"], 0)],
+    "p03a": [("another patch", ["arch/x86/include/asm/kvm_host.h"], 0)],
+    "p03b": [("another patch", ["arch/x86/include/asm/kvm_host.h"], 0)],
+    "p04": [("another patch", ["x/b.c"], 0)],
+    "p05": [("another patch", ["x/s.sh"], 0)],
+    "p06": [("another patch", ["x/p.png"], 0)],
+    "p07": [("another patch", ["x/e"], 0)],
+    "p08": [("another patch", ["x/a.c", "y/b.h", "x/p.png"], 0)],
+    "p09": [("another patch", ["x/a.c"], 0)],
+    "p11": "combined diff",
+    "p12": [("another patch", ["x/a.c"], 0)],
+    "p13": [("another patch", ["x/a.c", "x/b.c"], 0)],
+    "p15": [("another patch", ["x/a.c", "x/b.c"], 0)],
+    "p16": [("another patch", ["x/a.c", "x/b.c"], 0)],
+    "p18": [("another patch", ["x/a.c"], 0)],
+    "p19": [("another patch", ["x/a.c", "x/b.c"], 0)],
+    "p20": [("another patch", ["x/a.c", "x/b.c"], 1)],
+    "p22": [("another patch", ["x/a.c", "x/b.c"], 0)],
+    "p25": "range-diff",
+}
+"""Each file of shared/field/patches: its diffs (verdict, files, depth of quoting), or why it is not read."""
+
+
+@pytest.mark.shared
+def test_every_patch_from_the_field_is_answered(shared):
+    paths = sorted((shared / "field" / "patches").iterdir())
+    assert {path.name.split("-")[0] for path in paths} >= set(FIELD)
+    for path in paths:
+        expected = FIELD.get(path.name.split("-")[0])
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=expected):
+                reader.read_patches(path)
+        elif expected:
+            found = [
+                (patch.identify(each).kind, each.files, each.quoted)
+                for each in reader.read_patches(path).patches
+            ]
+            assert found == expected, path.name
+
+
+# ------------------------------------------------------------------------------------ files changed without a hunk
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ("similarity index 100%\nrename from x/a\nrename to x/b\n", "renamed from x/a"),
+        ("old mode 100644\nnew mode 100755\n", "of another mode"),
+        ("index 1111111..2222222 100644\nBinary files a/x/a and b/x/b differ\n", "binary"),
+        (
+            "new file mode 100644\nindex 0000000..1111111\nGIT binary patch\nliteral 5\nMcmZQzWMT#Y01f~L\n",
+            "binary",
+        ),
+        ("new file mode 100644\nindex 0000000..e69de29\n", "new and empty"),
+        ("deleted file mode 100644\nindex e69de29..0000000\n", "deleted"),
+    ],
+)
+def test_file_without_hunks_is_counted_alone_and_beside_others(lines, what):
+    text = f"diff --git a/x/a b/x/b\n{lines}"
+    assert reader.read_patch(text).others == (("x/b", what),)
+    beside = reader.read_patch(f"{FOREIGN}{text}{FOREIGN.replace('tea', 'pot')}")
+    assert len(beside.files) == 5
+    assert beside.others == (("x/b", what),)
+    assert len(beside.hunks) == 6
+
+
+@given(st.data())
+def test_hunks_are_those_of_another_reader(data):
+    """Diffs made by difflib of any two texts are read as unidiff reads them."""
+    words = st.lists(
+        st.sampled_from(["a", "b", "", "-", "+", "- c", "++ d", " e", "\tf", "@", "> g"]), max_size=14
+    )
+    diff = ""
+    for file in ("x/a.c", "x/b.c"):
+        old, new = data.draw(words), data.draw(words)
+        diff += "".join(
+            f"{line}\n" for line in unified_diff(old, new, f"a/{file}", f"b/{file}", lineterm="", n=2)
+        )
+    if not diff:
+        return
+    expected = [
+        (
+            file.path,
+            hunk.source_start,
+            hunk.source_length,
+            hunk.target_start,
+            hunk.target_length,
+            str(hunk).split("\n")[1:-1],
+        )
+        for file in PatchSet(diff)
+        for hunk in file
+    ]
+    for text, depth in ((diff, 0), (quoted("On Mon, X wrote:\n" + diff).replace("\n>\n", "\n> \n"), 1)):
+        (found,) = reader.read_patches(text).patches
+        assert found.quoted == depth
+        assert [
+            (hunk.file, *hunk.span, [line.sign + line.text for line in hunk.lines]) for hunk in found.hunks
+        ] == expected
+
+
+# ------------------------------------------------------------------------------------ hostile input
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "[patch" * 60_000,
+        "[" * 300_000,
+        "Re: " * 90_000 + "[patch]",
+        "[patch " + "1" * 300_000 + "/",
+        "v" + "1" * 300_000,
+    ],
+    ids=["patch", "brackets", "replies", "digits", "version"],
+)
+def test_long_subjects_are_read_at_once(subject):
+    start = time.process_time()
+    reader.read_patches(f"From: X <x@example.org>\nSubject: {subject}\n\n{FOREIGN}")
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["> " * 150_000, " " * 300_000, "@@ -1" * 60_000, "<" * 300_000, "<!--" * 75_000, "&lt;" * 75_000, "[-" * 150_000,
+     "1" * 300_000, "On x, " + " " * 300_000, "a>" * 150_000, "\x1b[" * 150_000, "diff --git " * 30_000,
+     "multipart/" * 30_000, "A" * 60 + "\n" * 300_000 + "!"],
+    ids=lambda line: line[:6],
+)  # fmt: skip
+def test_long_lines_are_read_at_once(line):
+    start = time.process_time()
+    for text in (f"{line}\n{FOREIGN}", f"{FOREIGN}{line}\n", f"<pre>{line}\n{FOREIGN}", f"{line}\n"):
+        with suppress(InputError):
+            reader.read_patches(text)
+    assert time.process_time() - start < 6
+
+
+def test_deep_parts_are_refused():
+    for depth in (20, 300, 3000):
+        heads = "".join(f'Content-Type: multipart/mixed; boundary="b{n}"\n\n--b{n}\n' for n in range(depth))
+        with pytest.raises(InputError, match=r"MIME parts"):
+            reader.read_patches(
+                f"Subject: x\nMIME-Version: 1.0\n{heads}Content-Type: text/plain\n\n{FOREIGN}"
+            )
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_bombs_are_refused_and_the_limit_is_named(pack):
+    with pytest.raises(InputError, match=r"unpacks to more than 1,000,000 bytes"):
+        reader.read_patches(pack(b"x\n" * 600_000), limit=1_000_000)
+    with pytest.raises(InputError, match=r"is larger than 1,000 bytes"):
+        reader.read_patches("x\n" * 600, limit=1000)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="is not a regular file; to read from a pipe give -"):
+            reader.read_patches(path)
+
+
+HOSTILE = "\x1b[2J\x1b]0;x\x07\u202e\u2066\x9b\x85\x00"
+
+
+def test_nothing_of_others_reaches_the_terminal_raw(tmp_path):
+    bad = HOSTILE.replace("\x00", "")
+    text = (
+        f"From: {bad}X <x@example.org>\nSubject: [PATCH 1/{bad}2] {bad}\nMessage-ID: <{bad}>\nDate: {bad}\n\n"
+    )
+    diff = (
+        FOREIGN.replace("tea.c", f"{bad}tea.c")
+        .replace("do_nothing", f"do{bad}nothing")
+        .replace("static", bad)
+    )
+    path = saved(text + diff + f"diff --git a/{bad} b/{bad}\nold mode 100644\nnew mode 100755\n", tmp_path)
+    shown, status = patch.report(path)
+    assert status == 1
+    assert not [c for c in shown if c != "\n" and not (c.isprintable() or c == " ")]
+    named = tmp_path / "a\x1b[2Jb"
+    assert "\x1b" not in patch.report(named)[0]
+    named.write_text(FOREIGN)
+    assert "\x1b" not in patch.report(named)[0]
+
+
+@pytest.mark.parametrize("wrong", [None, 1, ["x"], object()])
+def test_wrong_types_are_input_errors(wrong):
+    for call in (reader.read_patch, reader.read_patches, patch.identify):
+        with pytest.raises(InputError):
+            call(wrong)
+
+
+PIECES = (
+    "diff --git a/x b/x\n", "--- a/x\n", "+++ b/x\n", "@@ -1,3 +1,4 @@\n", "@@ -1 +1 @@ f(\n", "> ", "| ", "+a\n",
+    "-b\n", " c\n", "\n", "commit " + "1" * 40 + "\n", "From " + "1" * 40 + " Mon\n", "Subject: [PATCH] x\n",
+    "Index: x\n", "rename from x\n", "Binary files x\n", "<pre>", "&lt;", "-----BEGIN PGP SIGNED MESSAGE-----\n",
+    "index 1111111..2222222\n",
+    "* ", "|\\", "@@@ -1 -1 +1 @@@\n", "1:  1111111 ! 1:  2222222 x\n", "Content-Type: multipart/mixed; boundary=b\n\n",
+    "--b\n", "Content-Type: application/mbox\n\n", "On x, y wrote:\n", "\x1b[1m", "\\ No newline at end of file\n",
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=40))
+def test_any_pieces_are_read_or_refused(pieces):
+    try:
+        found = reader.read_patches("\n" + "".join(pieces))
+    except InputError:
+        return
+    for each in found.patches:
+        assert each.hunks or each.others
+        assert patch.identify(each).kind != "this patch"
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def command(*args: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "kvm_pf", "patch", *args], input=stdin, capture_output=True, check=False
+    )
+
+
+def test_command_reads_several_files_and_standard_input(tmp_path):
+    (tmp_path / "one.patch").write_text(FOREIGN)
+    (tmp_path / "two.eml").write_text("From: X\nSubject: [PATCH] y\n\n" + FOREIGN)
+    done = command(
+        str(tmp_path / "one.patch"), "-", str(tmp_path / "two.eml"), stdin=gzip.compress(FOREIGN.encode())
+    )
+    out = done.stdout.decode()
+    assert done.returncode == 1
+    assert [line.split(": ")[0] for line in out.split("\n") if ": another patch: " in line] == [
+        str(tmp_path / "one.patch"),
+        "standard input",
+        str(tmp_path / "two.eml"),
+    ]
+    done = command(str(tmp_path / "one.patch"), str(tmp_path / "none.patch"))
+    assert done.returncode == 2
+    assert b"another patch" in done.stdout
+    assert done.stderr.count(b"\n") == 1
+    assert b"none.patch: cannot be read" in done.stderr
+    assert command("-", "-").returncode == 2
+
+
+def test_command_says_this_patch_with_status_0(mail, tmp_path):
+    (tmp_path / "mail").write_text(mail)
+    (tmp_path / "other").write_text(FOREIGN)
+    assert command(str(tmp_path / "mail")).returncode == 0
+    assert command("-", stdin=mail.encode()).returncode == 0
+    assert command(str(tmp_path / "mail"), str(tmp_path / "other")).returncode == 1

@@ -13,7 +13,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import load_corpus
 from kvm_pf.conformance.recordings import columns
 from kvm_pf.patch.diff import diff_text, source_lines, step_diff
-from kvm_pf.patch.reader import digest, ledger
+from kvm_pf.patch.ledger import digest, ledger
 from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.run.inputs import case_values
 from kvm_pf.run.watch import explain

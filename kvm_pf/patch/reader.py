@@ -1,94 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The patch itself: its ledger, a reader for the copies people have of it, and a verdict on each.
+"""Finding diffs in what people have: mails, replies, mailboxes, pages, logs, files, packed or not.
 
-The project holds no text of the patch.  `data/ledger/` holds one row for each changed line and the digest of
-its text, so that a real line is recognised and a damaged one named.  Mailers, archives and quoting change
-white space; so a digest is taken of the text with white space folded.
+A file is undone layer by layer: compression, encoding, mail or page, until there are texts, each of one
+message or commit (`_texts`).  A text is walked line by line (`_Walk`): each diff in it, at any depth of quoting,
+becomes one Patch, and each form that is recognised but not read becomes a reason.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import bz2
 import codecs
-import csv
 import email
 import gzip
-import hashlib
 import html
-import importlib
+import io
+import lzma
 import re
-import textwrap
+import stat
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from difflib import SequenceMatcher
-from email.errors import HeaderParseError
+from email.errors import HeaderParseError, MessageError
 from email.header import decode_header, make_header
 from email.message import Message
-from functools import cache
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.paths import data_dir
-from kvm_pf.revisions import path_modules
+from kvm_pf.common.text import visible
+from kvm_pf.patch.ledger import Span, digest, posted
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ("LIMIT", "FileChange", "Found", "Hunk", "Line", "Patch", "Span", "read_patch", "read_patches")
 
-__all__ = (
-    "DTYPES",
-    "Difference",
-    "Hunk",
-    "Line",
-    "Patch",
-    "Span",
-    "Touched",
-    "Verdict",
-    "digest",
-    "identify",
-    "ledger",
-    "read_patch",
-    "report",
-    "steps_of",
-)
+LIMIT = 64 << 20
+"""How many bytes are read at most, of a file and after unpacking it."""
 
-DTYPES = {
-    "id": "str", "file": "str", "hunk": "int64", "sign": "str", "old_line": "Int64", "new_line": "Int64",
-    "role": "str", "symbols": "str", "function": "str", "does": "str", "step": "str", "module": "str",
-    "notebook": "str", "cases": "str", "claims": "str", "fate": "str", "digest": "str",
-}  # fmt: skip
-"""The ledger's columns, in order.  Blanks separate the items of a list; a line number not there is <NA>."""
+LAYERS = 12
+"""How many layers of packing and how many levels of MIME parts are undone at most."""
 
-PARTS = {
-    "kvm_mmu_page_fault": {
-        "sanitize": "PFERR_SYNTHETIC_MASK|PFERR_IMPLICIT_ACCESS",
-        "root_is_valid": "VALID_PAGE",
-        "mark_private": "PFERR_PRIVATE_ACCESS|SW_PROTECTED|kvm_mem_is_private",
-        "reserved_fault": "handle_mmio_page_fault",
-    }
-}
-"""The one kernel function that became several steps, all in `entry`, and the names by which each is told."""
+DEPTH = 20
+"""How deep a diff may be quoted."""
 
-MERGED = (21, 2)
-"""Lines added and removed by the patch as merged.  Source: Linux commit `b3d5dc629c32` (v6.10)."""
+HEAD = 5000
+"""In how many lines before the first diff of a message its fields are looked for."""
 
-
-SHOWN = 5
-"""How many of the lines that no ledger row knows a report shows."""
-
-
-class Span(NamedTuple):
-    """The four numbers of an `@@` line."""
-
-    old: int
-    old_count: int
-    new: int
-    new_count: int
-
-    def __str__(self) -> str:
-        """Write them as the `@@` line has them."""
-        return f"-{self.old},{self.old_count} +{self.new},{self.new_count}"
+PARTS = 2000
+"""How many MIME parts a message may have at most."""
 
 
 class Line(NamedTuple):
@@ -121,11 +81,20 @@ class Hunk(NamedTuple):
         return [line for line in self.lines if line.sign != " "]
 
 
+class FileChange(NamedTuple):
+    """A file that a patch changes without a hunk: renamed, binary, of another mode, empty; `what` says which."""
+
+    file: str
+    what: str
+
+
 class Patch(NamedTuple):
     """A patch as it was found; what was not found is "".
 
-    `source` is the file's name, `quoted` the number of ">" before each line.  `author` wrote the patch,
-    `sender` the reply that quotes it; `date` and `message_id` are those of the mail or commit.
+    `source` is the file's name, `quoted` the number of marks before each line.  `author` wrote the patch,
+    `sender` the reply that quotes it; `date` and `message_id` are those of the mail or commit.  `others` are
+    the files changed without a hunk, `blobs` the "old..new" of the `index` lines, `known_as` the Message-IDs
+    and commits by which the patch itself, not a reply to it, goes.
     """
 
     source: str
@@ -138,11 +107,14 @@ class Patch(NamedTuple):
     message_id: str
     quoted: int
     hunks: tuple[Hunk, ...]
+    others: tuple[FileChange, ...] = ()
+    blobs: tuple[str, ...] = ()
+    known_as: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:
-        """The files it changes, in its order, each once."""
-        return list(dict.fromkeys(hunk.file for hunk in self.hunks))
+        """The files it changes, each once: those with hunks first, in its order."""
+        return list(dict.fromkeys([hunk.file for hunk in self.hunks] + [other.file for other in self.others]))
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -151,184 +123,150 @@ class Patch(NamedTuple):
         return signs.count("+"), signs.count("-")
 
 
-class Difference(NamedTuple):
-    """Where a copy departs from the posted patch.
+class Found(NamedTuple):
+    """What a file holds: its name, its patches in order, and why anything like a patch in it was not read."""
 
-    `line` counts the lines of the hunk from 1; 0 is the `@@` line, or the hunk as a whole.  `expected` and
-    `found` say what should stand there and what does; `ledger_id` is "" where no changed line is expected.
-    """
-
-    file: str
-    hunk: int
-    line: int
-    expected: str
-    found: str
-    ledger_id: str = ""
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        place = f"{self.file}, hunk {self.hunk}" + (f", line {self.line} of it" if self.line else "")
-        return f"{place}: expected {self.expected}; found {self.found}"
+    source: str
+    patches: tuple[Patch, ...]
+    refused: tuple[str, ...]
 
 
-class Touched(NamedTuple):
-    """What one hunk touches: functions of the kernel, and the steps of the model that stand for them."""
+def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
+    """Read every diff of a file, wherever it stands.
 
-    hunk: int
-    file: str
-    functions: tuple[str, ...]
-    steps: tuple[str, ...]
-
-
-class Verdict(NamedTuple):
-    """What a patch is.
-
-    `differences` is empty for "this patch"; else the first one comes first.  `present` are the ids of the
-    ledger rows that the patch contains, `unmatched` its changed lines that no row knows.
-    """
-
-    kind: Literal["this patch", "a damaged copy", "another patch"]
-    differences: tuple[Difference, ...]
-    present: tuple[str, ...]
-    unmatched: tuple[Line, ...]
-    touched: tuple[Touched, ...]
-    notes: tuple[str, ...]
-
-
-# ------------------------------------------------------------------------------------------------ ledger
-
-
-class Posted(NamedTuple):
-    """One line of the posted patch, known by its digest; `id` is "" for a context line."""
-
-    id: str
-    sign: str
-    old: int | None
-    new: int | None
-    about: str
-    digest: str
-
-
-class PostedHunk(NamedTuple):
-    """One hunk of the posted patch."""
-
-    file: str
-    span: Span
-    lines: tuple[Posted, ...]
-
-
-def digest(text: str) -> str:
-    r"""Return the first 16 hex digits of the SHA-256 of a line without its sign, white space folded.
-
-    >>> digest("\treturn  1; ") == digest("return 1;")
-    True
-    """
-    return hashlib.sha256(" ".join(text.split()).encode(errors="replace")).hexdigest()[:16]
-
-
-def ledger() -> pd.DataFrame:
-    """Return the ledger: a row for each of the 39 changed lines, in the patch's order; columns: `DTYPES`."""
-    import pandas as pd
-
-    path = data_dir() / "ledger" / "ledger.csv"
-    numbers = {"old_line": [""], "new_line": [""]}
-    return pd.read_csv(path, dtype=DTYPES, na_values=numbers, keep_default_na=False)
-
-
-@cache
-def posted() -> tuple[PostedHunk, ...]:
-    """Put the ledger's rows and the digests of the context together again, in the order of the patch."""
-    rows: dict[tuple[str, str, int], Posted] = {}
-    starts: dict[str, tuple[int, int]] = {}
-    files: dict[str, str] = {}
-    for row in _rows("context.csv"):
-        hunk, old, new = row["hunk"], int(row["old_line"]), int(row["new_line"])
-        starts.setdefault(hunk, (old, new))
-        blank = "blank " if row["digest"] == digest("") else ""
-        about = f"the {blank}context line (old line {old}, new line {new})"
-        rows[hunk, " ", old] = Posted("", " ", old, new, about, row["digest"])
-    for row in _rows("ledger.csv"):
-        hunk, sign, number = row["hunk"], row["sign"], int(row["old_line"] or row["new_line"])
-        files[hunk] = row["file"]
-        kind = f"{row['role']}: {row['symbols']}" if row["symbols"] else row["role"]
-        about = f"{row['id']} ({kind}; {'new' if sign == '+' else 'old'} line {number})"
-        old_line, new_line = (None, number) if sign == "+" else (number, None)
-        rows[hunk, sign, number] = Posted(row["id"], sign, old_line, new_line, about, row["digest"])
-
-    hunks = []
-    for hunk, file in files.items():
-        old, new = starts[hunk]
-        lines = []
-        while line := rows.get((hunk, "-", old)) or rows.get((hunk, "+", new)) or rows.get((hunk, " ", old)):
-            lines.append(line)
-            old += line.sign != "+"
-            new += line.sign != "-"
-        start = starts[hunk]
-        hunks.append(PostedHunk(file, Span(start[0], old - start[0], start[1], new - start[1]), tuple(lines)))
-    return tuple(hunks)
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    with (data_dir() / "ledger" / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# ------------------------------------------------------------------------------------------------ reader
-
-_QUOTE = r"^(?P<quote>[> \t]*)"
-_NUMBERS = r"-(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))?"
-_HUNK = re.compile(rf"{_QUOTE}@@ {_NUMBERS} @@ ?(?P<section>.*)$", re.MULTILINE)
-_FILE = re.compile(rf"{_QUOTE}(?:diff --git \S+ |(?:---|\+\+\+) )(?:[ab]/)?(?!/dev/null)(\S+)")
-_DIFF = re.compile(rf"{_QUOTE}(?:diff --git |--- \S.*\n[> \t]*\+\+\+ \S|@@ -\d)", re.MULTILINE)
-_TAGGED = re.compile(rf"{_QUOTE}(?:subject: *)?((?:(?:re|fwd?): *)*\[[^]\n]*patch[^]\n]*\].*)$", re.M | re.I)
-_TITLE = re.compile(r"^(?P<quote>)(?:Subject: *| {4})(\S.*)$", re.MULTILINE)
-
-_MAIL = re.compile(rb"(?:From .*\n)?(?:[!-9;-~]+:.*\n(?:[ \t].*\n)*)+\n")
-_MBOX = re.compile(rb"^(?=From \S+ .*\d\d:\d\d:\d\d)", re.MULTILINE)
-_COMMIT = re.compile(r"^(?=commit [0-9a-f]{40}\b)", re.MULTILINE)
-_WEB = re.compile(r"\s*<(?:!doctype html|html|\?xml)", re.IGNORECASE)
-
-
-def read_patch(source: str | bytes | Path) -> Patch:
-    """Read a patch wherever it stands.
-
-    That may be a mail, a mailbox, a page of a web archive or its text, a reply that quotes the patch, the
-    output of `git format-patch` or `git show`, a plain diff.  `source` is a path, or the content itself:
-    bytes, or text of more than one line.  Base64, quoted-printable, CRLF, UTF-16 and gzip are undone.  Of
-    several messages or commits the one most like the posted patch is taken, else the first with a diff.
+    That may be a mail or its attachments, a mailbox, a page of a web archive or its text, a reply that quotes
+    a patch and adds its own, the output of `git format-patch`, `git show` or `git log`, a plain diff.  `source` is
+    a path, "-" for standard input, or the content itself: bytes, or text of more than one line.  Base64,
+    quoted-printable, HTML, colour, CRLF, UTF-16, gzip, bzip2 and xz are undone; at most `limit` bytes are read,
+    and unpacked.
 
     Raises InputError, naming the file and why, if it cannot be read or holds no diff.
     """
-    name, raw = _load(source)
-    found = [patch for text in _texts(raw, name) if (patch := _parse(text, name)).hunks]
-    if not found:
-        raise InputError(f"{name}: holds no diff; a patch has lines such as @@ -267,7 +267,18 @@")
-    return max(found, key=lambda patch: _likeness(identify(patch)))
-
-
-def _likeness(verdict: Verdict) -> tuple[int, int]:
-    return ("another patch", "a damaged copy", "this patch").index(verdict.kind), len(verdict.present)
-
-
-def _load(source: str | bytes | Path) -> tuple[str, bytes]:
-    if isinstance(source, bytes):
-        return "the patch", source
-    if isinstance(source, str) and "\n" in source:
-        return "the patch", source.encode(errors="replace")
+    name, raw = _load(source, limit)
+    patches: list[Patch] = []
+    refused: list[str] = []
     try:
-        return str(source), Path(source).read_bytes()
+        for text in _texts(raw, name, limit):
+            some, reasons = _read_text(text, name)
+            patches += some
+            refused += reasons
+    except RecursionError:
+        raise InputError(
+            f"{name}: its MIME parts are nested too deep; save the part with the patch alone"
+        ) from None
+    refused = list(dict.fromkeys(refused))
+    if not patches:
+        raise InputError(f"{name}: {refused[0] if refused else _NO_DIFF}")
+    return Found(name, tuple(patches), tuple(refused))
+
+
+def read_patch(source: str | bytes | Path, limit: int = LIMIT) -> Patch:
+    """Read one patch: of several the one most like the posted patch, else the first; `source` as in `read_patches`.
+
+    Raises InputError, naming the file and why, if it cannot be read or holds no diff.
+    """
+    return max(read_patches(source, limit).patches, key=likeness)
+
+
+def likeness(patch: Patch) -> tuple[bool, int]:
+    """Count the lines of a patch that the posted patch has too, less those that it has not."""
+    rows = {(line.sign, line.digest) for hunk in posted() for line in hunk.lines if line.digest != digest("")}
+    lines = [(line.sign, digest(line.text)) in rows for hunk in patch.hunks for line in hunk.lines]
+    return any(lines), 2 * sum(lines) - len(lines) if any(lines) else 0
+
+
+_NO_DIFF = "holds no diff; a patch has lines such as @@ -267,7 +267,18 @@"
+
+# ------------------------------------------------------------------------------------------------ bytes
+
+
+def _load(source: str | bytes | Path, limit: int) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        name, raw = "the patch", source
+    elif isinstance(source, str) and "\n" in source:
+        name, raw = "the patch", source.encode(errors="replace")
+    elif isinstance(source, str | Path):
+        name, raw = ("standard input" if str(source) == "-" else visible(source)), _read(source, limit)
+    else:
+        raise InputError(f"a patch is a path, text or bytes, not {type(source).__name__}")
+    if len(raw) > limit:
+        raise InputError(f"{name}: is larger than {limit:,} bytes; a patch was expected")
+    return name, raw
+
+
+def _read(source: str | Path, limit: int) -> bytes:
+    """Read a regular file, or standard input, but no more than one byte over the limit."""
+    try:
+        if str(source) == "-":
+            return sys.stdin.buffer.read(limit + 1)
+        path = Path(source)
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(
+                f"{visible(source)}: is not a regular file; to read from a pipe give - and redirect it"
+            )
+        with path.open("rb") as file:
+            return file.read(limit + 1)
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{source}: cannot be read: {why}") from None
+        raise InputError(f"{visible(source)}: cannot be read: {why}") from None
 
 
-def _texts(raw: bytes, name: str) -> Iterator[str]:
-    """Undo the packing and yield the text of each message or commit."""
-    if raw.startswith(b"\x1f\x8b"):
+_Unpack = Callable[[bytes, int], bytes]
+
+_PACKED: dict[bytes, _Unpack] = {
+    b"\x1f\x8b": lambda raw, most: gzip.GzipFile(fileobj=io.BytesIO(raw)).read(most),
+    b"BZh": lambda raw, most: bz2.BZ2Decompressor().decompress(raw, most),
+    b"\xfd7zXZ\x00": lambda raw, most: lzma.LZMADecompressor(memlimit=4 * LIMIT).decompress(raw, most),
+}
+"""How a packed file begins, and what unpacks as many bytes of it as are asked for."""
+
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"7z\xbc\xaf": "a 7z archive",
+}
+
+
+def _unpack(raw: bytes, name: str, limit: int) -> bytes:
+    """Undo compression, as often as there is any."""
+    for _ in range(LAYERS):
+        unpack = next((how for start, how in _PACKED.items() if raw.startswith(start)), None)
+        if unpack is None:
+            break
         try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
+            raw = unpack(raw, limit + 1)
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{name}: cannot be unpacked: {error}") from None
+        if len(raw) > limit:
+            raise InputError(f"{name}: unpacks to more than {limit:,} bytes; a patch was expected")
+    for start, what in _ARCHIVES.items():
+        if raw.startswith(start):
+            raise InputError(f"{name}: is {what}; unpack it, and give the patch in it")
+    return raw
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+_MAIL = re.compile(rb"(?:From .*\n)?(?:[!-9;-~]+:.*\n(?:[ \t].*\n)*)+\n")
+_MBOX = re.compile(rb"^(?=From \S+ .*\d\d:\d\d:\d\d)", re.MULTILINE)
+_COMMIT = re.compile(
+    r"^(?=[|\\/_* ]*commit [0-9a-f]{40}\b|From [0-9a-f]{40} \S|"
+    r"[|\\/_* ]*commit [0-9a-f]{7,39}(?: \(.*\))?\n[|\\/_* ]*(?:Author|Merge|Date):)",
+    re.MULTILINE,
+)
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\n]{60,}={0,2}")
+_PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|pre|div|span|table|p|\?xml|!--)[ \t\n>/-]", re.IGNORECASE)
+_BREAK = re.compile(r"<(?:br\b[^<>]*|/(?:div|p|tr|li))>\n?", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]{0,40}[mK]")
+
+
+def _texts(raw: bytes, name: str, limit: int, layer: int = 0) -> Iterator[str]:
+    """Undo the packing and yield the text of each message, attachment or commit."""
+    raw = _unpack(raw, name, limit)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raw = raw.decode("utf-16", errors="replace").encode(errors="replace")
     raw = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
@@ -336,26 +274,101 @@ def _texts(raw: bytes, name: str) -> Iterator[str]:
         raise InputError(f"{name}: is empty; a patch was expected")
     if (offset := raw.find(b"\0")) >= 0:
         raise InputError(f"{name}: is binary (a NUL byte at offset {offset}); a patch is text")
+    if layer < LAYERS and _BASE64.fullmatch(raw.strip()):
+        with suppress(binascii.Error, InputError):
+            yield from list(_texts(base64.b64decode(raw), name, limit, layer + 1))
+            return
     if _MAIL.match(raw):
         for message in filter(None, _MBOX.split(raw)):
-            yield _mail(email.message_from_bytes(message))
+            yield from _mail(message, name, limit, layer)
         return
     text = raw.decode(errors="replace")
-    if _WEB.match(text):
-        text = html.unescape(re.sub(r"<[^<>]*>", "", text))
-    yield from filter(None, _COMMIT.split(text))
+    yield from filter(
+        None, map(_ungraphed, _COMMIT.split(_plain(text) if _PAGE.match(text) else _COLOUR.sub("", text)))
+    )
 
 
-def _mail(message: Message) -> str:
-    """Turn a message into plain text: the headers that matter, then the parts that may hold a patch."""
-    fields = [field for field in ("Subject", "Re", "From", "Date", "Message-ID") if message[field]]
-    lines = [f"{field}: {_header(message[field])}" for field in fields]
-    for part in message.walk():
-        text = part.get_content_maintype() == "text" and part.get_content_subtype() != "html"
+def _ungraphed(text: str) -> str:
+    """Undo the lines that `git log --graph` draws to the left of a commit."""
+    width = len(text) - len(text.lstrip("|\\/_* "))
+    if not (text[width : width + 7] == "commit " and text[:width].strip()):
+        return text
+    return "\n".join(line[width:] if not line[:width].strip("|\\/_* ") else line for line in text.split("\n"))
+
+
+def _plain(page: str) -> str:
+    """Take the text out of a page, or a fragment of one."""
+    start, *comments = page.split("<!--")
+    page = start + "".join(comment.partition("-->")[2] for comment in comments)
+    return html.unescape(re.sub(r"<[^<>]*>", "", _BREAK.sub("\n", page)))
+
+
+def _mail(raw: bytes, name: str, limit: int, layer: int) -> Iterator[str]:
+    """Turn a message into plain texts, each the headers that matter and one of the parts that may hold a patch."""
+    if raw.lower().count(b"multipart/") > PARTS:
+        raise InputError(
+            f"{name}: a message in it has over {PARTS} MIME parts; save the one with the patch alone"
+        )
+    message = email.message_from_bytes(raw)
+    fields = ("Subject", "Re", "From", "Date", "Message-ID", "In-Reply-To", "References")
+    lines = [f"{field}: {_header(message[field])}" for field in fields if message[field]]
+    commit = re.match(rb"From ([0-9a-f]{40}) ", raw)
+    if commit:
+        lines.insert(0, f"Commit: {commit[1].decode()}")
+    head = "\n".join(lines) + "\n\n"
+    parts = list(_parts(message, name))
+    plain = any(part.get_content_type() == "text/plain" for part in parts)
+    for part in parts:
+        kind, file = part.get_content_type(), _file_name(part)
         payload = part.get_payload(decode=True)
-        if isinstance(payload, bytes) and (text or (part.get_filename() or "").endswith((".patch", ".diff"))):
-            lines += ["", _decode(payload, part.get_content_charset("utf-8")).replace("\r\n", "\n")]
-    return "\n".join(lines)
+        if not isinstance(payload, bytes) or not payload.strip():
+            continue
+        if kind == "text/html" and not file:
+            if not plain:
+                yield head + _plain(_decode(payload, part).replace("\r\n", "\n"))
+        elif kind.startswith("text/"):
+            yield from _inside(_decode(payload, part).encode(errors="replace"), head, name, limit, layer)
+        elif file.endswith(_PATCHES) or kind in ("application/mbox", "application/x-patch"):
+            yield from _inside(payload, head, name, limit, layer)
+
+
+_PATCHES = (".patch", ".diff", ".txt", ".mbox", ".mbx", ".eml", ".gz", ".xz", ".bz2")
+
+
+def _inside(payload: bytes, head: str, name: str, limit: int, layer: int) -> Iterator[str]:
+    """Yield the texts of one part; one that is no mail of its own has the headers of the mail around it."""
+    if (
+        payload.startswith(tuple(_PACKED))
+        or _MBOX.match(payload)
+        or re.match(rb"commit [0-9a-f]{40}\b", payload)
+    ):
+        if layer < LAYERS:
+            with suppress(InputError):
+                yield from list(_texts(payload, name, limit, layer + 1))
+        return
+    yield head + payload.decode(errors="replace").replace("\r\n", "\n")
+
+
+def _parts(message: Message, name: str) -> Iterator[Message]:
+    """Yield the parts of a message that have no parts, in order."""
+    waiting = [(message, 0)]
+    for _ in range(PARTS):
+        if not waiting:
+            return
+        part, level = waiting.pop()
+        inner = part.get_payload()
+        if not (part.is_multipart() and isinstance(inner, list)):
+            yield part
+        elif level >= LAYERS:
+            raise InputError(
+                f"{name}: its MIME parts are nested over {LAYERS} deep; save the part with the patch alone"
+            )
+        else:
+            waiting += [(each, level + 1) for each in reversed(inner) if isinstance(each, Message)]
+    if waiting:
+        raise InputError(
+            f"{name}: a message in it has over {PARTS} MIME parts; save the one with the patch alone"
+        )
 
 
 def _header(value: object) -> str:
@@ -364,321 +377,411 @@ def _header(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _decode(payload: bytes, charset: str) -> str:
-    try:
-        return payload.decode(charset, errors="replace")
-    except (LookupError, ValueError):
-        return payload.decode(errors="replace")
+_MALFORMED = (MessageError, ValueError, LookupError, TypeError, AttributeError)
+"""What the library raises for parameters of a part that are malformed."""
 
 
-def _parse(text: str, name: str) -> Patch:
-    first = _HUNK.search(text)
-    depth = first["quote"].count(">") if first else 0
-    diff = _DIFF.search(text)
-    head = text[: diff.start()] if diff else text
-    title = _TAGGED.search(head) or _TITLE.search(head)
-    subject = title[2].strip() if title else ""
-    tag = re.search(r"\[([^]]*patch[^]]*)\]", subject, re.IGNORECASE)
-    version = re.search(r"\bv\d+\b", tag[1], re.IGNORECASE) if tag else None
-    part = re.search(r"\b\d+/\d+\b", tag[1]) if tag else None
-    return Patch(
-        source=name,
-        subject=subject,
-        version=version[0].lower() if version else "v1" if tag else "",
-        part=part[0] if part else "",
-        author=_author(head, depth),
-        sender=_field(head, "From", 0) if depth else "",
-        date=_field(head, "(?:Author)?Date", 0),
-        message_id=_field(head, "Message-ID", 0),
-        quoted=depth,
-        hunks=_by_library(text) or _by_counts(text),
+def _file_name(part: Message) -> str:
+    with suppress(*_MALFORMED):
+        return (part.get_filename() or "").lower()
+    return ""
+
+
+def _decode(payload: bytes, part: Message) -> str:
+    with suppress(*_MALFORMED):
+        return payload.decode(part.get_content_charset("utf-8"), errors="replace")
+    return payload.decode(errors="replace")
+
+
+# ------------------------------------------------------------------------------------------------ one text
+
+
+def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
+    """Read the patches of one message or commit; with its entities undone if more can be read so."""
+    text = _undashed(_COLOUR.sub("", text))
+    walk = _Walk(text, name)
+    if _ENTITY.search(text):
+        other = _Walk(html.unescape(_BREAK.sub("\n", text)), name)
+        if other.worth() > walk.worth():
+            walk = other
+    return walk.patches(), walk.refused
+
+
+def _undashed(text: str) -> str:
+    """Undo the dashes that OpenPGP puts before lines that begin with one, between its own marks."""
+    before, mark, signed = text.partition("-----BEGIN PGP SIGNED MESSAGE-----\n")
+    if not mark:
+        return text
+    signed, _, after = signed.partition("\n-----BEGIN PGP SIGNATURE-----")
+    return before + "\n".join(line.removeprefix("- ") for line in signed.split("\n")) + "\n" + after
+
+
+_QUOTE = r"(?P<quote>(?:[ \t]*[A-Za-z]{0,4}[>|])*[ \t]*)"
+_NUMBERS = r"-(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))?"
+_HUNK = re.compile(rf"{_QUOTE}@@ {_NUMBERS} @@ ?(?P<section>.*)$")
+_BEGINS = rf"{_QUOTE}(?P<what>diff --git |diff --cc |diff --combined |diff -|Index: |--- \S|@@ -)"
+_START, _STARTS = re.compile(_BEGINS), re.compile(rf"^{_BEGINS}", re.MULTILINE)
+_HEADER = ("diff --git ", "diff -", "Index: ", "--- ", "@@ -")
+_MARK = re.compile(r"[ \t]*([A-Za-z]{0,4}[>|])")
+_EXTENDED = {
+    "rename from ": "renamed from {}",
+    "copy from ": "copied from {}",
+    "old mode ": "of another mode",
+    "new file mode ": "new and empty",
+    "deleted file mode ": "deleted",
+    "Binary files ": "binary",
+    "GIT binary patch": "binary",
+}
+"""Lines between `diff --git` and the hunks, and what a file without hunks is that has one; the last wins."""
+
+_REASONS = (
+    (
+        re.compile(rf"^{_QUOTE}(?:diff --cc |diff --combined |@@@ -)", re.MULTILINE),
+        "a combined diff of a merge stands against several parents at once; show it against one (git show -m)",
+    ),
+    (
+        re.compile(
+            r"^[> \t]*(?:\d{1,6}|-): {1,9}(?:[0-9a-f]{7,40}|-{7,40}) [!=<>] {1,9}(?:\d{1,6}|-): ",
+            re.MULTILINE,
+        ),
+        "a range-diff compares two series of patches; give the patches themselves",
+    ),
+    (
+        re.compile(
+            rf"^{_QUOTE}\*{{15}}.*\n{_QUOTE.replace('quote', 'next')}\*\*\* \d+(?:,\d+)? \*{{4}}",
+            re.MULTILINE,
+        ),
+        "a context diff (diff -c) is not read; make it anew with diff -u",
+    ),
+    (
+        re.compile(r"^\d+(?:,\d+)?[acd]\d+(?:,\d+)?\n(?:[<>] |[<>]$)", re.MULTILINE),
+        "a diff without context names neither files nor neighbouring lines; make it anew with diff -u",
+    ),
+    (
+        re.compile(r"\[-[^][\n]*-\]|\{\+[^{}\n]*\+\}"),
+        "a word diff marks words, not lines; make it anew without --word-diff",
+    ),
+)
+"""Forms that are recognised and not read, and why."""
+
+_DIFFSTAT = re.compile(r"^[> \t]*\d+ files? changed\b", re.MULTILINE)
+
+
+class _File:
+    """One file of a diff as it is being read."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.what, self.mentioned = name, "", False
+        self.hunks: list[Hunk] = []
+
+
+class _Diff:
+    """One diff as it is being read: its marks of quoting, the text's lines before it, its files."""
+
+    def __init__(self, marks: tuple[str, ...], at: int) -> None:
+        self.marks, self.at = marks, at
+        self.files: list[_File] = []
+        self.done: set[str] = set()
+        self.blobs: list[str] = []
+
+    def open(self) -> _File:
+        """Return the file that is being read, one without a name if there is none."""
+        if not self.files:
+            self.files.append(_File(""))
+        return self.files[-1]
+
+
+class _Walk:
+    """A walk through the lines of one text, which collects its diffs and the reasons for what is not read."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.text, self.name = text, name
+        self.lines = text.removesuffix("\n").split("\n")
+        self.diffs: list[_Diff] = []
+        self.current: dict[tuple[str, ...], _Diff] = {}
+        self.at = 0
+        for at in self._starts():
+            if at >= self.at:
+                self.at = at
+                self._step()
+        self.diffs = [diff for diff in self.diffs if any(file.hunks or file.what for file in diff.files)]
+        self.refused = [why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(text)]
+        if not self.diffs and not self.refused and _DIFFSTAT.search(text):
+            self.refused = ["holds the summary of a diff, but no diff"]
+
+    def worth(self) -> tuple[int, int]:
+        """Say how much was read: hunks with all their lines, then hunks."""
+        hunks = [hunk for diff in self.diffs for file in diff.files for hunk in file.hunks]
+        return sum(hunk.complete for hunk in hunks), len(hunks) + len(self.diffs)
+
+    def _starts(self) -> Iterator[int]:
+        """Yield the lines at which a header or a hunk may begin."""
+        line = before = 0
+        for start in _STARTS.finditer(self.text):
+            line += self.text.count("\n", before, start.start())
+            before = start.start()
+            yield line
+
+    def _step(self) -> None:
+        """Read what begins at this line: a file's header, a hunk, or nothing."""
+        line = self.lines[self.at]
+        start = _START.match(line)
+        marks = tuple(_MARK.findall(start["quote"])) if start else ()
+        if not start or len(marks) > DEPTH:
+            self.at += 1
+            return
+        rest = line[start.end("quote") :]
+        if hunk := _HUNK.match(line):
+            self._hunk(marks, hunk)
+        elif rest.startswith("diff --git "):
+            self._git(marks, rest)
+        elif rest.startswith("Index: "):
+            self._file(marks, _path(rest[7:]), new=True)
+            self.at += 1
+        elif rest.startswith("--- ") and (other := self._after(self.at + 1, marks)).startswith("+++ "):
+            self._file(marks, _changed_file(rest[4:], other[4:]))
+            self.at += 2
+        else:
+            self.at += 1
+
+    def _after(self, at: int, marks: tuple[str, ...]) -> str:
+        """Return a line without its quoting, "" if it is quoted otherwise or beyond the end."""
+        if at >= len(self.lines):
+            return ""
+        inside = _margin(marks, 99).match(self.lines[at])
+        return self.lines[at][inside.end() :] if inside else ""
+
+    def _diff(self, marks: tuple[str, ...], fresh: bool = False) -> _Diff:
+        """Return the diff that is being read at this depth of quoting; `fresh` begins another."""
+        if fresh or marks not in self.current:
+            self.current[marks] = _Diff(marks, self.at)
+            self.diffs.append(self.current[marks])
+        return self.current[marks]
+
+    def _file(self, marks: tuple[str, ...], name: str, new: bool = False) -> _File:
+        """Begin a file: a diff that had it already is over, unless it was only just announced."""
+        diff = self._diff(marks)
+        last = diff.files[-1] if diff.files else None
+        if last and not new and not last.hunks and (last.mentioned or not last.name):
+            last.name, last.mentioned = name or last.name, False
+            return last
+        if last and (last.hunks or last.what):
+            diff.done.add(last.name)
+        if name in diff.done:
+            diff = self._diff(marks, fresh=True)
+        diff.files.append(_File(name))
+        diff.files[-1].mentioned = new
+        return diff.files[-1]
+
+    def _git(self, marks: tuple[str, ...], rest: str) -> None:
+        """Read `diff --git` and the lines up to the first hunk, or to where no such line stands."""
+        file = self._file(marks, _git_file(rest[11:]), new=True)
+        diff = self.current[marks]
+        self.at += 1
+        while self.at < len(self.lines):
+            rest = self._after(self.at, marks).rstrip()
+            if index := re.match(r"index ([0-9a-f]{4,40}\.\.[0-9a-f]{4,40})\b", rest):
+                diff.blobs.append(index[1])
+            elif known := next((key for key in _EXTENDED if rest.startswith(key)), None):
+                file.what = _EXTENDED[known].format(rest.removeprefix(known))
+            elif not rest.startswith(("new mode", "similarity ", "dissimilarity ", "rename to ", "copy to ")):
+                break
+            self.at += 1
+
+    def _hunk(self, marks: tuple[str, ...], header: re.Match[str]) -> None:
+        """Take the lines of one hunk, until its counts are used up or the next file or hunk begins.
+
+        A line without a sign is context, its leading blank lost.  A line quoted less deeply than the `@@` line
+        is the replier's own and is passed over.
+        """
+        file = self._diff(marks).open()
+        quote, span = header["quote"], _span(header)
+        margin = _margin(marks, len(quote) - len(quote.rstrip(" \t")))
+        old, new = span.old, span.new
+        old_end, new_end = old + span.old_count, new + span.new_count
+        taken: list[Line] = []
+        self.at += 1
+        while self.at < len(self.lines) and (old < old_end or new < new_end):
+            inside = margin.match(self.lines[self.at])
+            if self._begins(inside):
+                break
+            text = self.lines[self.at][inside.end() :] if inside else "\\"
+            self.at += 1
+            if text.startswith("\\"):
+                continue
+            sign = text[0] if text[:1] in ("+", "-") else " "
+            if (sign != "+" and old == old_end) or (sign != "-" and new == new_end):
+                break
+            line = Line(
+                sign, old if sign != "+" else None, new if sign != "-" else None, text.removeprefix(sign)
+            )
+            taken.append(line)
+            old += sign != "+"
+            new += sign != "-"
+        file.hunks.append(Hunk(file.name, span, header["section"], tuple(taken)))
+
+    def _begins(self, inside: re.Match[str] | None) -> bool:
+        """Say whether a file or hunk begins at this line, in the middle of a hunk with the margin `inside`."""
+        line = self.lines[self.at]
+        rest = line[inside.end() :] if inside else line
+        if inside and rest[:1] in (" ", "+"):
+            return False
+        start = _START.match(rest)
+        if not start or not rest[start.end("quote") :].startswith(_HEADER):
+            return False
+        if start["what"].startswith("---"):
+            marks = tuple(_MARK.findall(line[: len(line) - len(rest)] + start["quote"]))
+            after = [self._after(self.at + n, marks) for n in (1, 2)]
+            return after[0].startswith("+++ ") and after[1].startswith("@@ -")
+        return start["what"] != "diff -" or " " in rest[start.end() :]
+
+    def patches(self) -> list[Patch]:
+        """Make a Patch of each diff."""
+        end = min((diff.at for diff in self.diffs), default=0)
+        heads = {
+            depth: _Head(self.lines[: min(end, HEAD)], depth).patch(self.name)
+            for depth in {len(d.marks) for d in self.diffs}
+        }
+        return [
+            heads[len(diff.marks)]._replace(
+                hunks=tuple(hunk for file in diff.files for hunk in file.hunks),
+                others=tuple(
+                    FileChange(file.name, file.what or "without a hunk that can be read")
+                    for file in diff.files
+                    if not file.hunks
+                ),
+                blobs=tuple(diff.blobs),
+            )
+            for diff in self.diffs
+        ]
+
+
+def _margin(marks: tuple[str, ...], indent: int) -> re.Pattern[str]:
+    """Return the pattern of what stands before a line that is quoted with the same marks."""
+    return re.compile(
+        "".join(rf"[ \t]*(?:[A-Za-z]{{1,4}})?{re.escape(mark[-1])}" for mark in marks)
+        + rf"[ \t]{{0,{indent}}}"
     )
 
 
-def _level(depth: int) -> str:
-    """Return the pattern that begins a line quoted `depth` times."""
-    return rf"^[ \t]*(?:>[ \t]*){{{depth}}}"
+def _span(header: re.Match[str]) -> Span:
+    old, old_count, new, new_count = header.groups()[1:5]
+    return Span(int(old), int(old_count or 1), int(new), int(new_count or 1))
 
 
-def _field(head: str, name: str, depth: int, which: int = 0) -> str:
-    values = re.findall(rf"{_level(depth)}{name}:[ \t]+(\S.*)", head, re.MULTILINE | re.IGNORECASE)
-    return str(values[which]).rstrip() if values else ""
+def _path(text: str) -> str:
+    """Return a path of a header line: without the date behind it, and without the quotes of odd names."""
+    return text.split("\t")[0].strip().strip('"')
 
 
-def _author(head: str, depth: int) -> str:
-    """Name the writer: from a From or Author line, the reply's "On …, NAME wrote:", or the first sign-off."""
-    if author := _field(head, "(?:From|Author)", depth, which=-1):
-        return author
-    wrote = re.search(rf"{_level(max(depth - 1, 0))}On .*,[ \t]*([^,\n]+?)[ \t]+wrote:", head, re.MULTILINE)
-    return wrote[1] if wrote else _field(head, "Signed-off-by", depth)
+def _git_file(names: str) -> str:
+    """Return the file that `diff --git` is about; its two names are mostly the same but for their prefixes."""
+    half = len(names.rstrip()) // 2
+    left, right = names[:half], names.rstrip()[half + 1 :]
+    if not left.strip('"').partition("/")[2] == right.strip('"').partition("/")[2] != "":
+        left, _, right = names.rstrip().rpartition(" ")
+    return _changed_file(left, right)
 
 
-def _by_library(text: str) -> tuple[Hunk, ...]:
-    """Read a well-formed diff; return nothing where the library finds nothing or stumbles."""
-    from unidiff.errors import UnidiffParseError
-    from unidiff.patch import PatchSet
+def _changed_file(old: str, new: str) -> str:
+    """Return the file that `---` and `+++` are about, without what stands before it in only one of the two.
 
-    try:
-        files = PatchSet(text)
-    except (UnidiffParseError, ValueError):
-        return ()
-    return tuple(
-        Hunk(
-            file.path,
-            Span(hunk.source_start, hunk.source_length, hunk.target_start, hunk.target_length),
-            hunk.section_header,
-            tuple(
-                Line(line.line_type, line.source_line_no, line.target_line_no, line.value.removesuffix("\n"))
-                for line in hunk
-                if line.line_type in ("+", "-", " ")
-            ),
+    >>> _changed_file("linux-6.8.orig/arch/x86/kvm/x86.c", "linux-6.8/arch/x86/kvm/x86.c")
+    'arch/x86/kvm/x86.c'
+    >>> _changed_file("/dev/null", "b/new.c"), _changed_file("x.c.orig", "x.c")
+    ('new.c', 'x.c')
+    """
+    before, after = _path(old).removesuffix(".orig"), _path(new)
+    if "/dev/null" in (before, after):
+        path = after if before == "/dev/null" else before
+        return re.sub(r"^[abciow12]/", "", path)
+    one, other = before.split("/"), after.split("/")
+    if len(one) == len(other):
+        differ = [at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]]
+        if len(differ) == 1 and differ[0] < len(one) - 1:
+            return "/".join(other[differ[0] + 1 :])
+    return re.sub(r"^[abciow12]/", "", after)
+
+
+# ------------------------------------------------------------------------------------------------ who and what
+
+
+class _Head:
+    """The lines before the first diff of a text, and what they say of a patch quoted `depth` times."""
+
+    def __init__(self, lines: list[str], depth: int) -> None:
+        self.lines, self.depth = [line.strip() for line in lines], depth
+        self.commit = next(
+            (m[1] for line in lines if (m := re.match(r"[|\\/_* ]*commit ([0-9a-f]{7,40})\b", line))), ""
         )
-        for file in files
-        for hunk in file
-    )
+        self.indented = [line[4:].strip() for line in lines if line.startswith("    ")]
+
+    def at(self, depth: int) -> Iterator[str]:
+        """Yield the lines quoted `depth` times or more, without the marks of that depth."""
+        margin = re.compile(rf"(?:[ \t]*[A-Za-z]{{0,4}}[>|]){{{depth}}}[ \t]{{0,9}}")
+        for line in self.lines:
+            if inside := margin.match(line):
+                yield line[inside.end() :]
+
+    def field(self, *names: str, depth: int = 0, last: bool = False) -> str:
+        """Return what a field holds, the first or the last that is called by one of the names."""
+        found = [value.strip() for line in self.at(depth) for name, colon, value in [line.partition(":")]
+                 if colon and name.lower() in names and value[:1] in (" ", "\t") and value.strip()]  # fmt: skip
+        return found[-1 if last else 0] if found else ""
+
+    def subject(self) -> str:
+        """Return the subject: the first line with a tag such as [PATCH 1/2], else the title."""
+        for line in self.lines:
+            text = line.lstrip("> \t")
+            text = text[8:].strip() if text[:8].lower() == "subject:" else text
+            if "patch" in _tag(text).lower():
+                return text
+        return self.field("subject", "description") or next(iter(filter(None, self.indented)), "")
+
+    def author(self) -> str:
+        """Name the writer: from a From or Author line, the reply's "On …, NAME wrote:", or the first sign-off."""
+        if author := self.field("from", "author", depth=self.depth, last=True):
+            return author
+        for line in self.at(max(self.depth - 1, 0)):
+            if line.startswith("On ") and "," in line and line.rstrip().endswith("wrote:"):
+                return line.rstrip().removesuffix("wrote:").rpartition(",")[2].strip()
+        return self.field("signed-off-by", depth=self.depth)
+
+    def known_as(self) -> tuple[str, ...]:
+        """Return the Message-ID and commit of the patch: its own, or those that a reply names."""
+        if self.depth:
+            thread = (self.field("references") or self.field("in-reply-to")).split()
+            ids = thread[-self.depth :][:1]
+        else:
+            ids = [self.field("message-id"), self.commit, self.field("commit")]
+        return tuple(each.strip("<>") for each in ids if each)
+
+    def patch(self, name: str) -> Patch:
+        """Return what is known of the patch, without the diff itself."""
+        subject = self.subject()
+        tag = _tag(subject)
+        version = re.search(r"\bv\d+\b", tag, re.IGNORECASE)
+        part = re.search(r"\b\d+/\d+\b", tag)
+        own = tag != "" and not subject.startswith("[") and not self.depth
+        return Patch(
+            source=name,
+            subject=subject,
+            version=version[0].lower() if version else "v1" if "patch" in tag.lower() else "",
+            part=part[0] if part else "",
+            author=self.author(),
+            sender=self.field("from") if self.depth else "",
+            date=self.field("date", "authordate"),
+            message_id=self.field("message-id"),
+            quoted=self.depth,
+            hunks=(),
+            known_as=() if own else self.known_as(),
+        )
 
 
-def _by_counts(text: str) -> tuple[Hunk, ...]:
-    """Walk through a quoted or damaged diff: each `@@` line says how many lines to take."""
-    lines = text.removesuffix("\n").split("\n")
-    hunks = []
-    file = ""
-    at = 0
-    while at < len(lines):
-        if name := _FILE.match(lines[at]):
-            file = name[2]
-        header = _HUNK.match(lines[at])
-        at += 1
-        if header:
-            old, new = int(header[2]), int(header[4])
-            span = Span(old, int(header[3] or 1), new, int(header[5] or 1))
-            taken, at = _take(lines, at, header["quote"], span)
-            hunks.append(Hunk(file, span, header["section"], taken))
-    return tuple(hunks)
+_REPLY = re.compile(r"\A(?:(?:re|fw|fwd):[ \t]*)*", re.IGNORECASE)
 
 
-def _take(lines: list[str], at: int, quote: str, span: Span) -> tuple[tuple[Line, ...], int]:
-    """Take the lines of one hunk from `at` on, until the counts are used up or the next file or hunk begins.
-
-    A line without a sign is context, its leading blank lost.  A line quoted less deeply than the `@@` line
-    is the replier's own and is passed over.  Returns the lines and where the walk ended.
-    """
-    indent = len(quote) - len(quote.rstrip(" \t"))
-    margin = re.compile(rf"(?:[ \t]*>){{{quote.count('>')}}}[ \t]{{0,{indent}}}")
-    old, new = span.old, span.new
-    old_end, new_end = old + span.old_count, new + span.new_count
-    taken: list[Line] = []
-    while at < len(lines) and (old < old_end or new < new_end):
-        if _DIFF.match("\n".join(lines[at : at + 2])):
-            break
-        inside = margin.match(lines[at])
-        text = lines[at][inside.end() :] if inside else "\\"
-        at += 1
-        if text.startswith("\\"):
-            continue
-        sign = text[0] if text[:1] in ("+", "-") else " "
-        if (sign != "+" and old == old_end) or (sign != "-" and new == new_end):
-            break
-        line = Line(sign, old if sign != "+" else None, new if sign != "-" else None, text.removeprefix(sign))
-        taken.append(line)
-        old += sign != "+"
-        new += sign != "-"
-    return tuple(taken), at
-
-
-# ------------------------------------------------------------------------------------------------ verdict
-
-
-def identify(patch: Patch) -> Verdict:
-    """Say whether `patch` is the posted patch, a damaged copy of it, or another patch; and what it touches.
-
-    Line numbers may have moved; every line of every hunk must be there, in order.  A copy is damaged if at
-    least half of its changed lines are the posted patch's own (braces, blank lines and the like not counted);
-    the merged form is another patch, though most of its lines are the same.
-    """
-    differences = _differences(patch)
-    present, unmatched = _match(patch)
-    merged = patch.counts == MERGED and {"h1+10", "h2+18", "h3+01"} <= set(present)
-    told = sum(_tells(line) for hunk in patch.hunks for line in hunk.changed)
-    known = told - sum(_tells(line) for line in unmatched)
-    notes = [
-        f"hunk {number} stands at {have.span}, posted at {want.span}"
-        for number, (want, have) in enumerate(zip(posted(), patch.hunks, strict=False), 1)
-        if not differences and want.span != have.span
-    ]
-    kind: Literal["this patch", "a damaged copy", "another patch"] = "this patch"
-    if merged:
-        kind = "another patch"
-        notes.append("this is the form in which the patch was merged (Linux commit b3d5dc629c32, v6.10)")
-    elif differences:
-        kind = "a damaged copy" if 2 * known >= max(told, 1) else "another patch"
-    notes += [f"hunk {n} is cut short" for n, hunk in enumerate(patch.hunks, 1) if not hunk.complete]
-    touched = tuple(_touch(number, hunk) for number, hunk in enumerate(patch.hunks, 1))
-    return Verdict(kind, differences, present, unmatched, touched, tuple(notes))
-
-
-def _tells(line: Line) -> bool:
-    return re.search(r"\w", line.text) is not None
-
-
-def _match(patch: Patch) -> tuple[tuple[str, ...], tuple[Line, ...]]:
-    """Return the ids of the ledger rows in `patch`, in the ledger's order, and the lines no row knows."""
-    changed = [(hunk.file, line) for hunk in patch.hunks for line in hunk.changed]
-    present: list[str] = []
-    known: set[tuple[str, Line]] = set()
-    for want in posted():
-        rows = [row for row in want.lines if row.id]
-        here = [(file, line) for file, line in changed if file == want.file]
-        wanted = [(row.sign, row.digest) for row in rows]
-        given = [(line.sign, digest(line.text)) for _, line in here]
-        for a, b, size in SequenceMatcher(None, wanted, given, autojunk=False).get_matching_blocks():
-            present += [row.id for row in rows[a : a + size]]
-            known.update(here[b : b + size])
-    return tuple(present), tuple(line for file, line in changed if (file, line) not in known)
-
-
-def _differences(patch: Patch) -> tuple[Difference, ...]:
-    """Compare hunk by hunk; say what differs in the first hunk that does: its place, counts, lines."""
-    for number, (want, have) in enumerate(zip_longest(posted(), patch.hunks), 1):
-        if want is None:
-            return (Difference(have.file, number, 0, "the end of the patch", f"one more hunk, {have.span}"),)
-        if have is None or have.file != want.file:
-            found = f"a hunk of {have.file or 'no named file'}" if have else "the end of the patch"
-            why = "the hunks are out of order" if want.file in patch.files else "this one is missing"
-            return (Difference(want.file, number, 0, str(want.span), f"{found}: {why}"),)
-        found_here = []
-        if want.span[1::2] != have.span[1::2]:
-            found_here.append(Difference(want.file, number, 0, f"the counts of {want.span}", str(have.span)))
-        if line := _first_line(number, want, have):
-            found_here.append(line)
-        if found_here:
-            return tuple(found_here)
-    return ()
-
-
-def _first_line(number: int, want: PostedHunk, have: Hunk) -> Difference | None:
-    """Return the first line of a hunk that differs."""
-    wanted: list[tuple[str, str]] = [(row.sign, row.digest) for row in want.lines]
-    given = [(line.sign, digest(line.text)) for line in have.lines]
-    at = next((i for i, (a, b) in enumerate(zip_longest(wanted, given)) if a != b), None)
-    if at is None:
-        return None
-    expected, ledger_id = "the end of the hunk", ""
-    if at < len(wanted):
-        expected, ledger_id = want.lines[at].about, want.lines[at].id
-    found = "the end of the hunk"
-    if at < len(given):
-        found = repr(_quote(have.lines[at]))
-        missing = wanted[at + 1 : at + 2] == [given[at]]
-        extra = given[at + 1 : at + 2] == wanted[at : at + 1]
-        if missing != extra:
-            found += ": a line is missing" if missing else ": a line too many"
-    return Difference(want.file, number, at + 1, expected, found, ledger_id)
-
-
-@cache
-def steps_of(name: str) -> tuple[str, ...]:
-    """Return the steps of the model, as "module.function", that stand for the kernel function `name`.
-
-    >>> steps_of("handle_mmio_page_fault")
-    ('mmio.handle_mmio_page_fault',)
-    >>> steps_of("schedule")
-    ()
-    """
-    parts = [f"entry.{part}" for part in PARTS.get(name, ())]
-    return tuple(
-        parts or [f"{module}.{name}" for module in path_modules() if _defines(f"kvm_pf.{module}", name)]
-    )
-
-
-def _defines(module: str, name: str) -> bool:
-    """Say whether a function is a module's own, not an imported one."""
-    item = vars(importlib.import_module(module)).get(name)
-    return callable(item) and getattr(item, "__module__", "") == module
-
-
-def _touch(number: int, hunk: Hunk) -> Touched:
-    """Find the functions that a hunk changes, and the steps of these and of what its changed code names."""
-    functions = tuple(dict.fromkeys(_functions(hunk)))
-    code = [line.text for line in hunk.changed if not re.match(r"\s*(?:\*|/[*/])", line.text)]
-    words = dict.fromkeys(re.findall(r"\w+", " ".join(code)))
-    defines = any(re.match(r"\s*#\s*define\s+(?:PFERR|EPT_VIOLATION)_", text) for text in code)
-    steps = ["bits"] if defines else []
-    for name in functions:
-        parts = [part for part, names in PARTS.get(name, {}).items() if re.search(names, " ".join(code))]
-        steps += [f"entry.{part}" for part in parts] or steps_of(name)
-    for name in words:
-        steps += steps_of(name) if name not in PARTS else ()
-    return Touched(number, hunk.file, functions, tuple(dict.fromkeys(steps)))
-
-
-def _functions(hunk: Hunk) -> Iterator[str]:
-    """Yield the function each changed line is in: the last one defined before it, else that of the `@@` line.
-
-    A definition starts in the first column; where quoting lost the tabs only the `@@` line is asked.
-    """
-    indented = any(line.text.startswith("\t") for line in hunk.lines)
-    current = re.search(r"(\w+)\(", hunk.section)
-    for line in hunk.lines:
-        if indented and not line.text.rstrip().endswith(";"):
-            current = re.match(r"[A-Za-z_][^;={]*?\b(\w+)\(", line.text) or current
-        if line.sign != " " and current:
-            yield current[1]
-
-
-# ------------------------------------------------------------------------------------------------ report
-
-
-def report(path: str | Path) -> tuple[str, int]:
-    """Return what `kvm-pf patch PATH` prints, and its exit status.
-
-    Status 0: this patch; 1: a damaged copy or another patch; 2: unreadable.
-    """
-    try:
-        patch = read_patch(path)
-    except InputError as error:
-        return str(error), 2
-    verdict = identify(patch)
-    lines = [*_found(patch), "", *_judged(verdict)]
-    return "\n".join(lines), 0 if verdict.kind == "this patch" else 1
-
-
-def _found(patch: Patch) -> Iterator[str]:
-    """Yield what was found."""
-    yield f"{patch.source}: {patch.subject or 'a patch without a subject'}"
-    told = {
-        "version": patch.version,
-        "part": patch.part,
-        "author": patch.author,
-        "date": patch.date,
-        "message-id": patch.message_id,
-        "quoted": f"{patch.quoted} deep, in a reply by {patch.sender or 'someone'}" if patch.quoted else "",
-    }
-    yield from (f"  {name}: {value}" for name, value in told.items() if value)
-    added, removed = patch.counts
-    yield f"  files: {len(patch.files)}, hunks: {len(patch.hunks)}, lines: +{added} -{removed}"
-    for number, hunk in enumerate(patch.hunks, 1):
-        signs = [line.sign for line in hunk.lines]
-        yield f"    hunk {number}: {hunk.file} {hunk.span} (+{signs.count('+')} -{signs.count('-')})"
-
-
-def _judged(verdict: Verdict) -> Iterator[str]:
-    """Yield the verdict and its reasons."""
-    damaged, another = verdict.kind == "a damaged copy", verdict.kind == "another patch"
-    yield f"verdict: {verdict.kind}"
-    for number, difference in enumerate(verdict.differences if damaged else ()):
-        yield f"  {'then' if number else 'first difference'}: {difference}"
-    rows = sum(bool(line.id) for hunk in posted() for line in hunk.lines)
-    yield f"  ledger lines found: {len(verdict.present)} of {rows}"
-    if another:
-        yield from textwrap.wrap(" ".join(verdict.present), initial_indent="    ", subsequent_indent="    ")
-    yield f"  changed lines that no ledger row knows: {len(verdict.unmatched)}"
-    yield from (f"    {_quote(line)}" for line in verdict.unmatched[:SHOWN])
-    for number, _, functions, steps in verdict.touched if another else ():
-        where = ", ".join(functions) or "no function"
-        yield f"  hunk {number}: {where} -> {', '.join(steps) or 'no step of the model'}"
-    yield from (f"  note: {note}" for note in verdict.notes)
-
-
-def _quote(line: Line) -> str:
-    return textwrap.shorten(line.sign + line.text, 90, placeholder=" …")
+def _tag(text: str) -> str:
+    """Return what stands in the brackets that a subject begins with, after any "Re:"."""
+    text = _REPLY.sub("", text, count=1)
+    return text[1:].partition("]")[0] if text.startswith("[") and "]" in text else ""

@@ -12,7 +12,7 @@ from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.follow import Seen, carried, scenario_of, shown
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.patch.diff import step_diff
-from kvm_pf.patch.reader import ledger
+from kvm_pf.patch.ledger import ledger
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.batch import evaluate
 from kvm_pf.run.inputs import answer, case_values

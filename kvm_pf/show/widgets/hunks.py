@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kvm_pf.patch.diff import step_diff
-from kvm_pf.patch.reader import Patch, digest, identify, ledger, read_patch
+from kvm_pf.patch.identify import identify
+from kvm_pf.patch.ledger import digest, ledger
+from kvm_pf.patch.reader import Patch, read_patch
 from kvm_pf.show.diff import diff_table
 from kvm_pf.show.markup import Html, bold, code, element, framed, source_line, table
 from kvm_pf.show.widgets.panel import Panel, choice, line
