@@ -96,9 +96,9 @@ def route(mmu: Mmu, vm: Vm, cr2_or_gpa: int, error_code: int) -> Route:
     """
     error_code, warns = sanitize(error_code)
     if not root_is_valid(mmu):
-        return Route(TO_RETRY, error_code, warns | WARN_BAD_ROOT, NO_LOOKUP)
+        return Route(to=TO_RETRY, error_code=error_code, warns=warns | WARN_BAD_ROOT, lookups=NO_LOOKUP)
     error_code, lookups = mark_private(vm, cr2_or_gpa, error_code)
     if error_code & PFERR_RSVD_MASK == 0:
-        return Route(TO_FAULT, error_code, warns, lookups)
+        return Route(to=TO_FAULT, error_code=error_code, warns=warns, lookups=lookups)
     to, refusal = reserved_fault(error_code)
-    return Route(to, error_code, warns | refusal, lookups)
+    return Route(to=to, error_code=error_code, warns=warns | refusal, lookups=lookups)

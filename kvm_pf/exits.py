@@ -159,26 +159,51 @@ class SourceOutcome(NamedTuple):
     vm_bugged: bool
 
 
-NO_TRACE = Trace(False, 0, 0)
-NO_MMU_CALL = MmuCall(False, 0, 0, 0, False, 0)
+NO_TRACE = Trace(called=False, addr=0, error_code=0)
+NO_MMU_CALL = MmuCall(called=False, calls=0, addr=0, error_code=0, insn=False, insn_len=0)
 NO_RMP_FAULT = RmpFault(False, 0)
 
 
+def settled(ret: int, warns: int, fast_mmio: bool, apf_wait: bool) -> SourceOutcome:
+    """Give the outcome of an exit that does not come to the MMU."""
+    return SourceOutcome(
+        ret=ret,
+        warns=warns,
+        trace=NO_TRACE,
+        mmu=NO_MMU_CALL,
+        rmp=NO_RMP_FAULT,
+        fast_mmio=fast_mmio,
+        unprotect_virt=False,
+        apf_wait=apf_wait,
+        vm_dead=False,
+        vm_bugged=False,
+    )
+
+
 def without_mmu(ret: int, warns: int) -> SourceOutcome:
-    """Give the outcome of an exit that is settled without the MMU."""
-    return SourceOutcome(ret, warns, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, False, False, False, False, False)
+    """Give the outcome of an exit of which nothing but a result is left."""
+    return settled(ret, warns, fast_mmio=False, apf_wait=False)
 
 
 def skipped_write(warns: int) -> SourceOutcome:
     """Give the outcome of a write that the fast-MMIO bus took."""
-    return SourceOutcome(
-        RESUME_GUEST, warns, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, True, False, False, False, False
-    )
+    return settled(RESUME_GUEST, warns, fast_mmio=True, apf_wait=False)
 
 
 def with_mmu(ret: int, warns: int, trace: Trace, mmu: MmuCall, rmp: RmpFault) -> SourceOutcome:
     """Give the outcome of an exit that the MMU settled."""
-    return SourceOutcome(ret, warns, trace, mmu, rmp, False, False, False, False, False)
+    return SourceOutcome(
+        ret=ret,
+        warns=warns,
+        trace=trace,
+        mmu=mmu,
+        rmp=rmp,
+        fast_mmio=False,
+        unprotect_virt=False,
+        apf_wait=False,
+        vm_dead=False,
+        vm_bugged=False,
+    )
 
 
 def mmu_answer(event: Event, calls: int) -> int:
@@ -243,8 +268,10 @@ def npf_interception(event: Event) -> SourceOutcome:
     if way == MMIO_FAST:
         return skipped_write(warns)
     error_code = npf_error_code(event.guest, error_code)
-    trace = Trace(True, event.addr, error_code)
-    mmu = MmuCall(True, 1, event.addr, error_code, event.insn, event.insn_len)
+    trace = Trace(called=True, addr=event.addr, error_code=error_code)
+    mmu = MmuCall(
+        called=True, calls=1, addr=event.addr, error_code=error_code, insn=event.insn, insn_len=event.insn_len
+    )
     ret = mmu_answer(event, 1)
     return with_mmu(ret, warns, trace, mmu, npf_rmp_fault(error_code, ret))
 
@@ -286,7 +313,14 @@ def vmx_handle_ept_violation(event: Event, q: int, calls: int) -> MmuCall:
     of `arch/x86/kvm/vmx/vmx.c`, handle_ept_violation().
     """
     private = vt_is_tdx_private_gpa(event.guest.direct_bits, event.addr)
-    return MmuCall(True, calls, event.addr, ept_error_code(q, event.guest.mbec, private), False, 0)
+    return MmuCall(
+        called=True,
+        calls=calls,
+        addr=event.addr,
+        error_code=ept_error_code(q, event.guest.mbec, private),
+        insn=False,
+        insn_len=0,
+    )
 
 
 def handle_ept_violation(event: Event) -> SourceOutcome:
@@ -296,7 +330,7 @@ def handle_ept_violation(event: Event) -> SourceOutcome:
 
     Source: Linux `arch/x86/kvm/vmx/vmx.c`, handle_ept_violation() (v6.8).
     """
-    trace = Trace(True, event.addr, event.info)
+    trace = Trace(called=True, addr=event.addr, error_code=event.info)
     mmu = vmx_handle_ept_violation(event, event.info, 1)
     return with_mmu(mmu_answer(event, 1), 0, trace, mmu, NO_RMP_FAULT)
 
@@ -318,7 +352,7 @@ def handle_ept_misconfig(event: Event) -> SourceOutcome:
         return without_mmu(RESUME_GUEST, 0)
     if not event.guest.guest_mode and event.guest.fast_mmio:
         return skipped_write(0)
-    mmu = MmuCall(True, 1, event.addr, PFERR_RSVD_MASK, False, 0)
+    mmu = MmuCall(called=True, calls=1, addr=event.addr, error_code=PFERR_RSVD_MASK, insn=False, insn_len=0)
     return with_mmu(mmu_answer(event, 1), 0, NO_TRACE, mmu, NO_RMP_FAULT)
 
 
@@ -357,21 +391,26 @@ def kvm_handle_page_fault(event: Event) -> SourceOutcome:
     error_code, warns = legacy_pf_code(event.info)
     if event.apf_flags == 0:
         return SourceOutcome(
-            mmu_answer(event, 1),
-            warns,
-            Trace(True, event.addr, error_code),
-            MmuCall(True, 1, event.addr, error_code, event.insn, event.insn_len),
-            NO_RMP_FAULT,
-            False,
-            unprotects_virt(event.guest),
-            False,
-            False,
-            False,
+            ret=mmu_answer(event, 1),
+            warns=warns,
+            trace=Trace(called=True, addr=event.addr, error_code=error_code),
+            mmu=MmuCall(
+                called=True,
+                calls=1,
+                addr=event.addr,
+                error_code=error_code,
+                insn=event.insn,
+                insn_len=event.insn_len,
+            ),
+            rmp=NO_RMP_FAULT,
+            fast_mmio=False,
+            unprotect_virt=unprotects_virt(event.guest),
+            apf_wait=False,
+            vm_dead=False,
+            vm_bugged=False,
         )
     if event.apf_flags & KVM_PV_REASON_PAGE_NOT_PRESENT != 0:
-        return SourceOutcome(
-            RESUME_GUEST, warns, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, False, False, True, False, False
-        )
+        return settled(RESUME_GUEST, warns, fast_mmio=False, apf_wait=True)
     return without_mmu(RESUME_GUEST, warns | WARN_APF_FLAGS)
 
 
@@ -433,15 +472,15 @@ def kvm_arch_async_page_ready(vcpu: Vcpu, work: AsyncPf) -> AsyncReady:
     """
     error_code, warns = page_ready_code(work.error_code)
     if warns != 0:
-        return AsyncReady(warns, NO_FAULT, NO_STATS)
+        return AsyncReady(warns=warns, handled=NO_FAULT, stats=NO_STATS)
     if vcpu.mmu.direct != work.direct_map or work.wakeup_all:
-        return AsyncReady(0, NO_FAULT, NO_STATS)
+        return AsyncReady(warns=0, handled=NO_FAULT, stats=NO_STATS)
     if work.reload_ret != 0:
-        return AsyncReady(0, NO_FAULT, NO_STATS)
+        return AsyncReady(warns=0, handled=NO_FAULT, stats=NO_STATS)
     if not vcpu.mmu.direct and not work.same_cr3:
-        return AsyncReady(0, NO_FAULT, NO_STATS)
+        return AsyncReady(warns=0, handled=NO_FAULT, stats=NO_STATS)
     handled = kvm_mmu_do_page_fault(vcpu, work.cr2_or_gpa, error_code, True)
-    return AsyncReady(0, handled, count_page_ready(handled.ret))
+    return AsyncReady(warns=0, handled=handled, stats=count_page_ready(handled.ret))
 
 
 # --- pages mapped ahead ---
@@ -470,9 +509,14 @@ class PreFaulted(NamedTuple):
     handled: Handled  # the last call
 
 
+def pre_fault_refused(ret: int) -> PreFaulted:
+    """Answer a request with a negative errno before anything is looked at."""
+    return PreFaulted(ret=ret, warns=0, calls=0, addr=0, error_code=0, lookups=NO_LOOKUP, handled=NO_FAULT)
+
+
 def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     """Refuse: this kernel has no such ioctl (it came with v6.11).
 
     Source: Linux `arch/x86/kvm/x86.c`, kvm_arch_vcpu_ioctl() (v6.8); seen in a recording of 6.1.176.
     """
-    return PreFaulted(-EINVAL, 0, 0, 0, 0, NO_LOOKUP, NO_FAULT)
+    return pre_fault_refused(-EINVAL)

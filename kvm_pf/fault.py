@@ -142,7 +142,7 @@ def kvm_mmu_prepare_memory_fault_exit(gfn: int, private: bool) -> MemoryFault:
     Source: Linux `include/linux/kvm_host.h`, kvm_prepare_memory_fault_exit() (v6.8).
     """
     flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0
-    return MemoryFault(KVM_EXIT_MEMORY_FAULT, gfn << PAGE_SHIFT, PAGE_SIZE, flags)
+    return MemoryFault(exit_reason=KVM_EXIT_MEMORY_FAULT, gpa=gfn << PAGE_SHIFT, size=PAGE_SIZE, flags=flags)
 
 
 def warns_of_private_emulation() -> bool:
@@ -160,12 +160,12 @@ def count_handled(r: int, prefetch: bool) -> Stats:
     """
     taken = 0 if prefetch else 1
     if r == RET_PF_FIXED:
-        return Stats(taken, 1, 0, 0)
+        return Stats(taken=taken, fixed=1, emulate=0, spurious=0)
     if not prefetch and r == RET_PF_EMULATE:
-        return Stats(taken, 0, 1, 0)
+        return Stats(taken=taken, fixed=0, emulate=1, spurious=0)
     if not prefetch and r == RET_PF_SPURIOUS:
-        return Stats(taken, 0, 0, 1)
-    return Stats(taken, 0, 0, 0)
+        return Stats(taken=taken, fixed=0, emulate=0, spurious=1)
+    return Stats(taken=taken, fixed=0, emulate=0, spurious=0)
 
 
 def kvm_mmu_do_page_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool) -> Handled:
@@ -183,10 +183,28 @@ def kvm_mmu_do_page_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool)
     if r == RET_PF_EMULATE and fault.is_private:
         exit_ = kvm_mmu_prepare_memory_fault_exit(fault.gfn, fault.is_private)
         counted = count_handled(-EFAULT, prefetch)
-        return Handled(True, -EFAULT, fault, 0, lookups, warns_of_private_emulation(), exit_, counted)
+        return Handled(
+            called=True,
+            ret=-EFAULT,
+            fault=fault,
+            emulation_type=0,
+            lookups=lookups,
+            pr_warn=warns_of_private_emulation(),
+            exit=exit_,
+            stats=counted,
+        )
     emulation_type = EMULTYPE_WRITE_PF_TO_SP if write_fault_to_shadow_pgtable else 0
     counted = count_handled(r, prefetch)
-    return Handled(True, r, fault, emulation_type, lookups, False, NO_MEMORY_FAULT, counted)
+    return Handled(
+        called=True,
+        ret=r,
+        fault=fault,
+        emulation_type=emulation_type,
+        lookups=lookups,
+        pr_warn=False,
+        exit=NO_MEMORY_FAULT,
+        stats=counted,
+    )
 
 
 class After(NamedTuple):
@@ -204,7 +222,7 @@ def emulate(vcpu: Vcpu, cr2_or_gpa: int, emulation_type: int, insn_len: int) -> 
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), blob 7807bdcd87e8.
     """
-    return Emulation(True, emulation_type, cr2_or_gpa, insn_len)
+    return Emulation(called=True, emulation_type=emulation_type, addr=cr2_or_gpa, insn_len=insn_len)
 
 
 def after_fault(
@@ -215,38 +233,52 @@ def after_fault(
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), blob 7807bdcd87e8.
     """
     if r < 0:
-        return After(r, 0, NO_UNPROTECT, NO_EMULATION, NO_STATS)
+        return After(ret=r, warns=0, unprotect=NO_UNPROTECT, emulation=NO_EMULATION, stats=NO_STATS)
     if r != RET_PF_EMULATE:
-        return After(RESUME_GUEST, 0, NO_UNPROTECT, NO_EMULATION, NO_STATS)
+        return After(
+            ret=RESUME_GUEST, warns=0, unprotect=NO_UNPROTECT, emulation=NO_EMULATION, stats=NO_STATS
+        )
     if vcpu.mmu.direct and error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE:
         unprotect = Unprotect(True, gpa_to_gfn(cr2_or_gpa))
-        return After(RESUME_GUEST, 0, unprotect, NO_EMULATION, NO_STATS)
+        return After(ret=RESUME_GUEST, warns=0, unprotect=unprotect, emulation=NO_EMULATION, stats=NO_STATS)
     if not mmio_info_in_cache(vcpu, cr2_or_gpa) and not vcpu.mmu.guest_mode:
         emulation_type |= EMULTYPE_ALLOW_RETRY_PF
     emulation = emulate(vcpu, cr2_or_gpa, emulation_type, insn_len)
-    return After(vcpu.world.emu_ret, 0, NO_UNPROTECT, emulation, NO_STATS)
+    return After(ret=vcpu.world.emu_ret, warns=0, unprotect=NO_UNPROTECT, emulation=emulation, stats=NO_STATS)
 
 
 NO_FAULT = Handled(
-    False,
-    RET_PF_INVALID,
-    Fault(
+    called=False,
+    ret=RET_PF_INVALID,
+    fault=Fault(
         addr=0, error_code=0, prefetch=False, exec=False, write=False, present=False, rsvd=False, user=False,
         is_tdp=False, is_private=False, nx_huge_page_workaround_enabled=False, huge_page_disallowed=False,
         max_level=0, req_level=0, goal_level=0, gfn=0, slot=False, mmu_seq=0, pfn=0, hva=0,
         refcounted_page=False, map_writable=False, write_fault_to_shadow_pgtable=False,
     ),
-    0,
-    NO_LOOKUP,
-    False,
-    NO_MEMORY_FAULT,
-    NO_STATS,
+    emulation_type=0,
+    lookups=NO_LOOKUP,
+    pr_warn=False,
+    exit=NO_MEMORY_FAULT,
+    stats=NO_STATS,
 )  # fmt: skip
 
 
 def no_mmio(cache: MmioCache) -> Mmio:
     """The MMIO path not taken; like the kernel's `r`, its result starts as RET_PF_INVALID."""
-    return Mmio(False, RET_PF_INVALID, 0, False, 0, 0, False, 0, 0, 0, cache)
+    return Mmio(
+        called=False,
+        ret=RET_PF_INVALID,
+        warns=0,
+        checked=False,
+        kvm_gen=0,
+        spte_gen=0,
+        traced=False,
+        addr=0,
+        gfn=0,
+        access=0,
+        cache=cache,
+    )
 
 
 def first_of(a: Lookups, b: Lookups) -> Lookups:
@@ -256,13 +288,28 @@ def first_of(a: Lookups, b: Lookups) -> Lookups:
 
 def add(a: Stats, b: Stats) -> Stats:
     """Add up statistics."""
-    return Stats(a.taken + b.taken, a.fixed + b.fixed, a.emulate + b.emulate, a.spurious + b.spurious)
+    return Stats(
+        taken=a.taken + b.taken,
+        fixed=a.fixed + b.fixed,
+        emulate=a.emulate + b.emulate,
+        spurious=a.spurious + b.spurious,
+    )
 
 
 def outcome(way: Route, ret: int, mmio: Mmio, handled: Handled, emulation: Emulation) -> Outcome:
     """The outcome of a fault that never reached a handler."""
     warns = way.warns | mmio.warns
-    return Outcome(ret, warns, False, mmio, handled, way.lookups, NO_UNPROTECT, emulation, NO_STATS)
+    return Outcome(
+        ret=ret,
+        warns=warns,
+        vm_bugged=False,
+        mmio=mmio,
+        handled=handled,
+        lookups=way.lookups,
+        unprotect=NO_UNPROTECT,
+        emulation=emulation,
+        stats=NO_STATS,
+    )
 
 
 def bugged(way: Route, mmio: Mmio, handled: Handled) -> Outcome:
@@ -272,7 +319,17 @@ def bugged(way: Route, mmio: Mmio, handled: Handled) -> Outcome:
     """
     lookups = first_of(way.lookups, handled.lookups)
     warns = way.warns | mmio.warns | WARN_KVM_BUG
-    return Outcome(-EIO, warns, True, mmio, handled, lookups, NO_UNPROTECT, NO_EMULATION, handled.stats)
+    return Outcome(
+        ret=-EIO,
+        warns=warns,
+        vm_bugged=True,
+        mmio=mmio,
+        handled=handled,
+        lookups=lookups,
+        unprotect=NO_UNPROTECT,
+        emulation=NO_EMULATION,
+        stats=handled.stats,
+    )
 
 
 def kvm_mmu_page_fault(vcpu: Vcpu, cr2_or_gpa: int, error_code: int, insn_len: int) -> Outcome:
@@ -302,13 +359,13 @@ def kvm_mmu_page_fault(vcpu: Vcpu, cr2_or_gpa: int, error_code: int, insn_len: i
         return bugged(way, mmio, handled)
     after = after_fault(vcpu, cr2_or_gpa, way.error_code, r, EMULTYPE_PF | handled.emulation_type, insn_len)
     return Outcome(
-        after.ret,
-        way.warns | mmio.warns | after.warns,
-        False,
-        mmio,
-        handled,
-        first_of(way.lookups, handled.lookups),
-        after.unprotect,
-        after.emulation,
-        add(handled.stats, after.stats),
+        ret=after.ret,
+        warns=way.warns | mmio.warns | after.warns,
+        vm_bugged=False,
+        mmio=mmio,
+        handled=handled,
+        lookups=first_of(way.lookups, handled.lookups),
+        unprotect=after.unprotect,
+        emulation=after.emulation,
+        stats=add(handled.stats, after.stats),
     )

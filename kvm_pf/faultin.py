@@ -136,23 +136,24 @@ class Found(NamedTuple):
 class Calls(NamedTuple):
     """Calls of functions outside the fault path."""
 
-    gmem: int  # guest_memfd look-ups
-    gup: int  # host look-ups
-    gup_flags: int  # how they were made
-    apf_setup: int  # asynchronous page faults begun
-    apf_halt: int  # requests to halt the vCPU until the page is there
-    released: int  # frames found and given back
-    signal_exit: int  # exits to user space because of a signal
-    hwpoison_signal: int  # SIGBUS to user space
+    gmem: int = 0  # guest_memfd look-ups
+    gup: int = 0  # host look-ups
+    gup_flags: int = 0  # how they were made
+    apf_setup: int = 0  # asynchronous page faults begun
+    apf_halt: int = 0  # requests to halt the vCPU until the page is there
+    released: int = 0  # frames found and given back
+    signal_exit: int = 0  # exits to user space because of a signal
+    hwpoison_signal: int = 0  # SIGBUS to user space
 
 
-NO_CALLS = Calls(0, 0, 0, 0, 0, 0, 0, 0)
-GMEM_CALL = Calls(1, 0, 0, 0, 0, 0, 0, 0)
-APF_SETUP_CALL = Calls(0, 0, 0, 1, 0, 0, 0, 0)
-APF_HALT_CALL = Calls(0, 0, 0, 0, 1, 0, 0, 0)
-RELEASE_CALL = Calls(0, 0, 0, 0, 0, 1, 0, 0)
-SIGNAL_EXIT_CALL = Calls(0, 0, 0, 0, 0, 0, 1, 0)
-HWPOISON_SIGNAL_CALL = Calls(0, 0, 0, 0, 0, 0, 0, 1)
+NO_CALLS = Calls()
+GMEM_CALL = Calls(gmem=1)
+GUP_CALL = Calls(gup=1)
+APF_SETUP_CALL = Calls(apf_setup=1)
+APF_HALT_CALL = Calls(apf_halt=1)
+RELEASE_CALL = Calls(released=1)
+SIGNAL_EXIT_CALL = Calls(signal_exit=1)
+HWPOISON_SIGNAL_CALL = Calls(hwpoison_signal=1)
 
 
 class Faultin(NamedTuple):
@@ -174,42 +175,51 @@ def begin(vcpu: Vcpu, fault: Fault, mmu_seq: int) -> Faultin:
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn(), blob 7807bdcd87e8.
     """
     found = Found(
-        fault.slot,
-        mmu_seq,
-        fault.pfn,
-        fault.hva,
-        fault.refcounted_page,
-        fault.map_writable,
-        fault.max_level,
+        slot=fault.slot,
+        mmu_seq=mmu_seq,
+        pfn=fault.pfn,
+        hva=fault.hva,
+        refcounted_page=fault.refcounted_page,
+        map_writable=fault.map_writable,
+        max_level=fault.max_level,
     )
-    return Faultin(RET_PF_CONTINUE, NO_MEMORY_FAULT, found, NO_CALLS, NO_LOOKUP, vcpu.cache, 0, False)
+    return Faultin(
+        ret=RET_PF_CONTINUE,
+        exit=NO_MEMORY_FAULT,
+        found=found,
+        calls=NO_CALLS,
+        lookups=NO_LOOKUP,
+        cache=vcpu.cache,
+        warns=0,
+        vm_bugged=False,
+    )
 
 
 def so_far(before: Faultin, ret: int, found: Found, calls: Calls) -> Faultin:
     """Go on from `before`: with a result, with what was found, and with more calls made."""
     return Faultin(
-        ret,
-        before.exit,
-        found,
-        add_calls(before.calls, calls),
-        before.lookups,
-        before.cache,
-        before.warns,
-        before.vm_bugged,
+        ret=ret,
+        exit=before.exit,
+        found=found,
+        calls=add_calls(before.calls, calls),
+        lookups=before.lookups,
+        cache=before.cache,
+        warns=before.warns,
+        vm_bugged=before.vm_bugged,
     )
 
 
 def add_calls(a: Calls, b: Calls) -> Calls:
     """Add up calls."""
     return Calls(
-        a.gmem + b.gmem,
-        a.gup + b.gup,
-        a.gup_flags | b.gup_flags,
-        a.apf_setup + b.apf_setup,
-        a.apf_halt + b.apf_halt,
-        a.released + b.released,
-        a.signal_exit + b.signal_exit,
-        a.hwpoison_signal + b.hwpoison_signal,
+        gmem=a.gmem + b.gmem,
+        gup=a.gup + b.gup,
+        gup_flags=a.gup_flags | b.gup_flags,
+        apf_setup=a.apf_setup + b.apf_setup,
+        apf_halt=a.apf_halt + b.apf_halt,
+        released=a.released + b.released,
+        signal_exit=a.signal_exit + b.signal_exit,
+        hwpoison_signal=a.hwpoison_signal + b.hwpoison_signal,
     )
 
 
@@ -225,21 +235,28 @@ def memory_fault(before: Faultin, fault: Fault, ret: int) -> Faultin:
     """
     exit_ = kvm_mmu_prepare_memory_fault_exit(fault.gfn, fault.is_private)
     return Faultin(
-        ret, exit_, before.found, before.calls, before.lookups, before.cache, before.warns, before.vm_bugged
+        ret=ret,
+        exit=exit_,
+        found=before.found,
+        calls=before.calls,
+        lookups=before.lookups,
+        cache=before.cache,
+        warns=before.warns,
+        vm_bugged=before.vm_bugged,
     )
 
 
 def warned(before: Faultin, warn: int) -> Faultin:
     """Go on from `before` with one more warning."""
     return Faultin(
-        before.ret,
-        before.exit,
-        before.found,
-        before.calls,
-        before.lookups,
-        before.cache,
-        before.warns | warn,
-        before.vm_bugged,
+        ret=before.ret,
+        exit=before.exit,
+        found=before.found,
+        calls=before.calls,
+        lookups=before.lookups,
+        cache=before.cache,
+        warns=before.warns | warn,
+        vm_bugged=before.vm_bugged,
     )
 
 
@@ -250,14 +267,14 @@ def mismatch(vcpu: Vcpu, fault: Fault, before: Faultin) -> Faultin:
     """
     private, lookups = kvm_mem_is_private(vcpu.vm, fault.gfn)
     looked_up = Faultin(
-        before.ret,
-        before.exit,
-        before.found,
-        before.calls,
-        lookups,
-        before.cache,
-        before.warns,
-        before.vm_bugged,
+        ret=before.ret,
+        exit=before.exit,
+        found=before.found,
+        calls=before.calls,
+        lookups=lookups,
+        cache=before.cache,
+        warns=before.warns,
+        vm_bugged=before.vm_bugged,
     )
     if fault.is_private != private:
         return memory_fault(looked_up, fault, -EFAULT)
@@ -332,13 +349,13 @@ def kvm_faultin_pfn_private(fault: Fault, memory: Memory, before: Faultin) -> Fa
     if memory.gmem_ret != 0:
         return memory_fault(asked, fault, memory.gmem_ret)
     found = Found(
-        True,
-        before.found.mmu_seq,
-        memory.gmem_pfn,
-        before.found.hva,
-        FAULT_HAS_PAGE != 0,
-        memory.slot.flags & KVM_MEM_READONLY == 0,
-        kvm_max_private_mapping_level(memory, fault.max_level),
+        slot=True,
+        mmu_seq=before.found.mmu_seq,
+        pfn=memory.gmem_pfn,
+        hva=before.found.hva,
+        refcounted_page=FAULT_HAS_PAGE != 0,
+        map_writable=memory.slot.flags & KVM_MEM_READONLY == 0,
+        max_level=kvm_max_private_mapping_level(memory, fault.max_level),
     )
     return so_far(asked, RET_PF_CONTINUE, found, NO_CALLS)
 
@@ -382,7 +399,13 @@ def outside_answers_lookup(memory: Memory, found: Found, may_wait: bool) -> tupl
     elif memory.gup_result == GUP_OK:
         writable = memory.slot.flags & KVM_MEM_READONLY == 0
     return Found(
-        found.slot, found.mmu_seq, pfn, hva & U64_MASK, found.refcounted_page, writable, found.max_level
+        slot=found.slot,
+        mmu_seq=found.mmu_seq,
+        pfn=pfn,
+        hva=hva & U64_MASK,
+        refcounted_page=found.refcounted_page,
+        map_writable=writable,
+        max_level=found.max_level,
     ), needs_io
 
 
@@ -392,7 +415,7 @@ def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) ->
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, __kvm_faultin_pfn(), blob 7807bdcd87e8.
     """
     found, needs_io = outside_answers_lookup(memory, before.found, may_wait)
-    return so_far(before, RET_PF_CONTINUE, found, Calls(0, 1, 0, 0, 0, 0, 0, 0)), needs_io
+    return so_far(before, RET_PF_CONTINUE, found, GUP_CALL), needs_io
 
 
 def faultin_shared(fault: Fault, memory: Memory, before: Faultin) -> Faultin:
@@ -416,7 +439,13 @@ def faultin_shared(fault: Fault, memory: Memory, before: Faultin) -> Faultin:
 def no_slot(found: Found) -> Found:
     """Forget the slot: nothing is behind this gfn but MMIO."""
     return Found(
-        False, found.mmu_seq, KVM_PFN_NOSLOT, INITIAL_HVA, found.refcounted_page, False, found.max_level
+        slot=False,
+        mmu_seq=found.mmu_seq,
+        pfn=KVM_PFN_NOSLOT,
+        hva=INITIAL_HVA,
+        refcounted_page=found.refcounted_page,
+        map_writable=False,
+        max_level=found.max_level,
     )
 
 
@@ -478,7 +507,14 @@ def as_mmio(vcpu: Vcpu, fault: Fault, access: int, memory: Memory, before: Fault
     if not vcpu.mmio_format.caching or fault.gfn & ~kvm_mmu_max_gfn(memory.maxphyaddr) != 0:
         ret = RET_PF_EMULATE
     return Faultin(
-        ret, before.exit, found, before.calls, before.lookups, cache, before.warns, before.vm_bugged
+        ret=ret,
+        exit=before.exit,
+        found=found,
+        calls=before.calls,
+        lookups=before.lookups,
+        cache=cache,
+        warns=before.warns,
+        vm_bugged=before.vm_bugged,
     )
 
 

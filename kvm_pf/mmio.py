@@ -181,7 +181,7 @@ def vcpu_cache_mmio_info(
     """
     if update_in_progress(gen):
         return cache
-    return MmioCache(0 if nested else gva & ~PAGE_OFFSET_MASK, gfn, gen, access)
+    return MmioCache(gva=0 if nested else gva & ~PAGE_OFFSET_MASK, gfn=gfn, gen=gen, access=access)
 
 
 def mmio_format(mmio_cfg: int) -> MmioFormat:
@@ -191,18 +191,58 @@ def mmio_format(mmio_cfg: int) -> MmioFormat:
     """
     if mmio_cfg == MMIO_NPT:
         return MmioFormat(
-            True, NPT_VALUE, NPT_VALUE, NPT_ACCESS_MASK, 0, NPT_LOWER_GFN_MASK, NPT_HIGH, False, 0
+            caching=True,
+            value=NPT_VALUE,
+            mask=NPT_VALUE,
+            access_mask=NPT_ACCESS_MASK,
+            nonpresent_or_rsvd_mask=0,
+            lower_gfn_mask=NPT_LOWER_GFN_MASK,
+            rsvd_high=NPT_HIGH,
+            ept=False,
+            bad_mt_xwr=0,
         )
     bad = ept_bad_mt_xwr(mmio_cfg)
     if mmio_cfg == MMIO_EPT_L1TF:
-        return MmioFormat(True, EPT_VALUE, EPT_MASK, 0, L1TF_MASK, L1TF_LOWER_GFN_MASK, EPT_HIGH, True, bad)
+        return MmioFormat(
+            caching=True,
+            value=EPT_VALUE,
+            mask=EPT_MASK,
+            access_mask=0,
+            nonpresent_or_rsvd_mask=L1TF_MASK,
+            lower_gfn_mask=L1TF_LOWER_GFN_MASK,
+            rsvd_high=EPT_HIGH,
+            ept=True,
+            bad_mt_xwr=bad,
+        )
     value = 0 if mmio_cfg == MMIO_TDX else EPT_VALUE
-    return MmioFormat(True, value, EPT_MASK, 0, 0, EPT_LOWER_GFN_MASK, EPT_HIGH, True, bad)
+    return MmioFormat(
+        caching=True,
+        value=value,
+        mask=EPT_MASK,
+        access_mask=0,
+        nonpresent_or_rsvd_mask=0,
+        lower_gfn_mask=EPT_LOWER_GFN_MASK,
+        rsvd_high=EPT_HIGH,
+        ept=True,
+        bad_mt_xwr=bad,
+    )
 
 
 def mmio_result(ret: int, warns: int, cache: MmioCache) -> Mmio:
     """A result that came about without a look at an MMIO SPTE."""
-    return Mmio(True, ret, warns, False, 0, 0, False, 0, 0, 0, cache)
+    return Mmio(
+        called=True,
+        ret=ret,
+        warns=warns,
+        checked=False,
+        kvm_gen=0,
+        spte_gen=0,
+        traced=False,
+        addr=0,
+        gfn=0,
+        access=0,
+        cache=cache,
+    )
 
 
 def handle_mmio_page_fault(vcpu: Vcpu, addr: int) -> Mmio:
@@ -227,9 +267,33 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int) -> Mmio:
     kvm_gen = gen & mmio_spte_gen_mask()
     spte_gen = get_mmio_spte_generation(spte)
     if kvm_gen != spte_gen:
-        return Mmio(True, RET_PF_INVALID, 0, True, kvm_gen, spte_gen, False, 0, 0, 0, vcpu.cache)
+        return Mmio(
+            called=True,
+            ret=RET_PF_INVALID,
+            warns=0,
+            checked=True,
+            kvm_gen=kvm_gen,
+            spte_gen=spte_gen,
+            traced=False,
+            addr=0,
+            gfn=0,
+            access=0,
+            cache=vcpu.cache,
+        )
     gva = 0 if vcpu.mmu.direct else addr
     gfn = get_mmio_spte_gfn(vcpu.mmio_format, spte)
     access = spte & vcpu.mmio_format.access_mask
     cache = vcpu_cache_mmio_info(vcpu.cache, gen, vcpu.mmu.nested, gva, gfn, access)
-    return Mmio(True, RET_PF_EMULATE, 0, True, kvm_gen, spte_gen, True, gva, gfn, access, cache)
+    return Mmio(
+        called=True,
+        ret=RET_PF_EMULATE,
+        warns=0,
+        checked=True,
+        kvm_gen=kvm_gen,
+        spte_gen=spte_gen,
+        traced=True,
+        addr=gva,
+        gfn=gfn,
+        access=access,
+        cache=cache,
+    )

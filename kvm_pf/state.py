@@ -198,7 +198,7 @@ class MemoryFault(NamedTuple):
     flags: int
 
 
-NO_MEMORY_FAULT = MemoryFault(0, 0, 0, 0)
+NO_MEMORY_FAULT = MemoryFault(exit_reason=0, gpa=0, size=0, flags=0)
 
 
 class Stats(NamedTuple):
@@ -210,7 +210,7 @@ class Stats(NamedTuple):
     spurious: int
 
 
-NO_STATS = Stats(0, 0, 0, 0)
+NO_STATS = Stats(taken=0, fixed=0, emulate=0, spurious=0)
 
 
 class Mmio(NamedTuple):
@@ -261,7 +261,7 @@ class Emulation(NamedTuple):
     insn_len: int
 
 
-NO_EMULATION = Emulation(False, 0, 0, 0)
+NO_EMULATION = Emulation(called=False, emulation_type=0, addr=0, insn_len=0)
 
 
 class Outcome(NamedTuple):

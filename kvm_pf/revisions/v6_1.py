@@ -48,8 +48,16 @@ def new_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool, private: bo
 
     Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, kvm_mmu_do_page_fault() (v6.1).
     """
-    mmu = Mmu(vcpu.mmu.root_valid, False, vcpu.mmu.is_tdp, vcpu.mmu.guest_mode, vcpu.mmu.nested)
-    unknown = Vcpu(mmu, vcpu.vm, vcpu.mmio_format, vcpu.walk, vcpu.cache, vcpu.world)
+    mmu = Mmu(
+        root_valid=vcpu.mmu.root_valid,
+        direct=False,
+        is_tdp=vcpu.mmu.is_tdp,
+        guest_mode=vcpu.mmu.guest_mode,
+        nested=vcpu.mmu.nested,
+    )
+    unknown = Vcpu(
+        mmu=mmu, vm=vcpu.vm, mmio_format=vcpu.mmio_format, walk=vcpu.walk, cache=vcpu.cache, world=vcpu.world
+    )
     return new_fault_posted(unknown, cr2_or_gpa, err, prefetch, private)
 
 

@@ -30,6 +30,7 @@ from kvm_pf.exits import (
     PreFaulted,
     Retry,
     RmpFault,
+    pre_fault_refused,
     signal_pending,
 )
 from kvm_pf.fault import NO_FAULT, After, emulate, kvm_mmu_do_page_fault
@@ -71,7 +72,7 @@ def count_handled(r: int, prefetch: bool) -> Stats:
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_mmu_page_fault().
     """
-    return Stats(0 if prefetch else 1, 0, 0, 0)
+    return Stats(taken=0 if prefetch else 1, fixed=0, emulate=0, spurious=0)
 
 
 def count_result(r: int) -> Stats:
@@ -80,11 +81,11 @@ def count_result(r: int) -> Stats:
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_mmu_page_fault().
     """
     if r == RET_PF_FIXED:
-        return Stats(0, 1, 0, 0)
+        return Stats(taken=0, fixed=1, emulate=0, spurious=0)
     if r == RET_PF_EMULATE:
-        return Stats(0, 0, 1, 0)
+        return Stats(taken=0, fixed=0, emulate=1, spurious=0)
     if r == RET_PF_SPURIOUS:
-        return Stats(0, 0, 0, 1)
+        return Stats(taken=0, fixed=0, emulate=0, spurious=1)
     return NO_STATS
 
 
@@ -131,7 +132,7 @@ def after_fault(
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_mmu_page_fault().
     """
     if r < 0:
-        return After(r, 0, NO_UNPROTECT, NO_EMULATION, NO_STATS)
+        return After(ret=r, warns=0, unprotect=NO_UNPROTECT, emulation=NO_EMULATION, stats=NO_STATS)
     warns = 0
     unprotect = NO_UNPROTECT
     if r == RET_PF_WRITE_PROTECTED:
@@ -140,9 +141,17 @@ def after_fault(
         )
     if r != RET_PF_EMULATE:
         ret, surprise = resumed(r)
-        return After(ret, warns | surprise, unprotect, NO_EMULATION, count_result(r))
+        return After(
+            ret=ret,
+            warns=warns | surprise,
+            unprotect=unprotect,
+            emulation=NO_EMULATION,
+            stats=count_result(r),
+        )
     emulation = emulate(vcpu, cr2_or_gpa, emulation_type, insn_len)
-    return After(vcpu.world.emu_ret, warns, unprotect, emulation, count_result(r))
+    return After(
+        ret=vcpu.world.emu_ret, warns=warns, unprotect=unprotect, emulation=emulation, stats=count_result(r)
+    )
 
 
 def npf_error_code(guest: Guest, error_code: int) -> int:
@@ -198,7 +207,7 @@ def count_page_ready(r: int) -> Stats:
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_arch_async_page_ready().
     """
-    return Stats(0, 1, 0, 0) if r == RET_PF_FIXED else NO_STATS
+    return Stats(taken=0, fixed=1, emulate=0, spurious=0) if r == RET_PF_FIXED else NO_STATS
 
 
 EOPNOTSUPP = 95
@@ -278,12 +287,12 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_arch_vcpu_pre_fault_memory().
     """
     if not request.allowed:
-        return PreFaulted(-EOPNOTSUPP, 0, 0, 0, 0, NO_LOOKUP, NO_FAULT)
+        return pre_fault_refused(-EOPNOTSUPP)
     gfn = gpa_to_gfn(request.gpa)
     if is_gfn_alias(vcpu.vm, gfn):
-        return PreFaulted(-EINVAL, 0, 0, 0, 0, NO_LOOKUP, NO_FAULT)
+        return pre_fault_refused(-EINVAL)
     if request.reload_ret != 0:
-        return PreFaulted(request.reload_ret, 0, 0, 0, 0, NO_LOOKUP, NO_FAULT)
+        return pre_fault_refused(request.reload_ret)
     private = False
     lookups = NO_LOOKUP
     if kvm_arch_has_private_mem(vcpu.vm):
@@ -295,7 +304,9 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
         page = 1 << PAGE_SHIFT + PT64_LEVEL_BITS * (request.level - 1)
         left = page - (request.gpa & page - 1)
         ret = request.size if request.size < left else left
-    return PreFaulted(ret, warns, calls, addr, error_code, lookups, handled)
+    return PreFaulted(
+        ret=ret, warns=warns, calls=calls, addr=addr, error_code=error_code, lookups=lookups, handled=handled
+    )
 
 
 def kvm_max_private_mapping_level(memory: Memory, max_level: int) -> int:

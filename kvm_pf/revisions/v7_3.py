@@ -221,12 +221,30 @@ def tdx_handle_ept_violation(event: Event) -> SourceOutcome:
     if local_retry:
         if tdx_is_sept_violation_unexpected_pending(event):
             return SourceOutcome(
-                -EIO, 0, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, False, False, False, True, False
+                ret=-EIO,
+                warns=0,
+                trace=NO_TRACE,
+                mmu=NO_MMU_CALL,
+                rmp=NO_RMP_FAULT,
+                fast_mmio=False,
+                unprotect_virt=False,
+                apf_wait=False,
+                vm_dead=True,
+                vm_bugged=False,
             )
         q = EPT_VIOLATION_ACC_WRITE
     elif q & EPT_VIOLATION_ACC_INSTR != 0:
         return SourceOutcome(
-            -EIO, WARN_SOURCE_BUG, NO_TRACE, NO_MMU_CALL, NO_RMP_FAULT, False, False, False, False, True
+            ret=-EIO,
+            warns=WARN_SOURCE_BUG,
+            trace=NO_TRACE,
+            mmu=NO_MMU_CALL,
+            rmp=NO_RMP_FAULT,
+            fast_mmio=False,
+            unprotect_virt=False,
+            apf_wait=False,
+            vm_dead=False,
+            vm_bugged=True,
         )
     calls = 0
     while True:
@@ -242,7 +260,7 @@ def tdx_handle_ept_violation(event: Event) -> SourceOutcome:
             break
         if came_true(event.retry, BREAK_SLOT_INVALID, calls):
             break
-    return with_mmu(ret, 0, Trace(True, event.addr, q), mmu, NO_RMP_FAULT)
+    return with_mmu(ret, 0, Trace(called=True, addr=event.addr, error_code=q), mmu, NO_RMP_FAULT)
 
 
 def pre_fault_stopped(retry: Retry, calls: int) -> int:
@@ -311,7 +329,15 @@ def outside_answers_lookup(memory: Memory, found: Found, may_wait: bool) -> tupl
     got_it = memory.gup_result == GUP_OK and not needs_io
     pfn = KVM_PFN_ERR_NEEDS_IO if needs_io else outside_answers_pfn(memory.gup_result, memory.host_pfn)
     writable = got_it and memory.slot.flags & KVM_MEM_READONLY == 0
-    return Found(found.slot, found.mmu_seq, pfn, found.hva, got_it, writable, found.max_level), needs_io
+    return Found(
+        slot=found.slot,
+        mmu_seq=found.mmu_seq,
+        pfn=pfn,
+        hva=found.hva,
+        refcounted_page=got_it,
+        map_writable=writable,
+        max_level=found.max_level,
+    ), needs_io
 
 
 def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) -> tuple[Faultin, bool]:
@@ -321,11 +347,28 @@ def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) ->
     """
     seen = before.found
     if fault.write and memory.slot.flags & KVM_MEM_READONLY != 0:
-        found = Found(seen.slot, seen.mmu_seq, KVM_PFN_ERR_RO_FAULT, seen.hva, False, False, seen.max_level)
+        found = Found(
+            slot=seen.slot,
+            mmu_seq=seen.mmu_seq,
+            pfn=KVM_PFN_ERR_RO_FAULT,
+            hva=seen.hva,
+            refcounted_page=False,
+            map_writable=False,
+            max_level=seen.max_level,
+        )
         return so_far(before, RET_PF_CONTINUE, found, NO_CALLS), False
     found, needs_io = outside_answers_lookup(memory, seen, may_wait)
     how = (GUP_WRITE if fault.write else 0) | (GUP_INTERRUPTIBLE if may_wait else GUP_NOWAIT)
-    calls = Calls(0, 1, how << GUP_SECOND_SHIFT * before.calls.gup, 0, 0, 0, 0, 0)
+    calls = Calls(
+        gmem=0,
+        gup=1,
+        gup_flags=how << GUP_SECOND_SHIFT * before.calls.gup,
+        apf_setup=0,
+        apf_halt=0,
+        released=0,
+        signal_exit=0,
+        hwpoison_signal=0,
+    )
     return so_far(before, RET_PF_CONTINUE, found, calls), needs_io
 
 
@@ -339,7 +382,14 @@ def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Fa
     if is_gfn_alias(vcpu.vm, fault.gfn):
         start = begin(vcpu, fault, fault.mmu_seq)
         return Faultin(
-            -EFAULT, start.exit, start.found, start.calls, start.lookups, start.cache, WARN_KVM_BUG, True
+            ret=-EFAULT,
+            exit=start.exit,
+            found=start.found,
+            calls=start.calls,
+            lookups=start.lookups,
+            cache=start.cache,
+            warns=WARN_KVM_BUG,
+            vm_bugged=True,
         )
     return kvm_faultin_pfn_6_10(vcpu, fault, access, memory)
 
