@@ -97,7 +97,6 @@ PFERR: tuple[Bit, ...] = (
 )  # fmt: skip
 
 _SDM = "Intel SDM vol. 3, table of exit qualifications for EPT violations"
-_VMX = "Linux `arch/x86/kvm/vmx/common.h`"
 
 EPT: tuple[Bit, ...] = (
     Bit(0, "READ", INTEL, "before", "the access was a read", _SDM),

@@ -97,7 +97,7 @@ def new_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool, private: bo
     Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, kvm_mmu_do_page_fault(), blob d7c10d338f14.
     """
     gfn = fault_gfn(vcpu.vm, cr2_or_gpa) if vcpu.mmu.direct else 0
-    slot = vcpu.mmu.direct and vcpu.world.memslot
+    slot = vcpu.mmu.direct and vcpu.environment.memslot
     return Fault(
         addr=cr2_or_gpa,
         error_code=err,
@@ -128,12 +128,12 @@ def new_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool, private: bo
 def page_fault(vcpu: Vcpu, fault: Fault) -> tuple[int, bool]:
     """Call the MMU's page-fault handler: its result, and whether the write hit a page table that it shadows.
 
-    The handler's own work is a world of its own; here its answer is given.  `kvm_pf.faultin` has the part
+    The handler's own work is not followed; its answer is given.  `kvm_pf.faultin` has the part
     that reads is_private.
 
     Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, kvm_mmu_do_page_fault(), blob d7c10d338f14.
     """
-    return vcpu.world.pf_ret, vcpu.world.pf_wpf
+    return vcpu.environment.pf_ret, vcpu.environment.pf_wpf
 
 
 def kvm_mmu_prepare_memory_fault_exit(gfn: int, private: bool) -> MemoryFault:
@@ -244,7 +244,9 @@ def after_fault(
     if not mmio_info_in_cache(vcpu, cr2_or_gpa) and not vcpu.mmu.guest_mode:
         emulation_type |= EMULTYPE_ALLOW_RETRY_PF
     emulation = emulate(vcpu, cr2_or_gpa, emulation_type, insn_len)
-    return After(ret=vcpu.world.emu_ret, warns=0, unprotect=NO_UNPROTECT, emulation=emulation, stats=NO_STATS)
+    return After(
+        ret=vcpu.environment.emu_ret, warns=0, unprotect=NO_UNPROTECT, emulation=emulation, stats=NO_STATS
+    )
 
 
 NO_FAULT = Handled(
@@ -349,7 +351,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, cr2_or_gpa: int, error_code: int, insn_len: i
         mmio = handle_mmio_page_fault(vcpu, cr2_or_gpa)
     if mmio.ret == RET_PF_EMULATE:
         emulation = emulate(vcpu, cr2_or_gpa, EMULTYPE_PF, insn_len)
-        return outcome(way, vcpu.world.emu_ret, mmio, NO_FAULT, emulation)
+        return outcome(way, vcpu.environment.emu_ret, mmio, NO_FAULT, emulation)
     r = mmio.ret
     handled = NO_FAULT
     if r == RET_PF_INVALID:

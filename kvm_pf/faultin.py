@@ -195,7 +195,7 @@ def begin(vcpu: Vcpu, fault: Fault, mmu_seq: int) -> Faultin:
     )
 
 
-def so_far(before: Faultin, ret: int, found: Found, calls: Calls) -> Faultin:
+def with_result(before: Faultin, ret: int, found: Found, calls: Calls) -> Faultin:
     """Go on from `before`: with a result, with what was found, and with more calls made."""
     return Faultin(
         ret=ret,
@@ -225,7 +225,7 @@ def add_calls(a: Calls, b: Calls) -> Calls:
 
 def answer(before: Faultin, ret: int) -> Faultin:
     """Go on from `before` with nothing but a result."""
-    return so_far(before, ret, before.found, NO_CALLS)
+    return with_result(before, ret, before.found, NO_CALLS)
 
 
 def memory_fault(before: Faultin, fault: Fault, ret: int) -> Faultin:
@@ -345,7 +345,7 @@ def kvm_faultin_pfn_private(fault: Fault, memory: Memory, before: Faultin) -> Fa
     """
     if not before.found.slot or memory.slot.flags & KVM_MEM_GUEST_MEMFD == 0:
         return memory_fault(before, fault, -EFAULT)
-    asked = so_far(before, before.ret, before.found, GMEM_CALL)
+    asked = with_result(before, before.ret, before.found, GMEM_CALL)
     if memory.gmem_ret != 0:
         return memory_fault(asked, fault, memory.gmem_ret)
     found = Found(
@@ -357,7 +357,7 @@ def kvm_faultin_pfn_private(fault: Fault, memory: Memory, before: Faultin) -> Fa
         map_writable=memory.slot.flags & KVM_MEM_READONLY == 0,
         max_level=kvm_max_private_mapping_level(memory, fault.max_level),
     )
-    return so_far(asked, RET_PF_CONTINUE, found, NO_CALLS)
+    return with_result(asked, RET_PF_CONTINUE, found, NO_CALLS)
 
 
 def outside_answers_pfn(gup_result: int, host_pfn: int) -> int:
@@ -415,7 +415,7 @@ def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) ->
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, __kvm_faultin_pfn(), blob 7807bdcd87e8.
     """
     found, needs_io = outside_answers_lookup(memory, before.found, may_wait)
-    return so_far(before, RET_PF_CONTINUE, found, GUP_CALL), needs_io
+    return with_result(before, RET_PF_CONTINUE, found, GUP_CALL), needs_io
 
 
 def faultin_shared(fault: Fault, memory: Memory, before: Faultin) -> Faultin:
@@ -428,8 +428,8 @@ def faultin_shared(fault: Fault, memory: Memory, before: Faultin) -> Faultin:
         return looked
     if not fault.prefetch and memory.can_async_pf:
         if memory.apf_repeat:
-            return so_far(looked, RET_PF_RETRY, looked.found, APF_HALT_CALL)
-        looked = so_far(looked, RET_PF_RETRY, looked.found, APF_SETUP_CALL)
+            return with_result(looked, RET_PF_RETRY, looked.found, APF_HALT_CALL)
+        looked = with_result(looked, RET_PF_RETRY, looked.found, APF_SETUP_CALL)
         if memory.apf_setup_ok:
             return looked
     looked, needs_io = gfn_to_pfn(fault, memory, looked, True)
@@ -462,7 +462,7 @@ def faultin_pfn(vcpu: Vcpu, fault: Fault, memory: Memory, before: Faultin) -> Fa
         return answer(before, deleted_slot(fault.prefetch))
     if not (fault.slot and kvm_is_visible_memslot(slot)):
         if vcpu.mmu.guest_mode:
-            return so_far(before, RET_PF_CONTINUE, no_slot(before.found), NO_CALLS)
+            return with_result(before, RET_PF_CONTINUE, no_slot(before.found), NO_CALLS)
         if fault.slot and slot.id == APIC_ACCESS_PAGE_PRIVATE_MEMSLOT and not memory.apicv_active:
             return answer(before, RET_PF_EMULATE)
     compared = mismatch(vcpu, fault, before)
@@ -479,11 +479,11 @@ def kvm_handle_error_pfn(before: Faultin) -> Faultin:
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_handle_error_pfn(), blob 7807bdcd87e8.
     """
     if before.found.pfn == KVM_PFN_ERR_SIGPENDING:
-        return so_far(before, -EINTR, before.found, SIGNAL_EXIT_CALL)
+        return with_result(before, -EINTR, before.found, SIGNAL_EXIT_CALL)
     if before.found.pfn == KVM_PFN_ERR_RO_FAULT:
         return answer(before, RET_PF_EMULATE)
     if before.found.pfn == KVM_PFN_ERR_HWPOISON:
-        return so_far(before, RET_PF_RETRY, before.found, HWPOISON_SIGNAL_CALL)
+        return with_result(before, RET_PF_RETRY, before.found, HWPOISON_SIGNAL_CALL)
     return answer(before, -EFAULT)
 
 
@@ -534,7 +534,7 @@ def recheck_invalidation(memory: Memory, before: Faultin) -> Faultin:
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn(), blob 7807bdcd87e8.
     """
     if mmu_invalidate_retry_gfn_unsafe(memory.late_invalidation, before.found.mmu_seq):
-        return so_far(before, RET_PF_RETRY, before.found, RELEASE_CALL)
+        return with_result(before, RET_PF_RETRY, before.found, RELEASE_CALL)
     return before
 
 

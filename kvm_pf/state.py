@@ -128,7 +128,7 @@ class MmioCache(NamedTuple):
     access: int
 
 
-class World(NamedTuple):
+class Environment(NamedTuple):
     """What functions outside the fault path answer, should they be asked."""
 
     memslot: bool  # kvm_vcpu_gfn_to_memslot() finds one
@@ -148,7 +148,7 @@ class Vcpu(NamedTuple):
     mmio_format: MmioFormat
     walk: Walk
     cache: MmioCache
-    world: World
+    environment: Environment
 
 
 class Lookups(NamedTuple):

@@ -57,13 +57,13 @@ from kvm_pf.state import (
     PG_LEVEL_4K,
     RET_PF_CONTINUE,
     RET_PF_RETRY,
+    Environment,
     Fault,
     MmioCache,
     Mmu,
     Vcpu,
     Vm,
     Walk,
-    World,
 )
 
 HARDWARE = ("npt", "ept", "shadow")
@@ -370,8 +370,8 @@ class GuestMemory:
         sptes = [spte if n == level else 0 for n in (5, 4, 3, 2, 1)]
         gfn = addr >> PAGE_SHIFT
         slot = self.slots.find(gfn) is not None
-        world = World(slot, RET_PF_CONTINUE, False, emu_ret, False, False, False)
-        return Vcpu(self.mmu, self.vm(gfn), self.format, Walk(level, level, *sptes), self.cache, world)
+        environment = Environment(slot, RET_PF_CONTINUE, False, emu_ret, False, False, False)
+        return Vcpu(self.mmu, self.vm(gfn), self.format, Walk(level, level, *sptes), self.cache, environment)
 
     def _look(self, fault: Fault, memslot: Memslot | None) -> tuple[faultin.Memory, bool]:
         """Return what the fault-in can meet, and whether the host lets the page be written to."""

@@ -56,7 +56,12 @@ def new_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool, private: bo
         nested=vcpu.mmu.nested,
     )
     unknown = Vcpu(
-        mmu=mmu, vm=vcpu.vm, mmio_format=vcpu.mmio_format, walk=vcpu.walk, cache=vcpu.cache, world=vcpu.world
+        mmu=mmu,
+        vm=vcpu.vm,
+        mmio_format=vcpu.mmio_format,
+        walk=vcpu.walk,
+        cache=vcpu.cache,
+        environment=vcpu.environment,
     )
     return new_fault_posted(unknown, cr2_or_gpa, err, prefetch, private)
 

@@ -103,13 +103,13 @@ def kvm_mmu_write_protect_fault(
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_mmu_write_protect_fault().
     """
-    if vcpu.world.retry_match:
+    if vcpu.environment.retry_match:
         return RET_PF_EMULATE, emulation_type, 0, NO_UNPROTECT
     if mmio_info_in_cache(vcpu, cr2_or_gpa):
         return RET_PF_EMULATE, emulation_type, WARN_WP_MMIO_HIT, NO_UNPROTECT
-    worth_it = is_write_to_guest_page_table(error_code) if vcpu.mmu.direct else vcpu.world.reinject
+    worth_it = is_write_to_guest_page_table(error_code) if vcpu.mmu.direct else vcpu.environment.reinject
     unprotect = Unprotect(True, cr2_or_gpa) if worth_it else NO_UNPROTECT
-    if worth_it and vcpu.world.unprot_ret:
+    if worth_it and vcpu.environment.unprot_ret:
         return RET_PF_RETRY, emulation_type, 0, unprotect
     if not vcpu.mmu.guest_mode:
         emulation_type |= EMULTYPE_ALLOW_RETRY_PF
@@ -150,7 +150,11 @@ def after_fault(
         )
     emulation = emulate(vcpu, cr2_or_gpa, emulation_type, insn_len)
     return After(
-        ret=vcpu.world.emu_ret, warns=warns, unprotect=unprotect, emulation=emulation, stats=count_result(r)
+        ret=vcpu.environment.emu_ret,
+        warns=warns,
+        unprotect=unprotect,
+        emulation=emulation,
+        stats=count_result(r),
     )
 
 

@@ -66,7 +66,7 @@ from kvm_pf.faultin import (
     begin,
     kvm_max_level_for_order,
     outside_answers_pfn,
-    so_far,
+    with_result,
 )
 from kvm_pf.mmio import MMIO_EPT_L1TF
 from kvm_pf.permission import PFEC_MASK
@@ -356,7 +356,7 @@ def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) ->
             map_writable=False,
             max_level=seen.max_level,
         )
-        return so_far(before, RET_PF_CONTINUE, found, NO_CALLS), False
+        return with_result(before, RET_PF_CONTINUE, found, NO_CALLS), False
     found, needs_io = outside_answers_lookup(memory, seen, may_wait)
     how = (GUP_WRITE if fault.write else 0) | (GUP_INTERRUPTIBLE if may_wait else GUP_NOWAIT)
     calls = Calls(
@@ -369,7 +369,7 @@ def gfn_to_pfn(fault: Fault, memory: Memory, before: Faultin, may_wait: bool) ->
         signal_exit=0,
         hwpoison_signal=0,
     )
-    return so_far(before, RET_PF_CONTINUE, found, calls), needs_io
+    return with_result(before, RET_PF_CONTINUE, found, calls), needs_io
 
 
 def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Faultin:

@@ -48,6 +48,7 @@ from kvm_pf.state import (
     PG_LEVEL_4K,
     RET_PF_CONTINUE,
     WARN_NAMES,
+    Environment,
     Fault,
     MmioCache,
     MmioFormat,
@@ -55,7 +56,6 @@ from kvm_pf.state import (
     Vcpu,
     Vm,
     Walk,
-    World,
 )
 
 
@@ -143,7 +143,7 @@ def case_vcpu(
             root=walk_root, leaf=walk_leaf, spte5=spte5, spte4=spte4, spte3=spte3, spte2=spte2, spte1=spte1
         ),
         cache=MmioCache(gva=mmio_gva, gfn=mmio_gfn, gen=mmio_gen, access=mmio_access),
-        world=World(
+        environment=Environment(
             memslot=memslot,
             pf_ret=pf_ret,
             pf_wpf=pf_wpf,
@@ -386,7 +386,6 @@ SOURCE_OUTPUTS = (
 # The fault-in tables.
 
 SLOT_NONE = 0
-SLOT_USER = 1
 SLOT_USER_GMEM = 2
 SLOT_USER_RO = 3
 SLOT_USER_GMEM_RO = 4
@@ -402,8 +401,6 @@ SLOT_KINDS = (
 )  # fmt: skip
 """Names of the SLOT_* codes."""
 
-INVALIDATION_NONE = 0
-INVALIDATION_OTHER_GFN = 1
 INVALIDATION_COVERS_GFN = 2
 INVALIDATIONS = ("none", "other_gfn", "covers_gfn")
 """Names of the INVALIDATION_* codes."""
@@ -483,7 +480,7 @@ def faultin_vcpu(
         ),
         walk=Walk(root=4, leaf=-1, spte5=0, spte4=0, spte3=0, spte2=0, spte1=0),
         cache=MmioCache(gva=0, gfn=0, gen=0, access=0),
-        world=World(
+        environment=Environment(
             memslot=slot_kind != SLOT_NONE,
             pf_ret=RET_PF_CONTINUE,
             pf_wpf=False,

@@ -30,7 +30,7 @@ from kvm_pf.exits import (
 )
 from kvm_pf.revisions import get
 from kvm_pf.run import tables
-from kvm_pf.state import MmioCache, MmioFormat, Mmu, Vcpu, Vm, Walk, World
+from kvm_pf.state import Environment, MmioCache, MmioFormat, Mmu, Vcpu, Vm, Walk
 
 GPA = 0x40001000
 EIO, EINTR, EINVAL, ENOENT, EFAULT, ENOMEM, EOPNOTSUPP = 5, 4, 22, 2, 14, 12, 95
@@ -509,7 +509,7 @@ def vcpu(direct=True, is_tdp=True, private=False, vm_type=1, pf_ret=0, direct_bi
         MmioFormat(True, 6, 7, 0, 0, 0, 0, True, 0),
         Walk(4, -1, 0, 0, 0, 0, 0),
         MmioCache(0, 0, 0, 0),
-        World(True, pf_ret, False, 1, False, False, False),
+        Environment(True, pf_ret, False, 1, False, False, False),
     )
 
 

@@ -14,7 +14,7 @@ from kvm_pf.faultin import Found, Invalidation, Memory, Slot, kvm_max_level_for_
 from kvm_pf.mmio import MMIO_NPT
 from kvm_pf.run import tables
 from kvm_pf.run.inputs import row_values, run_row
-from kvm_pf.state import MmioCache, Mmu, Vcpu, Vm, Walk, World
+from kvm_pf.state import Environment, MmioCache, Mmu, Vcpu, Vm, Walk
 
 FIRST = ("before", "posted", "merged_patch")
 SERIES = ("posted_series", "v6_10", "v6_12")
@@ -314,10 +314,10 @@ MEMORY = Memory(
 def with_late(revision, late):
     """Fault a shared page in; `late` is what the invalidations are when it has been looked up."""
     mmu, vm = Mmu(True, True, True, False, False), Vm(True, True, 1, 0, False, False, 0, 0x15)
-    world = World(True, 0, False, 0, False, False, False)
+    environment = Environment(True, 0, False, 0, False, False, False)
     walk, cache = Walk(4, -1, 0, 0, 0, 0, 0), MmioCache(0, 0, 0, 0)
     r = revisions.get(revision)
-    vcpu = Vcpu(mmu, vm, r.link("mmio_format")(MMIO_NPT), walk, cache, world)
+    vcpu = Vcpu(mmu, vm, r.link("mmio_format")(MMIO_NPT), walk, cache, environment)
     memory = MEMORY._replace(late_invalidation=late)
     fault = r.link("new_fault")(vcpu, 0x100000000, 0, False, False)
     return r.link("kvm_faultin_pfn")(vcpu, fault, 7, memory)
