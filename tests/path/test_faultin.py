@@ -567,3 +567,8 @@ def test_each_slot_kind_has_its_flags():
     }  # fmt: skip
     internal = {k: tables.faultin_slot(tables.SLOT_KINDS.index(k)).id for k in ("tss", "apic", "ident")}
     assert internal == {"tss": 32764, "apic": 32765, "ident": 32766}
+
+
+def test_nothing_is_left_to_the_caller_but_in_6_1():
+    done = fault_in("posted")
+    assert revisions.get("posted").link("handle_abnormal_pfn")(None, None, 7, None, done) is done

@@ -9,7 +9,16 @@ import pytest
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import load_corpus
-from kvm_pf.revisions import HUNK_STEPS, LATTICE, REVISIONS, get, logic_names, path_modules
+from kvm_pf.revisions import (
+    HUNK_STEPS,
+    LATTICE,
+    REVISIONS,
+    get,
+    having,
+    logic_names,
+    path_modules,
+    revision_modules,
+)
 from kvm_pf.run import tables
 from kvm_pf.run.batch import evaluate
 from kvm_pf.run.watch import explain, source_of
@@ -208,3 +217,27 @@ class TestDerive:
             get("posted").derive("x", sanitize=5)
         with pytest.raises(InputError, match="RET_PF_RETRY is an integer"):
             get("posted").derive("x", RET_PF_RETRY=lambda: 1)
+
+
+def test_the_last_kind_of_vm_is_the_kernels_and_passes_to_what_is_derived():
+    known = {
+        "posted": 1,
+        "v6_10": 3,
+        "v6_12": 4,
+        "v7_3": 5,
+    }  # SEV and SEV-ES from 6.10, SNP from 6.11, TDX from 6.16
+    assert {name: get(name).last_vm_type for name in known} == known
+    assert {name: get(name).derive("mine").last_vm_type for name in known} == known
+    assert get("v7_3").derive("mine").lineage[:2] == ("mine", "v7_3")
+
+
+def test_revisions_are_found_by_their_traits():
+    assert having("tdx").split() == ["v7_3"]
+    assert having("tdx", "callers-strip") == ""
+    with pytest.raises(InputError, match="there is no trait 'nope'; there are strips, "):
+        having("nope")
+
+
+def test_the_linker_is_no_revision():
+    assert "link" not in revision_modules()
+    assert {"before", "v6_8", "v7_3"} <= set(revision_modules()) <= set(REVISIONS)
