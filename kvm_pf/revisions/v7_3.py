@@ -22,6 +22,7 @@ from kvm_pf.bits import (
     PFERR_SS_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
+    U64_MASK,
 )
 from kvm_pf.exits import (
     BREAK_EVENTS,
@@ -259,7 +260,7 @@ def pre_fault_gpa(vm: Vm, gpa: int, private: bool) -> int:
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 7.3.4, kvm_arch_vcpu_pre_fault_memory().
     """
-    return gpa if private else gpa | vm.direct_bits << PAGE_SHIFT
+    return gpa if private else gpa | vm.direct_bits << PAGE_SHIFT & U64_MASK
 
 
 def is_gfn_alias(vm: Vm, gfn: int) -> bool:
