@@ -26,10 +26,10 @@ from kvm_pf.run.ranges import DIVISION, ORDER, REMAINDER, RIGHT_SHIFT, with_int6
 def _unsigned(of: Callable[[Any, Any], Any], number: bool) -> Callable[[Any, Any], Any]:
     """Make an operator on int64 that reads both operands as uint64; `number`: its result is a number again."""
 
-    def stands_for(a: Any, b: Any) -> Any:
+    def stands_for(a, b):  # type: ignore[no-untyped-def]
         raise NotImplementedError
 
-    def made(a: Any, b: Any) -> Any:
+    def made(a, b):  # type: ignore[no-untyped-def]  # numba compares its signature with the lambdas'
         if number:
             return lambda a, b: np.int64(of(np.uint64(a), np.uint64(b)))
         return lambda a, b: of(np.uint64(a), np.uint64(b))
