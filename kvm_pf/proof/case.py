@@ -13,7 +13,7 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple, get_type_hints
 
-from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, describe
+from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, U64_MASK, describe
 from kvm_pf.exits import KIND_TDX, SEV_SNP, SOURCE_WARN_NAMES, AsyncPf, PreFault, Retry
 from kvm_pf.mmio import MMIO_TDX
 from kvm_pf.proof.terms import (
@@ -34,8 +34,9 @@ from kvm_pf.proof.terms import (
     some,
 )
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.run import tables
+from kvm_pf.run import ranges, tables
 from kvm_pf.run.inputs import limits
+from kvm_pf.run.ranges import Span
 from kvm_pf.run.tables import (
     CASE_INPUTS,
     CASE_OUTPUTS,
@@ -233,7 +234,8 @@ class Case:
 
     @staticmethod
     def _any(name: str) -> Any:
-        return any_bool(name) if COLUMNS[name].kind == "bool" else any_int(name)
+        column = COLUMNS[name]
+        return any_bool(name) if column.kind == "bool" else any_int(name, Span(*limits(column)[:2]))
 
     def any(self, kind: type[Any], name: str) -> Any:
         """An input beside the columns: a record of which every field is an input `name.field`, 0 by default."""
@@ -351,7 +353,7 @@ class Case:
         kept = []
         for name, term in self.terms.items():
             column = COLUMNS.get(name)
-            if column and column.kind in ("int", "label"):
+            if column and column.kind != "bool" and limits(column)[:2] != ranges.U64:
                 low, high, _ = limits(column)
                 kept.append((term >= low) & (term <= (len(ANSWERS) - 1 if name == "pf_ret" else high)))
         return kept
@@ -368,6 +370,8 @@ class Case:
         if output.column == "mmio_ret":
             for name, number in answers(revision).items():
                 value = choose(attrgetter(output.path)(result) == number, ANSWERS.index(name), value)
+        if output.kind == "u64":  # which holds what is left modulo 2^64
+            value = value & U64_MASK
         return attrgetter(output.reached)(result) != 0 if output.reached else True, value
 
     def written(self, way: str, output: Output, revision: Revision) -> str:

@@ -701,7 +701,7 @@ def _(c: Case, r: Revision) -> Any:
 )
 def _(c: Case, r: Revision) -> Any:
     form = c.step("mmio_format", r)(c.mmio_cfg)
-    fits = (c.mmio_gfn << 12) & ~(form.lower_gfn_mask | form.nonpresent_or_rsvd_mask) == 0
+    fits = (c.mmio_gfn << 12 & U64_MAX) & ~(form.lower_gfn_mask | form.nonpresent_or_rsvd_mask) == 0
     spte = c.step("make_mmio_spte", r)(form, c.gen, c.mmio_gfn, c.mmio_access)
     gfn = c.step("get_mmio_spte_gfn", r)(form, spte)
     gen = c.step("get_mmio_spte_generation", r)(spte)
