@@ -36,7 +36,7 @@ from kvm_pf.proof.case import (
     fingerprint,
     spelled,
 )  # fmt: skip
-from kvm_pf.proof.terms import all_of, bool_term, new_solver, no, one_of, satisfiable
+from kvm_pf.proof.terms import all_of, alone, bool_term, new_solver, no, one_of, satisfiable
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.run.inputs import U64_MAX, case_values
 from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES, Output
@@ -411,6 +411,7 @@ class Comparison:
 States = Callable[[Case], Any]
 
 
+@alone
 def compare(
     a: str | Revision,
     b: str | Revision,

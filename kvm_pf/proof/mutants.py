@@ -22,19 +22,15 @@ from operator import attrgetter
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple, get_type_hints
 
-import z3
-
 from kvm_pf.conformance.corpus import CALLS, call, load_corpus
 from kvm_pf.proof.case import WAYS, Case, common_outputs, spelled
 from kvm_pf.proof.terms import (
-    Int,
     Summary,
     Unknown,
     Variable,
     any_value,
     as_int,
     bool_term,
-    int_term,
     new_solver,
     one_of,
     satisfiable,

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import reduce, wraps
 from itertools import islice
 from operator import and_, or_
+from threading import RLock
 from types import FunctionType
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import z3
 
@@ -25,11 +26,30 @@ from kvm_pf.revisions.link import digest
 from kvm_pf.run import ranges
 from kvm_pf.run.ranges import Span
 
+_P, _R = ParamSpec("_P"), TypeVar("_R")
+
 WIDTH = 64
 
 
 TIMEOUT_MS = 10_000
 """How long the solver may think about one question."""
+
+
+SOLVER = RLock()
+"""The solver has one context, which two threads may not use at once: `prove`, `compare`, `verdict` and `explore`
+hold this lock while they work, so that threads get the same answers, one after the other.  Processes are parallel.
+Whoever builds terms in threads of their own holds it too."""
+
+
+def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function work with the solver alone."""
+
+    @wraps(function)
+    def locked(*args: _P.args, **named: _P.kwargs) -> _R:
+        with SOLVER:
+            return function(*args, **named)
+
+    return locked
 
 
 class Unknown(Exception):
@@ -364,6 +384,7 @@ class Path(NamedTuple):
     result: Any
 
 
+@alone
 def explore(function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = ()) -> list[Path]:
     """Return every path of `function` that is possible under `assume` (Bools).  Raises Unknown."""
     return list(_explore(lambda: function(*args), [bool_term(a) for a in assume]))

@@ -71,7 +71,9 @@ def _number(value: int) -> str:
         for sign in (1, -1):
             if abs(off := value - sign * (1 << bits)) <= 1:
                 return f"{'-' if sign < 0 else ''}2^{bits}" + (f"{off:+d}" if off else "")
-    return str(value) if abs(value) < 1 << 63 else f"{'-' if value < 0 else ''}about 2^{abs(value).bit_length()}"
+    return (
+        str(value) if abs(value) < 1 << 63 else f"{'-' if value < 0 else ''}about 2^{abs(value).bit_length()}"
+    )
 
 
 def common(step: str, operator: str, *spans: Span) -> bool:
@@ -146,7 +148,9 @@ def check_division(step: str, operator: str, a: Span, b: Span) -> None:
     if not (a.unsigned and b.unsigned):
         refuse(step, operator, a, b)
     if b.low <= 0:
-        raise InputError(f"step {step!r}, operator {operator}: the divisor can be 0; make it at least 1, e.g. n | 1")
+        raise InputError(
+            f"step {step!r}, operator {operator}: the divisor can be 0; make it at least 1, e.g. n | 1"
+        )
 
 
 def decided(operator: str, a: Span, b: Span) -> Span:
@@ -230,7 +234,7 @@ class Range:
     def _of(self, span: Span) -> Range:
         return Range(span, self.check)
 
-    def _ring(rule: Callable[[Span, Span], Span], swap: bool = False) -> Any:  # type: ignore[misc]  # noqa: N805
+    def _ring(rule: Callable[[Span, Span], Span], swap: bool = False) -> Any:  # type: ignore[misc]
         def operate(self: Range, other: Any) -> Range:
             a, b = self.span, span_of(other)
             return self._of(rule(b, a) if swap else rule(a, b))
@@ -280,7 +284,7 @@ class Range:
     def __rmod__(self, value: int) -> Range:
         return self._of(span_of(value)) % self
 
-    def _compared(operator: str, kind: str = ORDER) -> Any:  # type: ignore[misc]  # noqa: N805
+    def _compared(operator: str, kind: str = ORDER) -> Any:  # type: ignore[misc]
         def compare(self: Range, other: Any) -> Any:
             if not isinstance(other, (int, Range)):
                 return NotImplemented
@@ -375,7 +379,9 @@ class _Watched:
             todo += run.open
             seen += 1
             if seen > PATHS:
-                raise InputError(f"step {self.function.__name__!r} has too many ways through it to be compiled")
+                raise InputError(
+                    f"step {self.function.__name__!r} has too many ways through it to be compiled"
+                )
             yield _decided(result, run)
 
 
@@ -402,7 +408,9 @@ class Uses:
 
     def unsigned(self, code: CodeType) -> frozenset[str]:
         """The operators of the function with this code that are to read their operands as unsigned."""
-        return frozenset(kind for (of, kind), span in self.check.spans.items() if of == code and span.unsigned)
+        return frozenset(
+            kind for (of, kind), span in self.check.spans.items() if of == code and span.unsigned
+        )
 
 
 def _with(function: FunctionType, code: CodeType, number: Callable[[int], Any]) -> FunctionType:
@@ -414,7 +422,7 @@ def _with(function: FunctionType, code: CodeType, number: Callable[[int], Any]) 
     cells = tuple(CellType(held(cell.cell_contents)) for cell in function.__closure__ or ())
     copy = FunctionType(
         code,
-        function.__globals__,
+        dict(function.__globals__),
         function.__name__,
         tuple(map(held, function.__defaults__ or ())),
         cells or None,

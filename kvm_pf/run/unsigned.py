@@ -80,7 +80,11 @@ class _ReadUnsigned(FunctionPass):
         for block in state.func_ir.blocks.values():
             for assign in block.find_insts(ir.Assign):
                 value = assign.value
-                if isinstance(value, ir.Expr) and value.op in ("binop", "inplace_binop") and value.fn in instead:
+                if (
+                    isinstance(value, ir.Expr)
+                    and value.op in ("binop", "inplace_binop")
+                    and value.fn in instead
+                ):
                     assign.value = ir.Expr.binop(operator.add, value.lhs, value.rhs, value.loc)
                     assign.value.fn = instead[value.fn]
                     changed = True
