@@ -26,7 +26,8 @@ from kvm_pf.revisions.link import digest
 from kvm_pf.run import ranges
 from kvm_pf.run.ranges import Span
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 WIDTH = 64
 
@@ -365,6 +366,15 @@ def _joined(values: Iterable[Any]) -> Span | None:
     spans = [as_int(value).span for value in values]
     known = [span for span in spans if span is not None]
     return reduce(ranges.join, known) if len(known) == len(spans) else None
+
+
+def is_true(truth: Any, given: Iterable[tuple[Int | Bool, int]]) -> bool:
+    """Whether a truth value, symbolic or not, is true if the given terms have the given values."""
+    pairs = [
+        (term.term, z3.BoolVal(bool(value)) if isinstance(term, Bool) else int_term(value))
+        for term, value in given
+    ]
+    return bool(z3.is_true(z3.simplify(z3.substitute(bool_term(truth), *pairs))))
 
 
 def all_of(truths: Iterable[Any]) -> Any:

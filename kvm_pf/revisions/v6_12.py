@@ -21,7 +21,6 @@ from kvm_pf.bits import (
     PFERR_PRIVATE_ACCESS,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
-    U64_MASK,
 )
 from kvm_pf.exits import (
     NO_RMP_FAULT,
@@ -294,8 +293,8 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     ret, warns, calls, handled = kvm_tdp_map_page(vcpu, addr, error_code, request.retry)
     if ret == 0:
         page = 1 << PAGE_SHIFT + PT64_LEVEL_BITS * (request.level - 1)
-        left = page - (request.gpa & page - 1) & U64_MASK
-        ret = request.size if request.size < left else left
+        left = (~request.gpa & page - 1) + 1
+        ret = request.size & page - 1 if request.size < left else left
     return PreFaulted(ret, warns, calls, addr, error_code, lookups, handled)
 
 

@@ -61,7 +61,7 @@ def _greatest(a, b):  # type: ignore[no-untyped-def]
 
 
 @register_pass(mutates_CFG=False, analysis_only=False)
-class _ReadUnsigned(FunctionPass):
+class _ReadUnsigned(FunctionPass):  # type: ignore[misc]
     """Put the unsigned operators in place."""
 
     _name = "kvm_pf_read_unsigned"
