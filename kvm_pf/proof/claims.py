@@ -854,7 +854,7 @@ def any_number(column: Input, draw: random.Random) -> int:
     if column.kind != "u64":
         return draw.randint(0 if column.column == "pf_ret" else low, high)
     few = 1 << draw.randrange(64) | 1 << draw.randrange(64)
-    return draw.choice((default(column), few, draw.getrandbits(64)))
+    return draw.choice((default(column), few, draw.getrandbits(64))) & high
 
 
 claim(
