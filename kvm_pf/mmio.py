@@ -8,6 +8,7 @@ the gfn, the access rights and the memslots' generation, so that a change of slo
 
 from __future__ import annotations
 
+from kvm_pf.bits import U64_MASK
 from kvm_pf.spte import (
     EPT_RSVD_1G,
     EPT_RSVD_2M,
@@ -90,7 +91,7 @@ def make_mmio_spte(mmio: MmioFormat, gen: int, gfn: int, access: int) -> int:
 
     Source: Linux `arch/x86/kvm/mmu/spte.c`, make_mmio_spte() (v6.8).
     """
-    gpa = gfn << 12
+    gpa = gfn << 12 & U64_MASK
     spte = generation_mmio_spte_mask(gen) | mmio.value | access & mmio.access_mask
     spte |= gpa | mmio.nonpresent_or_rsvd_mask
     return spte | (gpa & mmio.nonpresent_or_rsvd_mask) << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN

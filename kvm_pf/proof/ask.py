@@ -9,7 +9,6 @@ A claim that is refuted comes with the smallest state in which it is false, run 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from kvm_pf.bits import (
     PFERR,
     decode,
 )
+from kvm_pf.common.cores import cores
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.processes import leave_with_parent, spared
 from kvm_pf.exits import KIND_EPT, KIND_NPF, KIND_TDX
@@ -40,8 +40,10 @@ from kvm_pf.proof.claims import (
     Claim,
 )
 from kvm_pf.proof.terms import (
+    SOLVER,
     TIMEOUT_MS,
     Unknown,
+    alone,
     no,
     patience,
 )
@@ -169,6 +171,7 @@ def find(name: str | Claim) -> Claim:
     return CLAIMS[name]
 
 
+@alone
 def prove(name: str | Claim, revision: str | Revision = "posted", *, shrink: bool = True) -> Answer:
     """Ask whether a claim holds for a revision; a solver that gives up makes the answer unknown.
 
@@ -272,7 +275,7 @@ def prove_all(
     pairs = asked(names, revisions)
     tell = progress or (lambda done, of: None)
     away = _tasks([pair for pair in pairs if _is_known(*pair)])
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(away))
+    jobs = min(jobs or cores(), len(away))
     answers: dict[tuple[str, str], Answer] = {}
 
     def note(found: Iterable[Answer]) -> None:
@@ -289,7 +292,7 @@ def prove_all(
                 }
             for future in as_completed(futures):
                 note(map(_told, futures[future], future.result()))
-    with patience(timeout_ms):
+    with SOLVER, patience(timeout_ms):
         for claim, revision in pairs:
             if (claim.name, revision.name) not in answers:
                 note([prove(claim, revision)])

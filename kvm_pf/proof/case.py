@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, get_type_hints
 
-from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, describe
+from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, U64_MASK, describe
 from kvm_pf.common.text import bit_names
 from kvm_pf.exits import KIND_TDX, SEV_SNP
 from kvm_pf.mmio import MMIO_TDX
@@ -33,8 +33,9 @@ from kvm_pf.proof.terms import (
     some,
 )
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.run import tables
+from kvm_pf.run import ranges, tables
 from kvm_pf.run.inputs import ANSWERS, answers, cell, limits, outputs
+from kvm_pf.run.ranges import Span
 from kvm_pf.run.tables import (
     ENTRY_POINTS,
     MODE_COLUMNS,
@@ -131,7 +132,8 @@ class Case:
 
     @staticmethod
     def _any(name: str) -> Any:
-        return any_bool(name) if COLUMNS[name].kind == "bool" else any_int(name)
+        column = COLUMNS[name]
+        return any_bool(name) if column.kind == "bool" else any_int(name, Span(*limits(column)[:2]))
 
     def any(self, kind: type[Any], name: str) -> Any:
         """An input beside the columns: a record of which every field is an input `name.field`, 0 by default."""
@@ -226,7 +228,7 @@ class Case:
         kept = []
         for name, term in self.terms.items():
             column = COLUMNS.get(name)
-            if column and column.kind in ("int", "label"):
+            if column and column.kind != "bool" and limits(column)[:2] != ranges.U64:
                 low, high, _ = limits(column)
                 kept.append((term >= low) & (term <= (len(ANSWERS) - 1 if name == "pf_ret" else high)))
         return kept
@@ -240,6 +242,8 @@ class Case:
         """Whether an output is reached, and its value; a handler's answer as its place in ANSWERS."""
         result = self.take(way, revision)
         reached, value = cell(output, result, partial(getattr, self), partial(self.step, revision=revision))
+        if output.kind == "u64":  # which holds what is left modulo 2^64
+            value = value & U64_MASK
         if output.column != "mmio_ret":
             return reached, value
         place = value

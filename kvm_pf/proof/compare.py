@@ -25,7 +25,7 @@ from kvm_pf.faultin import KVM_PFN_NOSLOT
 from kvm_pf.mmio import MMIO_EPT, MMIO_NPT, update_in_progress
 from kvm_pf.patch.diff import diff_text, step_diff
 from kvm_pf.proof.case import CODES, COLUMNS, WAYS, Case, common_outputs, default, fingerprint, spelled
-from kvm_pf.proof.terms import all_of, bool_term, new_solver, no, one_of, satisfiable
+from kvm_pf.proof.terms import all_of, alone, bool_term, new_solver, no, one_of, satisfiable
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.run.inputs import ANSWERS, U64_MAX, answers, row_values
 from kvm_pf.run.tables import MODE_COLUMNS, MODES, VM_TYPES, Output
@@ -399,6 +399,7 @@ class Comparison:
 States = Callable[[Case], Any]
 
 
+@alone
 def compare(
     a: str | Revision,
     b: str | Revision,

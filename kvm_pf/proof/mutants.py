@@ -22,19 +22,15 @@ from operator import attrgetter
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple, get_type_hints
 
-import z3
-
 from kvm_pf.conformance.corpus import CALLS, call, load_corpus
 from kvm_pf.proof.case import WAYS, Case, common_outputs, spelled
 from kvm_pf.proof.terms import (
-    Int,
     Summary,
     Unknown,
     Variable,
     any_value,
     as_int,
     bool_term,
-    int_term,
     new_solver,
     one_of,
     satisfiable,
@@ -229,9 +225,6 @@ def killers(mutant: Mutant, without: frozenset[str] = frozenset()) -> list[str]:
 FUNCTION = "the function gives the same for all arguments"
 PATH = "every way into the path gives the same for all inputs"
 REACHABLE = "every way into the path gives the same in all states that can exist"
-UNSIGNED = (
-    "the function gives the same for all arguments as unsigned numbers; compiled code reads them as signed"
-)
 """The rungs of a proof that a mutant is equivalent."""
 
 
@@ -267,8 +260,6 @@ def settle(mutant: Mutant) -> Settled:
                 if doubt.possible():
                     proof = REACHABLE
                     if apart := doubt.smallest(reachable=True):
-                        if mutant.origin is not None and _same_unsigned(mutant):
-                            return Settled(UNSIGNED, "")
                         return Settled("", f"{original.name}, {apart}")
     except Unknown as error:
         return Settled("", f"unknown: {error}")
@@ -327,20 +318,10 @@ def _summary(function: FunctionType, revision: Revision) -> Any:
     return link(function, others, Summary)
 
 
-def _same_unsigned(mutant: Mutant) -> bool:
-    """The same with a shift to the right that fills with 0, as plain Python's does for a u64."""
-    signed = Int.__rshift__
-    Int.__rshift__ = lambda self, other: Int(z3.LShR(self.term, int_term(other)))  # type: ignore[method-assign]
-    try:
-        return _same_function(mutant, "unsigned ")
-    finally:
-        Int.__rshift__ = signed  # type: ignore[method-assign]
-
-
-def _same_function(mutant: Mutant, prefix: str = "") -> bool:
+def _same_function(mutant: Mutant) -> bool:
     """Whether original and mutant agree on all arguments, in each revision that has them."""
     (new,) = mutant.names.values()
-    arguments = [_numbers(argument) for argument in _arguments(mutant.origin, prefix)]
+    arguments = [_numbers(argument) for argument in _arguments(mutant.origin)]
     seen = set()
     for original in REVISIONS.values():
         if placed(mutant, original) and (key := digest(mutant.origin, original.names)) not in seen:

@@ -12,21 +12,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import reduce, wraps
 from itertools import islice
 from operator import and_, or_
+from threading import RLock
 from types import FunctionType
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import z3
 
+from kvm_pf.bits import U64_MASK
 from kvm_pf.revisions.link import digest
+from kvm_pf.run import ranges
+from kvm_pf.run.ranges import Span
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 WIDTH = 64
 
 
 TIMEOUT_MS = 10_000
 """How long the solver may think about one question."""
+
+
+SOLVER = RLock()
+"""The solver has one context, which two threads may not use at once: `prove`, `compare`, `verdict` and `explore`
+hold this lock while they work, so that threads get the same answers, one after the other.  Processes are parallel.
+Whoever builds terms in threads of their own holds it too."""
+
+
+def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function work with the solver alone."""
+
+    @wraps(function)
+    def locked(*args: _P.args, **named: _P.kwargs) -> _R:
+        with SOLVER:
+            return function(*args, **named)
+
+    return locked
 
 
 class Unknown(Exception):
@@ -142,67 +166,102 @@ class Bool:
 
 
 class Int:
-    """A 64-bit value that the solver may choose; compared as signed, like the compiled path's."""
+    """A number that the solver may choose: the low 64 bits of it, and the span that it is known to lie in.
 
-    def __init__(self, term: z3.BitVecRef) -> None:
+    What depends on more than these bits is computed if 64 bits are enough, unsigned or signed, and refused else
+    (`kvm_pf.run.ranges`).  Without a span it is any 64 bits, compared as signed and shifted as unsigned: arguments
+    of which nobody has said what they are.
+    """
+
+    def __init__(self, term: z3.BitVecRef, span: Span | None = None) -> None:
         self.term = term
+        self.span = span
 
     def __and__(self, other: Any) -> Int:
-        return Int(self.term & int_term(other))
+        other = as_int(other)
+        spans = [span or Span(ranges.SIGNED_MIN, U64_MASK) for span in (self.span, other.span)]
+        both = self.span is not None and other.span is not None
+        known = both or any(span.low >= 0 for span in spans)
+        return Int(self.term & other.term, ranges.anded(*spans) if known else None)
 
     def __or__(self, other: Any) -> Int:
-        return Int(self.term | int_term(other))
+        return _ring(self, other, ranges.ored, self.term | int_term(other))
 
     def __xor__(self, other: Any) -> Int:
-        return Int(self.term ^ int_term(other))
+        return _ring(self, other, ranges.ored, self.term ^ int_term(other))
 
     def __add__(self, other: Any) -> Int:
-        return Int(self.term + int_term(other))
+        return _ring(self, other, ranges.added, self.term + int_term(other))
 
     def __sub__(self, other: Any) -> Int:
-        return Int(self.term - int_term(other))
+        return _ring(self, other, ranges.subtracted, self.term - int_term(other))
 
     def __rsub__(self, other: Any) -> Int:
-        return Int(int_term(other) - self.term)
+        return as_int(other) - self
 
     def __mul__(self, other: Any) -> Int:
-        return Int(self.term * int_term(other))
+        return _ring(self, other, ranges.multiplied, self.term * int_term(other))
 
     def __lshift__(self, other: Any) -> Int:
-        return Int(self.term << int_term(other))
+        by = as_int(other)
+        if by.span is None:
+            return Int(self.term << by.term)
+        ranges.check_shift(_step(), "<<", by.span)
+        return _ring(self, by, ranges.shifted_left, self.term << by.term)
 
     def __rlshift__(self, other: Any) -> Int:
-        return Int(int_term(other) << self.term)
+        return as_int(other) << self
 
     def __rshift__(self, other: Any) -> Int:
-        return Int(self.term >> int_term(other))
+        by = as_int(other)
+        if by.span is not None:
+            ranges.check_shift(_step(), ">>", by.span)
+        unsigned = _read(">>", self) is not False
+        term = z3.LShR(self.term, by.term) if unsigned else self.term >> by.term
+        return _ring(self, by, ranges.shifted_right, term)
 
     def __rrshift__(self, other: Any) -> Int:
-        return Int(int_term(other) >> self.term)
+        return as_int(other) >> self
+
+    def __floordiv__(self, other: Any) -> Int:
+        return _divided(self, as_int(other), "//")
+
+    def __rfloordiv__(self, other: Any) -> Int:
+        return as_int(other) // self
+
+    def __mod__(self, other: Any) -> Int:
+        return _divided(self, as_int(other), "%")
+
+    def __rmod__(self, other: Any) -> Int:
+        return as_int(other) % self
 
     def __invert__(self) -> Int:
-        return Int(~self.term)
+        return Int(~self.term, None if self.span is None else ranges.inverted(self.span))
 
     def __neg__(self) -> Int:
-        return Int(-self.term)
+        return 0 - self
 
     def __eq__(self, other: object) -> Any:
-        return Bool(self.term == int_term(other))
+        other = as_int(other)
+        _read("==", self, other)
+        return Bool(self.term == other.term)
 
     def __ne__(self, other: object) -> Any:
-        return Bool(self.term != int_term(other))
+        other = as_int(other)
+        _read("!=", self, other)
+        return Bool(self.term != other.term)
 
     def __lt__(self, other: Any) -> Bool:
-        return Bool(self.term < int_term(other))
+        return _less("<", self, as_int(other))
 
     def __le__(self, other: Any) -> Bool:
-        return Bool(self.term <= int_term(other))
+        return Bool(z3.Not(_less("<=", as_int(other), self).term))
 
     def __gt__(self, other: Any) -> Bool:
-        return Bool(self.term > int_term(other))
+        return _less(">", as_int(other), self)
 
     def __ge__(self, other: Any) -> Bool:
-        return Bool(self.term >= int_term(other))
+        return Bool(z3.Not(_less(">=", self, as_int(other)).term))
 
     def __bool__(self) -> bool:
         return bool(self != 0)
@@ -214,11 +273,43 @@ class Int:
         return f"Int({self.term})"
 
 
+def _step() -> str:
+    """The name of the step that is being run."""
+    return ranges.calling_step(__file__)
+
+
+def _ring(a: Int, other: Any, rule: Callable[[Span, Span], Span], term: z3.BitVecRef) -> Int:
+    b = as_int(other)
+    return Int(term, None if a.span is None or b.span is None else rule(a.span, b.span))
+
+
+def _read(operator: str, *values: Int) -> bool | None:
+    """Whether operands are read as unsigned; None if nobody has said what one of them is.  Raises InputError."""
+    spans = [value.span for value in values if value.span is not None]
+    if len(spans) < len(values):
+        return None
+    if all(span.unsigned for span in spans):
+        return True
+    return ranges.common(_step(), operator, *spans)
+
+
+def _less(operator: str, a: Int, b: Int) -> Bool:
+    return Bool(z3.ULT(a.term, b.term) if _read(operator, a, b) else a.term < b.term)
+
+
+def _divided(a: Int, b: Int, operator: str) -> Int:
+    spans = [value.span or ranges.S64 for value in (a, b)]
+    ranges.check_division(_step(), operator, *spans)
+    if operator == "//":
+        return Int(z3.UDiv(a.term, b.term), ranges.divided(*spans))
+    return Int(z3.URem(a.term, b.term), ranges.remainder(*spans))
+
+
 def as_int(value: Any) -> Int:
     """A truth value as the number 0 or 1; a number as itself."""
     if isinstance(value, Bool):
-        return Int(z3.If(value.term, z3.BitVecVal(1, WIDTH), z3.BitVecVal(0, WIDTH)))
-    return value if isinstance(value, Int) else Int(z3.BitVecVal(int(value), WIDTH))
+        return Int(z3.If(value.term, z3.BitVecVal(1, WIDTH), z3.BitVecVal(0, WIDTH)), ranges.TRUTH)
+    return value if isinstance(value, Int) else Int(z3.BitVecVal(int(value), WIDTH), ranges.span_of(value))
 
 
 def int_term(value: Any) -> z3.BitVecRef:
@@ -233,9 +324,9 @@ def bool_term(value: Any) -> z3.BoolRef:
     return z3.BoolVal(value) if isinstance(value, bool) else (as_int(value) != 0).term
 
 
-def any_int(name: str) -> Int:
-    """Any 64-bit value."""
-    return Int(z3.BitVec(name, WIDTH))
+def any_int(name: str, span: Span | None = None) -> Int:
+    """Any 64-bit value; `span` says which numbers its bits stand for, and is kept to elsewhere."""
+    return Int(z3.BitVec(name, WIDTH), span)
 
 
 def any_bool(name: str) -> Bool:
@@ -268,8 +359,24 @@ def implies(premise: Any, conclusion: Any) -> Any:
 def choose(truth: Any, yes: Any, other: Any) -> Any:
     """`yes` if `truth` holds, else `other`; numbers, symbolic or not, without a split."""
     if isinstance(truth, Bool):
-        return Int(z3.If(truth.term, int_term(yes), int_term(other)))
+        return Int(z3.If(truth.term, int_term(yes), int_term(other)), _joined([yes, other]))
     return yes if truth else other
+
+
+def _joined(values: Iterable[Any]) -> Span | None:
+    """The span of a number that is one of the values."""
+    spans = [as_int(value).span for value in values]
+    known = [span for span in spans if span is not None]
+    return reduce(ranges.join, known) if len(known) == len(spans) else None
+
+
+def is_true(truth: Any, given: Iterable[tuple[Int | Bool, int]]) -> bool:
+    """Whether a truth value, symbolic or not, is true if the given terms have the given values."""
+    pairs = [
+        (term.term, z3.BoolVal(bool(value)) if isinstance(term, Bool) else int_term(value))
+        for term, value in given
+    ]
+    return bool(z3.is_true(z3.simplify(z3.substitute(bool_term(truth), *pairs))))
 
 
 def all_of(truths: Iterable[Any]) -> Any:
@@ -289,6 +396,7 @@ class Path(NamedTuple):
     result: Any
 
 
+@alone
 def explore(function: Callable[..., Any], *args: Any, assume: tuple[Any, ...] = ()) -> list[Path]:
     """Return every path of `function` that is possible under `assume` (Bools).  Raises Unknown."""
     return list(_explore(lambda: function(*args), [bool_term(a) for a in assume]))
@@ -329,12 +437,12 @@ def merge(paths: list[Path]) -> Any:
     for path, term in zip(reversed(paths[:-1]), reversed(terms[:-1]), strict=True):
         if not term.eq(merged):
             merged = z3.If(path.condition, term, merged)
-    return Bool(merged) if truth else Int(merged)
+    return Bool(merged) if truth else Int(merged, _joined(values))
 
 
 def _identity(value: Any) -> Any:
     if isinstance(value, (Int, Bool)):
-        return type(value), value.term.get_id()
+        return type(value), value.term.get_id(), getattr(value, "span", None)
     if isinstance(value, tuple):
         return tuple(_identity(field) for field in value)
     return type(value), value

@@ -13,7 +13,7 @@ from kvm_pf.conformance.corpus import differences as failing
 from kvm_pf.proof.ask import Answer, find, prove
 from kvm_pf.proof.claims import CLAIMS, HOLDS, PROVED, Claim
 from kvm_pf.proof.mutants import DOORS, Apart, Doubt, behind
-from kvm_pf.proof.terms import Unknown
+from kvm_pf.proof.terms import Unknown, alone
 from kvm_pf.revisions import Revision
 
 SHOWN = 6
@@ -65,6 +65,7 @@ def _shown(value: object) -> str:
     return write_number(value) if isinstance(value, int) else repr(value)
 
 
+@alone
 def verdict(revision: Revision, claims: Iterable[str | Claim] = ()) -> Verdict:
     """Judge a derived revision by what is expected of the one that it was derived from.
 
@@ -94,6 +95,7 @@ def verdict(revision: Revision, claims: Iterable[str | Claim] = ()) -> Verdict:
     return Verdict(revision, base, len(cases), differences, len(asked), fallen, unasked, *witness(revision))
 
 
+@alone
 def witness(revision: Revision) -> tuple[Apart | None, str]:
     """Find the smallest input on which a revision and its base differ, if possible one that a fault can meet.
 

@@ -61,7 +61,10 @@ def link(
             elif name in scope or name in names:
                 scope[name] = value
         name = steps.get(function, function.__name__)
-        copy = FunctionType(function.__code__, scope, name, function.__defaults__, function.__closure__)
+        code = function.__code__
+        if code.co_name != name:  # an error names the step, whatever the function was called
+            code = code.replace(co_name=name)
+        copy = FunctionType(code, scope, name, function.__defaults__, function.__closure__)
         copy.__kwdefaults__ = function.__kwdefaults__
         copy.__doc__ = function.__doc__
         copy.__qualname__ = function.__qualname__

@@ -8,7 +8,7 @@ table is run by the same loop and the same functions uncompiled.
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kvm_pf.bits import U64_MASK
+from kvm_pf.common.cores import cores
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import as_path, regular, write
 from kvm_pf.common.text import bit_names
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.revisions.link import digest, link
 from kvm_pf.run.inputs import brief, entry_point, limits, outputs, parse, takes, words
+from kvm_pf.run.ranges import Uses, as_int64
 from kvm_pf.run.tables import CASE_LABELS, ENTRY_POINTS, MODE_COLUMNS, MODES, EntryPoint, Input, Output
 from kvm_pf.state import PAGE_SHIFT
 
@@ -85,9 +88,26 @@ _compiled: dict[str, Any] = {}
 """Compiled functions by fingerprint; what two revisions share is compiled once."""
 
 
-def _signed(constant: int) -> int:
-    """Compiled code holds u64 values in int64; the same 64 bits, read as signed."""
-    return constant - (1 << 64) if constant >= 1 << 63 else constant
+def uses(kind: str, revision: Revision) -> Uses:
+    """Find out which operators of the path read unsigned values, given all that the columns can hold.
+
+    Raises InputError naming the step and the operator that compiled code could not compute as Python does.
+    """
+    table = ENTRY_POINTS[kind]
+    found = Uses()
+
+    def bind(function: FunctionType) -> Any:
+        if function.__name__ == "loop":
+            function.__globals__["word"] = lambda value: value
+            return function
+        return found.bind(function)
+
+    wanted = outputs(kind, revision)
+    given = [[found.value(*limits(column)[:2])] for column in table.inputs]
+    made: list[list[Any]] = [[0] for _ in (*wanted, *_gates(wanted))]
+    loop = link(_loop(table, wanted), revision.names, bind, found.constant)
+    loop(0, 1, [0] * len(given), *given, *made)
+    return found
 
 
 def _fingerprint(table: EntryPoint, revision: Revision) -> str:
@@ -98,32 +118,50 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     """Compile the loop of `kind` for `revision`, or load it from the cache of an earlier process."""
     import numba
 
+    from kvm_pf.run.unsigned import compiled
+
     table = ENTRY_POINTS[kind]
     wanted = outputs(kind, revision)
     fingerprint = _fingerprint(table, revision)
     if fingerprint in _compiled:
         return _compiled[fingerprint]
 
+    found = uses(kind, revision)
+
     def bind(function: FunctionType) -> Any:
         if function.__name__ == "loop":
             function.__globals__["word"] = np.int64
-            function.__qualname__ = f"loop_{kind}_{fingerprint}"
-            return numba.njit(function, nogil=True, error_model="numpy", cache=True)
-        key = digest(function, {})
+            function.__qualname__ = f"loop_u64_{kind}_{fingerprint}"
+            return numba.njit(function, nogil=True, error_model="numpy", cache=cached)
+        unsigned = found.unsigned(function.__code__)
+        key = f"{digest(function, {})} {sorted(unsigned)}"
         if key not in _compiled:
             # Only the loop is ever called from Python: without wrappers, all is compiled in half the time.
             inner: Any = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-            _compiled[key] = numba.njit(function, nogil=True, error_model="numpy", **inner)
+            _compiled[key] = compiled(function, unsigned, **inner)
         return _compiled[key]
 
-    loop = link(_loop(table, wanted), revision.names, bind, _signed)
+    def compile_loop() -> Any:
+        loop = link(_loop(table, wanted), revision.names, bind, as_int64)
+        loop.compile((numba.uint64, numba.uint64, *array))
+        return loop
+
     given = [_IN_TYPES[i.kind] for i in table.inputs]
     made = [np.dtype(np.int64) if o.kind == "u64" else _OUT_TYPES[o.kind] for o in wanted] + [
         _OUT_TYPES["bool"]
     ] * len(_gates(wanted))
     array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.uint64), *given, *made]]
+    cached = True
     try:
-        loop.compile((numba.uint64, numba.uint64, *array))
+        try:
+            loop = compile_loop()
+        except numba.core.errors.NumbaError:
+            raise
+        except Exception as error:  # the cache of compiled code: no folder to write to, or damaged
+            cached = False
+            loop = compile_loop()
+            what = f"{type(error).__name__}: {brief(str(error))}"
+            warnings.warn(f"compiled code is not kept, its cache cannot be used: {what}", stacklevel=2)
     except numba.core.errors.NumbaError as error:
         what = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -135,7 +173,7 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
 
 def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
     """Do all jobs, on every core; compiled loops and numpy's copies let each other run."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(cores()) as threads:
         return list(threads.map(work, jobs))
 
 
@@ -159,7 +197,10 @@ def _run_plain(
     results: list[list[Any]] = [[0] * rows for _ in made]
     loop(0, rows, strides.tolist(), *lists, *results)
     for array, values in zip(made, results, strict=True):
-        array[:] = values
+        if array.dtype in (np.int64, np.uint64):  # a u64 holds what is left modulo 2^64
+            array.view(np.uint64)[:] = [value & U64_MASK for value in values]
+        else:
+            array[:] = values
 
 
 # What goes in
