@@ -126,7 +126,7 @@ def identify(patch: Patch) -> Verdict:
     differences = _differences(patch, places)
     changes = _changes(patch, present)
     kind, what, revision = _kind(patch, places, present, unmatched, differences, changes)
-    known = bool(present) and kind != "another patch"
+    known = kind in ("this patch", "part of this patch", "a damaged copy")
     numbers = (
         [place or number for number, place in enumerate(places, 1)] if known else range(1, len(places) + 1)
     )
@@ -161,7 +161,7 @@ def _kind(
         return "a known relative", f"{relative[0].what} ({relative[1]})", relative[0].revision
     if part := _part(patch, places, differences):
         return "part of this patch", f"part of this patch: {part}", closest
-    if another := _akin(patch, changes, present):
+    if another := _akin(patch, changes, present, unmatched):
         return "a known relative", *another
     told = sum(_tells(line) for hunk in patch.hunks for line in hunk.changed)
     known = told - sum(_tells(line) for line in unmatched)
@@ -358,20 +358,21 @@ def _titled(patch: Patch) -> tuple[Relative, str] | None:
     return next(((row, "by its title") for row in relatives() if row.title == name), None)
 
 
-def _akin(patch: Patch, changes: Sequence[Change], present: Sequence[str]) -> tuple[str, str] | None:
-    """Recognise, by what it does, the merged form, the two other ways, and the patch taken back."""
+def _akin(
+    patch: Patch, changes: Sequence[Change], present: Sequence[str], unmatched: Sequence[Line]
+) -> tuple[str, str] | None:
+    """Recognise, by its lines or by what it does, the merged form, the two other ways, and the patch taken back."""
     rows = {row.name: row for row in relatives()}
     if initialiser := _BORROWED.search(_added(patch)):
         row = rows["guest_enc_gated" if "has_private_mem" in initialiser[1] else "guest_enc_ungated"]
         return f"{row.what} (by what it does)", row.revision
+    merged = rows["merged"]
     made = {change.step: change.status == "there" for change in changes}
-    if (
-        made == {"sanitize": False, "mark_private": True, "is_private": True}
-        and "h1+10" in present
-        and "h1+02" not in present
-    ):
-        exact = "by its lines" if patch.counts == MERGED else "by its lines, but not all of them"
-        return f"{rows['merged'].what} ({exact})", rows["merged"].revision
+    without_sanitiser = made == {"sanitize": False, "mark_private": True, "is_private": True}
+    own = any(line.sign + digest(line.text) in merged.lines for line in unmatched)
+    if own or (without_sanitiser and "h1+10" in present and "h1+02" not in present):
+        how = "by its lines" if patch.counts == MERGED else "by its lines, but not all of them"
+        return f"{merged.what} ({how})", merged.revision
     if changes or present:
         return None
     back = patch._replace(hunks=tuple(_flipped(hunk) for hunk in patch.hunks))
@@ -501,7 +502,9 @@ def _report(found: Found, verdicts: Sequence[Verdict]) -> Iterator[str]:
             quoted += ", {0} file{2} +{1[0]} -{1[1]}".format(
                 len(patch.files), patch.counts, "s" * (len(patch.files) != 1)
             )
-        yield f"{found.source}{place}: {verdict.what}{quoted}: {_shorten(patch.subject) or 'without a subject'}"
+        yield f"{found.source}{place}: {verdict.what}{quoted}" + (
+            f": {_shorten(patch.subject)}" if patch.subject else ""
+        )
     yield from (f"{found.source}: not read: {reason}" for reason in found.refused)
     chosen = max(
         range(len(verdicts)), key=lambda n: (verdicts[n].kind == "this patch", likeness(found.patches[n]))
@@ -531,7 +534,6 @@ def _particulars(patch: Patch, verdict: Verdict) -> Iterator[str]:
         signs = [line.sign for line in hunk.lines]
         yield f"    hunk {touched.hunk}: {_shorten(hunk.file)} {hunk.span} (+{signs.count('+')} -{signs.count('-')})"
     yield from (f"    {_shorten(other.file)}: {_shorten(other.what)}" for other in patch.others)
-    yield f"  verdict: {verdict.what}"
     damaged = verdict.kind == "a damaged copy"
     for number, difference in enumerate(verdict.differences if damaged else ()):
         yield f"  {'then' if number else 'first difference'}: {difference}"
