@@ -924,6 +924,14 @@ def attachment(name: str, content: bytes, kind: str = "application/octet-stream"
     )
 
 
+def forwarded(o: Original) -> str:
+    head = (
+        "From: X <x@example.org>\nSubject: Fwd: see below\nMIME-Version: 1.0\nContent-Type: multipart/mixed; "
+    )
+    inner = format_patch(o).partition("\n")[2]
+    return f'{head}boundary="b"\n\n--b\nContent-Type: message/rfc822\n\n{inner}\n--b--\n'
+
+
 def html_mail(o: Original) -> str:
     body = "<br>\n".join(html.escape(line) for line in (BODY + o.diff(blank="")).split("\n"))
     return f"{FIELDS}Content-Type: text/html; charset=utf-8\n\n<div dir=ltr>{body}</div>\n"
@@ -958,6 +966,7 @@ DISGUISES = {
     "an mbox attached": lambda o: attachment("t.mbox", format_patch(o).encode(), "application/mbox"),
     "a text attached": lambda o: attachment("tea.patch.txt", o.diff().encode()),
     "a packed file attached": lambda o: attachment("tea.patch.gz", gzip.compress(o.diff().encode())),
+    "forwarded": forwarded,
     "HTML mail": html_mail,
     "text and HTML": two_alternatives,
     "a fragment": lambda o: f"<pre>{html.escape(o.diff())}</pre>",
@@ -1021,6 +1030,11 @@ def test_each_commit_has_its_subject_and_author():
     ]
     found = reader.read_patches(series(take_apart(OURS)))
     assert [part.subject for part in found.patches] == ["[PATCH 04/16] Y", SUBJECT, "[PATCH 04/16] Y"]
+
+
+def test_forwarded_mail_keeps_its_own_subject_and_author():
+    found = reader.read_patch(forwarded(take_apart(OURS)))
+    assert (found.subject, found.author) == (SUBJECT, "Ann Writer <ann@example.org>")
 
 
 def test_two_diffs_one_after_the_other_are_two(original):
@@ -1374,6 +1388,27 @@ def test_bombs_are_refused_and_the_limit_is_named(pack):
         reader.read_patches("x\n" * 600, limit=1000)
 
 
+def test_bomb_attached_is_named_beside_what_was_read():
+    bomb = gzip.compress(b"x\n" * 600_000)
+    text = attachment("tea.patch.gz", bomb).replace("See the file.", FOREIGN)
+    found = reader.read_patches(text, limit=1_000_000)
+    assert len(found.patches) == 1
+    assert found.refused == ("an attachment unpacks to more than 1,000,000 bytes; a patch was expected",)
+
+
+def test_attachments_share_one_limit():
+    packed = base64.encodebytes(gzip.compress(b"x\n" * 300_000)).decode()
+    one = (
+        "--b\nContent-Type: application/gzip\nContent-Disposition: attachment; filename=x.gz\n"
+        f"Content-Transfer-Encoding: base64\n\n{packed}\n"
+    )
+    head = 'Subject: x\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="b"\n\n'
+    with pytest.raises(InputError, match="an attachment unpacks to more than 1,000,000 bytes"):
+        reader.read_patches(head + one * 2 + "--b--\n", limit=1_000_000)
+    with pytest.raises(InputError, match="holds no diff"):
+        reader.read_patches(head + one + "--b--\n", limit=1_000_000)
+
+
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
@@ -1450,7 +1485,7 @@ def test_command_reads_several_files_and_standard_input(tmp_path):
     )
     out = done.stdout.decode()
     assert done.returncode == 1
-    assert [line.split(": ")[0] for line in out.split("\n") if ": another patch: " in line] == [
+    assert [line.split(": ")[0] for line in out.split("\n") if ": another patch" in line] == [
         str(tmp_path / "one.patch"),
         "standard input",
         str(tmp_path / "two.eml"),
