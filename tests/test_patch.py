@@ -572,7 +572,7 @@ def test_text_bytes_and_path_are_the_same(original, tmp_path):
 SPOILED = "this line was spoiled in transit"
 
 
-def judge(content: str | bytes) -> patch.Verdict:
+def judge(content: str | bytes) -> patch.Identity:
     return patch.identify(reader.read_patch(content))
 
 
@@ -1081,6 +1081,24 @@ def test_trimmed_quotation_is_part_and_says_how_much(original):
     verdict = judge(text)
     total = len(original.bodies[1])
     assert verdict.what == f"part of this patch: hunk 2 of 3; of hunk 2 the first 5 of {total} lines"
+
+
+@pytest.mark.parametrize("mark", ["[...]", "...", "[snip]"])
+def test_quotation_trimmed_in_the_middle_is_part(mark, original):
+    body = only(1)(original).diff(blank="").split("\n")
+    start = next(i for i, line in enumerate(body) if line.startswith("@@ -"))
+    text = quoted("\n".join([*body[: start + 4], mark, *body[start + 9 :]]))
+    total = len(original.bodies[1])
+    for trimmed in (text, text.replace(f"> {mark}", mark)):
+        what = judge(trimmed).what
+        assert what == f"part of this patch: hunk 2 of 3; of hunk 2 the first 3 of {total} lines"
+
+
+@pytest.mark.parametrize("hunk", [0, 1, 2])
+def test_hunk_without_a_file_is_known_by_its_lines(hunk, original):
+    text = only(hunk)(original)._replace(before=[[]]).diff(blank="")
+    for form in (text, quoted("On Mon, X wrote:\n" + text)):
+        assert judge(form).what == f"part of this patch: hunk {hunk + 1} of 3"
 
 
 def test_damaged_part_has_one_numbering(original):

@@ -451,6 +451,9 @@ _EXTENDED = {
 }
 """Lines between `diff --git` and the hunks, and what a file without hunks is that has one; the last wins."""
 
+_TRIMMED = ("...", "…", "[...]", "[…]", "[snip]", "<snip>", "[cut]", "(...)")
+"""What a replier leaves where a part of a hunk was cut out."""
+
 _REASONS = (
     (
         re.compile(rf"^{_QUOTE}(?:diff --cc |diff --combined |@@@ -)", re.MULTILINE),
@@ -609,7 +612,7 @@ class _Walk:
         """Take the lines of one hunk, until its counts are used up or the next file or hunk begins.
 
         A line without a sign is context, its leading blank lost.  A line quoted less deeply than the `@@` line
-        is the replier's own and is passed over.
+        is the replier's own and is passed over.  Where the replier left out lines, the hunk ends.
         """
         file = self._diff(marks).open()
         quote, span = header["quote"], _span(header)
@@ -624,6 +627,8 @@ class _Walk:
                 break
             text = self.lines[self.at][inside.end() :] if inside else "\\"
             self.at += 1
+            if marks and (text if inside else self.lines[self.at - 1]).strip().lower() in _TRIMMED:
+                break
             if text.startswith("\\"):
                 continue
             sign = text[0] if text[:1] in ("+", "-") else " "
