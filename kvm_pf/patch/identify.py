@@ -19,7 +19,7 @@ from kvm_pf.patch.ledger import MERGED, PostedHunk, Relative, digest, posted, re
 from kvm_pf.patch.reader import Found, Hunk, Line, Patch, likeness, read_patches
 from kvm_pf.revisions import HUNK_STEPS, path_modules
 
-__all__ = ("Change", "Difference", "Touched", "Verdict", "identify", "report", "steps_of")
+__all__ = ("Change", "Departure", "Identity", "Touched", "identify", "report", "steps_of")
 
 PARTS = {
     "kvm_mmu_page_fault": {
@@ -43,7 +43,7 @@ SIGNED = {"+": "-", "-": "+", " ": " "}
 Kind = Literal["this patch", "part of this patch", "a damaged copy", "a known relative", "another patch"]
 
 
-class Difference(NamedTuple):
+class Departure(NamedTuple):
     """Where a copy departs from the posted patch.
 
     `hunk` counts the posted hunks, and `line` the lines of the hunk, from 1; 0 is the `@@` line, or the hunk as
@@ -83,7 +83,7 @@ class Change(NamedTuple):
     status: Literal["there", "in part", "not there", "with AMD's encryption bit instead"]
 
 
-class Verdict(NamedTuple):
+class Identity(NamedTuple):
     """What a patch is.
 
     `what` says it in a phrase.  `differences` is empty for "this patch"; else the first one comes first.
@@ -95,7 +95,7 @@ class Verdict(NamedTuple):
 
     kind: Kind
     what: str
-    differences: tuple[Difference, ...]
+    differences: tuple[Departure, ...]
     present: tuple[str, ...]
     unmatched: tuple[Line, ...]
     places: tuple[int | None, ...]
@@ -108,7 +108,7 @@ class Verdict(NamedTuple):
 # ------------------------------------------------------------------------------------------------ verdict
 
 
-def identify(patch: Patch) -> Verdict:
+def identify(patch: Patch) -> Identity:
     """Say what `patch` is, what of the posted patch it has, and what it touches.
 
     Line numbers may have moved, and paths may begin elsewhere.  It is this patch if every line of every hunk is
@@ -126,11 +126,11 @@ def identify(patch: Patch) -> Verdict:
     differences = _differences(patch, places)
     changes = _changes(patch, present)
     kind, what, revision = _kind(patch, places, present, unmatched, differences, changes)
-    known = bool(present) and kind != "another patch"
+    known = kind in ("this patch", "part of this patch", "a damaged copy")
     numbers = (
         [place or number for number, place in enumerate(places, 1)] if known else range(1, len(places) + 1)
     )
-    return Verdict(
+    return Identity(
         kind=kind,
         what=what,
         differences=differences,
@@ -149,7 +149,7 @@ def _kind(
     places: tuple[int | None, ...],
     present: tuple[str, ...],
     unmatched: tuple[Line, ...],
-    differences: tuple[Difference, ...],
+    differences: tuple[Departure, ...],
     changes: tuple[Change, ...],
 ) -> tuple[Kind, str, str]:
     """Return the kind, the phrase that says it, and the closest revision."""
@@ -161,7 +161,7 @@ def _kind(
         return "a known relative", f"{relative[0].what} ({relative[1]})", relative[0].revision
     if part := _part(patch, places, differences):
         return "part of this patch", f"part of this patch: {part}", closest
-    if another := _akin(patch, changes, present):
+    if another := _akin(patch, changes, present, unmatched):
         return "a known relative", *another
     told = sum(_tells(line) for hunk in patch.hunks for line in hunk.changed)
     known = told - sum(_tells(line) for line in unmatched)
@@ -177,7 +177,12 @@ def _tells(line: Line) -> bool:
 
 
 def _same_file(one: str, other: str) -> bool:
-    """Say whether two paths can be of one file: one may begin in a folder inside, or outside, of the other's."""
+    """Say whether two paths can be of one file: one may begin in a folder inside, or outside, of the other's.
+
+    A path that was not found, "", can be of any.
+    """
+    if not (one and other):
+        return True
     left, right = one.split("/")[::-1], other.split("/")[::-1]
     return all(a == b for a, b in zip(left, right, strict=False))
 
@@ -223,26 +228,26 @@ def _match(patch: Patch) -> tuple[tuple[str, ...], tuple[Line, ...]]:
     return tuple(present), tuple(line for file, line in changed if (file, line) not in known)
 
 
-def _differences(patch: Patch, places: Sequence[int | None]) -> tuple[Difference, ...]:
+def _differences(patch: Patch, places: Sequence[int | None]) -> tuple[Departure, ...]:
     """Compare hunk by hunk; say what differs in the first hunk that does: its place, counts, lines.
 
     A hunk that is there and differs comes before one that is missing: a quotation has often only some.
     """
-    missing: list[Difference] = []
+    missing: list[Departure] = []
     order = [place for place in places if place]
     for number, want in enumerate(posted(), 1):
         if number not in order:
             why = "no hunk of it that can be read" if _mentioned(patch, want.file) else "this one is missing"
-            missing.append(Difference(want.file, number, 0, str(want.span), why))
+            missing.append(Departure(want.file, number, 0, str(want.span), why))
             continue
         have = patch.hunks[places.index(number)]
         if any(place > number for place in order[: order.index(number)]):
             return (
-                Difference(want.file, number, 0, str(want.span), "a later hunk: the hunks are out of order"),
+                Departure(want.file, number, 0, str(want.span), "a later hunk: the hunks are out of order"),
             )
         found_here = []
         if want.span[1::2] != have.span[1::2]:
-            found_here.append(Difference(want.file, number, 0, f"the counts of {want.span}", str(have.span)))
+            found_here.append(Departure(want.file, number, 0, f"the counts of {want.span}", str(have.span)))
         if line := _first_line(number, want, have):
             found_here.append(line)
         if found_here:
@@ -251,7 +256,7 @@ def _differences(patch: Patch, places: Sequence[int | None]) -> tuple[Difference
         if place is None:
             end = "the end of the patch" if number > len(posted()) else "a hunk of this patch"
             extra = f"one more hunk, {hunk.span}"
-            return (*missing, Difference(hunk.file, max(number, len(posted()) + 1), 0, end, extra))
+            return (*missing, Departure(hunk.file, max(number, len(posted()) + 1), 0, end, extra))
     return tuple(missing)
 
 
@@ -260,7 +265,7 @@ def _mentioned(patch: Patch, file: str) -> bool:
     return any(_same_file(other.file, file) for other in patch.others)
 
 
-def _first_line(number: int, want: PostedHunk, have: Hunk) -> Difference | None:
+def _first_line(number: int, want: PostedHunk, have: Hunk) -> Departure | None:
     """Return the first line of a hunk that differs."""
     wanted, given = _rows(want), _given(have)
     at = next((i for i, (a, b) in enumerate(zip_longest(wanted, given)) if a != b), None)
@@ -276,10 +281,10 @@ def _first_line(number: int, want: PostedHunk, have: Hunk) -> Difference | None:
         extra = given[at + 1 : at + 2] == wanted[at : at + 1]
         if missing != extra:
             found += ": a line is missing" if missing else ": a line too many"
-    return Difference(want.file, number, at + 1, expected, found, ledger_id)
+    return Departure(want.file, number, at + 1, expected, found, ledger_id)
 
 
-def _part(patch: Patch, places: Sequence[int | None], differences: Sequence[Difference]) -> str:
+def _part(patch: Patch, places: Sequence[int | None], differences: Sequence[Departure]) -> str:
     """Say which hunks of the posted patch a patch has, if that is all it has and they are as posted."""
     if not patch.hunks or None in places or list(places) != sorted(p for p in places if p):
         return ""
@@ -358,20 +363,21 @@ def _titled(patch: Patch) -> tuple[Relative, str] | None:
     return next(((row, "by its title") for row in relatives() if row.title == name), None)
 
 
-def _akin(patch: Patch, changes: Sequence[Change], present: Sequence[str]) -> tuple[str, str] | None:
-    """Recognise, by what it does, the merged form, the two other ways, and the patch taken back."""
+def _akin(
+    patch: Patch, changes: Sequence[Change], present: Sequence[str], unmatched: Sequence[Line]
+) -> tuple[str, str] | None:
+    """Recognise, by its lines or by what it does, the merged form, the two other ways, and the patch taken back."""
     rows = {row.name: row for row in relatives()}
     if initialiser := _BORROWED.search(_added(patch)):
         row = rows["guest_enc_gated" if "has_private_mem" in initialiser[1] else "guest_enc_ungated"]
         return f"{row.what} (by what it does)", row.revision
+    merged = rows["merged"]
     made = {change.step: change.status == "there" for change in changes}
-    if (
-        made == {"sanitize": False, "mark_private": True, "is_private": True}
-        and "h1+10" in present
-        and "h1+02" not in present
-    ):
-        exact = "by its lines" if patch.counts == MERGED else "by its lines, but not all of them"
-        return f"{rows['merged'].what} ({exact})", rows["merged"].revision
+    without_sanitiser = made == {"sanitize": False, "mark_private": True, "is_private": True}
+    own = any(line.sign + digest(line.text) in merged.lines for line in unmatched)
+    if own or (without_sanitiser and "h1+10" in present and "h1+02" not in present):
+        how = "by its lines" if patch.counts == MERGED else "by its lines, but not all of them"
+        return f"{merged.what} ({how})", merged.revision
     if changes or present:
         return None
     back = patch._replace(hunks=tuple(_flipped(hunk) for hunk in patch.hunks))
@@ -491,7 +497,7 @@ def report(source: str | bytes | Path) -> tuple[str, int]:
     return "\n".join(lines), 0 if any(verdict.kind == "this patch" for verdict in verdicts) else 1
 
 
-def _report(found: Found, verdicts: Sequence[Verdict]) -> Iterator[str]:
+def _report(found: Found, verdicts: Sequence[Identity]) -> Iterator[str]:
     """Yield a line for each diff and each reason, then the particulars of one."""
     several = len(found.patches) > 1
     for number, (patch, verdict) in enumerate(zip(found.patches, verdicts, strict=True), 1):
@@ -501,7 +507,9 @@ def _report(found: Found, verdicts: Sequence[Verdict]) -> Iterator[str]:
             quoted += ", {0} file{2} +{1[0]} -{1[1]}".format(
                 len(patch.files), patch.counts, "s" * (len(patch.files) != 1)
             )
-        yield f"{found.source}{place}: {verdict.what}{quoted}: {_shorten(patch.subject) or 'without a subject'}"
+        yield f"{found.source}{place}: {verdict.what}{quoted}" + (
+            f": {_shorten(patch.subject)}" if patch.subject else ""
+        )
     yield from (f"{found.source}: not read: {reason}" for reason in found.refused)
     chosen = max(
         range(len(verdicts)), key=lambda n: (verdicts[n].kind == "this patch", likeness(found.patches[n]))
@@ -514,7 +522,7 @@ def _report(found: Found, verdicts: Sequence[Verdict]) -> Iterator[str]:
     yield from _particulars(found.patches[chosen], verdicts[chosen])
 
 
-def _particulars(patch: Patch, verdict: Verdict) -> Iterator[str]:
+def _particulars(patch: Patch, verdict: Identity) -> Iterator[str]:
     """Yield what was found, and the verdict's reasons."""
     told = {
         "version": patch.version,
@@ -529,9 +537,9 @@ def _particulars(patch: Patch, verdict: Verdict) -> Iterator[str]:
     yield f"  files: {len(patch.files)}, hunks: {len(patch.hunks)}, lines: +{added} -{removed}"
     for touched, hunk in zip(verdict.touched, patch.hunks, strict=True):
         signs = [line.sign for line in hunk.lines]
-        yield f"    hunk {touched.hunk}: {_shorten(hunk.file)} {hunk.span} (+{signs.count('+')} -{signs.count('-')})"
+        file, counts = _shorten(hunk.file) or "no file named", f"(+{signs.count('+')} -{signs.count('-')})"
+        yield f"    hunk {touched.hunk}: {file} {hunk.span} {counts}"
     yield from (f"    {_shorten(other.file)}: {_shorten(other.what)}" for other in patch.others)
-    yield f"  verdict: {verdict.what}"
     damaged = verdict.kind == "a damaged copy"
     for number, difference in enumerate(verdict.differences if damaged else ()):
         yield f"  {'then' if number else 'first difference'}: {difference}"

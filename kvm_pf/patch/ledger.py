@@ -83,8 +83,8 @@ class Relative(NamedTuple):
     """A patch that is akin to this one, and what it is known by.
 
     `title` is the digest of its title in small letters, `messages` its Message-IDs, `commit` what Linux calls
-    it, `blobs` the files before and after it as its `index` lines name them; `revision` is the one closest in
-    behaviour once it is applied.
+    it, `blobs` the files before and after it as its `index` lines name them, `lines` the sign and digest of
+    changed lines that the posted patch has not; `revision` is the one closest in behaviour once it is applied.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Relative(NamedTuple):
     messages: tuple[str, ...]
     commit: str
     blobs: tuple[str, ...]
+    lines: tuple[str, ...]
     source: str
 
 
@@ -161,6 +162,7 @@ def relatives() -> tuple[Relative, ...]:
             messages=tuple(row["messages"].split()),
             commit=row["commit"],
             blobs=tuple(row["blobs"].split()),
+            lines=tuple(row["lines"].split()),
             source=row["source"],
         )
         for row in _rows("relatives.csv")

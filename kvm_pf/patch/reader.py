@@ -146,7 +146,10 @@ def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
     patches: list[Patch] = []
     refused: list[str] = []
     try:
-        for text in _texts(raw, name, limit):
+        for text in _texts(raw, name, _Budget(limit)):
+            if isinstance(text, InputError):
+                refused.append(f"an attachment {str(text).removeprefix(name).lstrip(': ')}")
+                continue
             some, reasons = _read_text(text, name)
             patches += some
             refused += reasons
@@ -230,18 +233,26 @@ _ARCHIVES = {
 }
 
 
-def _unpack(raw: bytes, name: str, limit: int) -> bytes:
+class _Budget:
+    """How many bytes may be unpacked of a whole file, its attachments included, and how many are left."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = self.left = limit
+
+
+def _unpack(raw: bytes, name: str, budget: _Budget) -> bytes:
     """Undo compression, as often as there is any."""
     for _ in range(LAYERS):
         unpack = next((how for start, how in _PACKED.items() if raw.startswith(start)), None)
         if unpack is None:
             break
         try:
-            raw = unpack(raw, limit + 1)
+            raw = unpack(raw, budget.left + 1)
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{name}: cannot be unpacked: {error}") from None
-        if len(raw) > limit:
-            raise InputError(f"{name}: unpacks to more than {limit:,} bytes; a patch was expected")
+        if len(raw) > budget.left:
+            raise InputError(f"{name}: unpacks to more than {budget.limit:,} bytes; a patch was expected")
+        budget.left -= len(raw)
     for start, what in _ARCHIVES.items():
         if raw.startswith(start):
             raise InputError(f"{name}: is {what}; unpack it, and give the patch in it")
@@ -264,9 +275,9 @@ _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d{1,6}|#x[0-9a-f]{1,5});", re.IGNORE
 _COLOUR = re.compile(r"\x1b\[[0-9;]{0,40}[mK]")
 
 
-def _texts(raw: bytes, name: str, limit: int, layer: int = 0) -> Iterator[str]:
+def _texts(raw: bytes, name: str, budget: _Budget, layer: int = 0) -> Iterator[str | InputError]:
     """Undo the packing and yield the text of each message, attachment or commit."""
-    raw = _unpack(raw, name, limit)
+    raw = _unpack(raw, name, budget)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raw = raw.decode("utf-16", errors="replace").encode(errors="replace")
     raw = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
@@ -276,11 +287,11 @@ def _texts(raw: bytes, name: str, limit: int, layer: int = 0) -> Iterator[str]:
         raise InputError(f"{name}: is binary (a NUL byte at offset {offset}); a patch is text")
     if layer < LAYERS and _BASE64.fullmatch(raw.strip()):
         with suppress(binascii.Error, InputError):
-            yield from list(_texts(base64.b64decode(raw), name, limit, layer + 1))
+            yield from list(_texts(base64.b64decode(raw), name, budget, layer + 1))
             return
     if _MAIL.match(raw):
         for message in filter(None, _MBOX.split(raw)):
-            yield from _mail(message, name, limit, layer)
+            yield from _mail(message, name, budget, layer)
         return
     text = raw.decode(errors="replace")
     yield from filter(
@@ -303,22 +314,18 @@ def _plain(page: str) -> str:
     return html.unescape(re.sub(r"<[^<>]*>", "", _BREAK.sub("\n", page)))
 
 
-def _mail(raw: bytes, name: str, limit: int, layer: int) -> Iterator[str]:
+def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | InputError]:
     """Turn a message into plain texts, each the headers that matter and one of the parts that may hold a patch."""
     if raw.lower().count(b"multipart/") > PARTS:
         raise InputError(
             f"{name}: a message in it has over {PARTS} MIME parts; save the one with the patch alone"
         )
-    message = email.message_from_bytes(raw)
-    fields = ("Subject", "Re", "From", "Date", "Message-ID", "In-Reply-To", "References")
-    lines = [f"{field}: {_header(message[field])}" for field in fields if message[field]]
     commit = re.match(rb"From ([0-9a-f]{40}) ", raw)
-    if commit:
-        lines.insert(0, f"Commit: {commit[1].decode()}")
-    head = "\n".join(lines) + "\n\n"
-    parts = list(_parts(message, name))
-    plain = any(part.get_content_type() == "text/plain" for part in parts)
-    for part in parts:
+    before = f"Commit: {commit[1].decode()}\n" if commit else ""
+    parts = list(_parts(email.message_from_bytes(raw), name))
+    plain = any(part.get_content_type() == "text/plain" for part, _ in parts)
+    for part, message in parts:
+        head = before + _fields(message)
         kind, file = part.get_content_type(), _file_name(part)
         payload = part.get_payload(decode=True)
         if not isinstance(payload, bytes) or not payload.strip():
@@ -327,15 +334,15 @@ def _mail(raw: bytes, name: str, limit: int, layer: int) -> Iterator[str]:
             if not plain:
                 yield head + _plain(_decode(payload, part).replace("\r\n", "\n"))
         elif kind.startswith("text/"):
-            yield from _inside(_decode(payload, part).encode(errors="replace"), head, name, limit, layer)
+            yield from _inside(_decode(payload, part).encode(errors="replace"), head, name, budget, layer)
         elif file.endswith(_PATCHES) or kind in ("application/mbox", "application/x-patch"):
-            yield from _inside(payload, head, name, limit, layer)
+            yield from _inside(payload, head, name, budget, layer)
 
 
 _PATCHES = (".patch", ".diff", ".txt", ".mbox", ".mbx", ".eml", ".gz", ".xz", ".bz2")
 
 
-def _inside(payload: bytes, head: str, name: str, limit: int, layer: int) -> Iterator[str]:
+def _inside(payload: bytes, head: str, name: str, budget: _Budget, layer: int) -> Iterator[str | InputError]:
     """Yield the texts of one part; one that is no mail of its own has the headers of the mail around it."""
     if (
         payload.startswith(tuple(_PACKED))
@@ -343,28 +350,38 @@ def _inside(payload: bytes, head: str, name: str, limit: int, layer: int) -> Ite
         or re.match(rb"commit [0-9a-f]{40}\b", payload)
     ):
         if layer < LAYERS:
-            with suppress(InputError):
-                yield from list(_texts(payload, name, limit, layer + 1))
+            try:
+                yield from list(_texts(payload, name, budget, layer + 1))
+            except InputError as error:
+                yield error
         return
     yield head + payload.decode(errors="replace").replace("\r\n", "\n")
 
 
-def _parts(message: Message, name: str) -> Iterator[Message]:
-    """Yield the parts of a message that have no parts, in order."""
-    waiting = [(message, 0)]
+def _fields(message: Message) -> str:
+    """Write the headers of a message that matter, and an empty line."""
+    names = ("Subject", "Re", "From", "Date", "Message-ID", "In-Reply-To", "References")
+    return "".join(f"{name}: {_header(message[name])}\n" for name in names if message[name]) + "\n"
+
+
+def _parts(message: Message, name: str) -> Iterator[tuple[Message, Message]]:
+    """Yield the parts of a message that have no parts, in order, and the message that each is of."""
+    waiting = [(message, message, 0)]
     for _ in range(PARTS):
         if not waiting:
             return
-        part, level = waiting.pop()
+        part, owner, level = waiting.pop()
         inner = part.get_payload()
         if not (part.is_multipart() and isinstance(inner, list)):
-            yield part
+            yield part, owner
         elif level >= LAYERS:
             raise InputError(
                 f"{name}: its MIME parts are nested over {LAYERS} deep; save the part with the patch alone"
             )
         else:
-            waiting += [(each, level + 1) for each in reversed(inner) if isinstance(each, Message)]
+            forwarded = part.get_content_type() == "message/rfc822"
+            each = [each for each in inner if isinstance(each, Message)]
+            waiting += [(child, child if forwarded else owner, level + 1) for child in reversed(each)]
     if waiting:
         raise InputError(
             f"{name}: a message in it has over {PARTS} MIME parts; save the one with the patch alone"
@@ -433,6 +450,9 @@ _EXTENDED = {
     "GIT binary patch": "binary",
 }
 """Lines between `diff --git` and the hunks, and what a file without hunks is that has one; the last wins."""
+
+_TRIMMED = ("...", "…", "[...]", "[…]", "[snip]", "<snip>", "[cut]", "(...)")
+"""What a replier leaves where a part of a hunk was cut out."""
 
 _REASONS = (
     (
@@ -592,7 +612,7 @@ class _Walk:
         """Take the lines of one hunk, until its counts are used up or the next file or hunk begins.
 
         A line without a sign is context, its leading blank lost.  A line quoted less deeply than the `@@` line
-        is the replier's own and is passed over.
+        is the replier's own and is passed over.  Where the replier left out lines, the hunk ends.
         """
         file = self._diff(marks).open()
         quote, span = header["quote"], _span(header)
@@ -607,6 +627,8 @@ class _Walk:
                 break
             text = self.lines[self.at][inside.end() :] if inside else "\\"
             self.at += 1
+            if marks and (text if inside else self.lines[self.at - 1]).strip().lower() in _TRIMMED:
+                break
             if text.startswith("\\"):
                 continue
             sign = text[0] if text[:1] in ("+", "-") else " "
