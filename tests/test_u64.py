@@ -236,8 +236,8 @@ def test_the_solver_gives_the_same_answers_to_several_threads():
 def test_a_cache_that_cannot_be_used_is_done_without(damage, tmp_path):
     script = (
         "import pandas as pd\n"
-        "from kvm_pf.run.batch import evaluate_sources\n"
-        "print(evaluate_sources(pd.DataFrame({'info': [6]}), engine='compiled').mmu_error_code[0])\n"
+        "from kvm_pf.run.batch import evaluate\n"
+        "print(evaluate(pd.DataFrame({'info': [6]}), kind='sources', engine='compiled').mmu_error_code[0])\n"
     )
     folder = tmp_path / "cache"
     if damage == "unwritable":
