@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The bits: page-fault error code, EPT exit qualification and their neighbours, each written once.
 
-`PFERR`, `EPT`, `MEMORY_FAULT` and `EVENT` are the tables.  Masks, decoding, pictures, prose and tests derive from them; no other
-place of the project says where a bit stands.
+`PFERR`, `EPT`, `MEMORY_FAULT` and `EVENT` are the tables.  Masks, decoding, pictures, prose and tests derive from
+them; no other place of the project says where a bit stands.
 
 A page-fault error code is 64 bits wide.  Bits 0-15 are the CPU's own #PF bits, 31-36 are what AMD adds for
 nested page faults (some of which Intel's exit handler borrows), 48 and 49 are KVM's.
@@ -201,7 +201,11 @@ EPT_VIOLATION_GVA_USER = _mask(EPT, "GVA_USER")
 
 
 def _table(table: object) -> None:
-    if not isinstance(table, Sequence) or isinstance(table, str) or not all(isinstance(r, Bit) for r in table):
+    if (
+        not isinstance(table, Sequence)
+        or isinstance(table, str)
+        or not all(isinstance(r, Bit) for r in table)
+    ):
         raise InputError(f"table={table!r:.60}: it takes a table of bits, such as kvm_pf.bits.PFERR")
 
 
@@ -264,7 +268,9 @@ def encode(names: str, table: Sequence[Bit] = PFERR) -> int:
         digits = word.removeprefix("bit")
         if word in known:
             code |= known[word]
-        elif word != digits and digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) < 64:
+        elif (
+            word != digits and digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) < 64
+        ):
             code |= 1 << int(digits)
         else:
             raise InputError(

@@ -41,7 +41,13 @@ def _as_dict(reading: Reading) -> dict[str, Any]:
         "why": reading.why,
         "sentence": said.sentence,
         "bits": [
-            {"bit": p.bit.bit, "name": p.bit.name, "set_by": p.bit.set_by.value, "means": p.means, "counts": p.counts}
+            {
+                "bit": p.bit.bit,
+                "name": p.bit.name,
+                "set_by": p.bit.set_by.value,
+                "means": p.means,
+                "counts": p.counts,
+            }
             for p in said.parts
         ],
         "clear": list(said.clear),
@@ -74,7 +80,8 @@ def add(commands: Any) -> None:
         + "\n".join(f"  {name:<10} {encoding.title}" for name, encoding in ENCODINGS.items()),
     )
     p.add_argument(
-        "code", help="a number (hexadecimal with or without 0x, or decimal), names joined by |, or a pasted line"
+        "code",
+        help="a number (hexadecimal with or without 0x, or decimal), names joined by |, or a pasted line",
     )
     p.add_argument("--as", dest="encoding", choices=tuple(ENCODINGS), help="which encoding it is")
     p.add_argument("--base", type=int, choices=(10, 16), default=0, help="how the digits are to be read")
