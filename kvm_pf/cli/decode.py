@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvm_pf.cli.common import OK, PLAIN
-from kvm_pf.run.codes import HEX, Answer, Reading, read
+from kvm_pf.run.codes import HEX, Answer, Reading, Sure, read
 from kvm_pf.run.meanings import ENCODINGS
 
 
@@ -26,8 +26,8 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield from (f"  {text}" for text in said.clear)
     yield from (f"  note: {text}" for text in said.notes)
     for other in answer.others:
-        yield f"or {_written(other)}: {other.title}; {other.sure.words}: {other.why}"
-        yield f"    {other.meaning.sentence}"
+        says = f": {other.meaning.sentence}" if other.sure > Sure.HARDLY else ""
+        yield f"or {_written(other)}, {other.title}{says} ({other.sure.words}: {other.why})"
 
 
 def _as_dict(reading: Reading) -> dict[str, Any]:

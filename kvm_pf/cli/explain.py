@@ -62,7 +62,7 @@ def _choose(text: str, source: str | None, vm_type: object) -> tuple[Reading, st
         )  # or a memory fault's flags; but a fault is asked about
     else:
         raise InputError(
-            f"{reading.code:#x}: {reading.title} ({reading.sure.words}), no fault's code; --from says otherwise"
+            f"{reading.code:#x}: {reading.sure.words} no fault's code but {reading.title}; --from decides"
         )
     if kind == "pferr":
         return (

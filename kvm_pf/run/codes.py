@@ -31,7 +31,6 @@ from kvm_pf.bits import (
     PFERR_SYNTHETIC_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
-    U64_MASK,
     encode,
 )
 from kvm_pf.common.errors import InputError
@@ -98,7 +97,7 @@ class Reading(NamedTuple):
         cut = cut_codes(self.code) if self.encoding == "npf" else ()
         if cut and self.place.width != 64:
             whole = " or ".join(f"{code:#x}" for code in cut)
-            note = f"cut to 32 bits by a kernel before 6.1: it was {whole} ({CUT_SOURCE})"
+            note = f"kernels before 6.1 print only 32 bits: the whole code was {whole} ({CUT_SOURCE})"
             said = said._replace(notes=(note, *said.notes))
         return said._replace(notes=(*said.notes, *self.place.notes))
 
@@ -301,17 +300,20 @@ def _number(digits: str, base: int, said: str) -> int:
     return value
 
 
-def _spellings(text: str) -> list[tuple[int, str]]:
+def _spellings(text: str, base: int = 0) -> list[tuple[int, str]]:
     """Read a number: hexadecimal first; decimal too, if the digits allow both; [] if it is none."""
     found = _HEX.fullmatch(text)
     if not found:
         return []
     digits = found[1] or found[2]
-    both = not found[1] and digits.isdigit() and int(digits[:40]) > 9 and digits[0] != "0"
-    decimal = [(int(digits), DECIMAL)] if both and len(digits) <= 20 and int(digits) <= U64_MASK else []
-    if decimal and len(digits) > 16:
-        return decimal
-    return [(_number(digits, 16, text), HEX), *decimal]
+    if base == 10 and found[2] and digits.isdigit():
+        return [(_number(digits, 10, text), DECIMAL)]
+    if base == 10:
+        raise InputError(f"{text[:60]!r} is no decimal number")
+    code = _number(digits, 16, text)
+    if base or found[1] or not digits.isdigit() or digits[0] == "0" or len(digits) == 1:
+        return [(code, HEX)]
+    return [(code, HEX), (int(digits), DECIMAL)]
 
 
 def _named(text: str) -> dict[str, int]:
@@ -360,16 +362,12 @@ def _from_names(text: str, place: Place) -> list[Reading]:
     ]
 
 
-_SPELLED = {HEX: "the kernel prints hexadecimal", DECIMAL: "if it is decimal, as bpftrace and Rust print it"}
+_SPELLED = {HEX: "in hexadecimal, as the kernel prints", DECIMAL: "in decimal, as bpftrace and Rust print"}
 
 
 def _from_number(text: str, place: Place, base: int) -> list[Reading]:
     readings = []
-    spellings = _spellings(text)
-    if base:
-        wanted = HEX if base == 16 else DECIMAL
-        kept = [each for each in spellings if each[1] == wanted]
-        spellings = kept or [(code, wanted) for code, _ in spellings if code < 10]
+    spellings = _spellings(text, base)
     bare = text[:2].lower() != "0x"
     for code, spelled in spellings:
         if not place.width and bare and spelled == HEX and not code >> 32:
@@ -394,6 +392,8 @@ def _readings(text: str, place: Place, base: int = 0) -> list[Reading]:
 
 
 ANYWHERE = Place()
+LONGEST = 65536
+"""The longest text that is read, in characters."""
 
 
 def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
@@ -412,6 +412,8 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
         raise InputError(f"encoding={encoding!r:.60}: it takes one of {', '.join(ENCODINGS)}")
     if base not in (0, 10, 16):
         raise InputError(f"base={base!r:.60}: it takes 10 or 16")
+    if len(text) > LONGEST:
+        raise InputError(f"a text of {len(text)} characters: too long for a code or a few lines")
     short = text.strip()
     place = ANYWHERE
     if encoding:
@@ -431,8 +433,11 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
             f"{' '.join(short.split())[:80]!r}: no code in this line; one stands after error_code, info1, pferr, "
             "flags, exit qualification, intr_info or a name like these"
         )
-    encode(short, ENCODINGS[encoding or "pferr"].table)
-    raise InputError(f"{short[:80]!r} is no code")
+    try:
+        encode(short, ENCODINGS[encoding or "pferr"].table)
+    except InputError as error:
+        raise InputError(f"{short[:80]!r} is no number, and {error}") from None
+    raise InputError(f"{short[:80]!r} is no number")
 
 
 def _fitting(readings: Sequence[Reading], encoding: str | None, text: str) -> tuple[Reading, ...]:
@@ -447,7 +452,7 @@ def _fitting(readings: Sequence[Reading], encoding: str | None, text: str) -> tu
     ):
         bits = ENCODINGS[encoding].bits
         if not any(r.encoding == encoding for r in readings):
-            raise InputError(f"{text[:80]!r}: these are no names of bits of {encoding}")
+            encode(text, ENCODINGS[encoding].table)
         raise InputError(f"{text[:80]}: such a code has {bits} bits, 0 to {(1 << bits) - 1:#x}")
     return tuple(fitting)
 
@@ -560,14 +565,17 @@ def _traced_place(text: str, number: str, whole: str) -> Place:
 _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
     (rf"#PF:? error_code\(\s*{_NUMBER}", lambda m: _certain("pf", "Linux's own report of a #PF")),
     (r"\bOops: ([0-9a-f]{4})\b", lambda m: _certain("pf", "Linux's own oops")),
-    (rf"\bsegfault at .*\berror {_NUMBER}", lambda m: _certain("pf", "Linux's own report of a segfault")),
+    (
+        rf"\bsegfault at .{{0,200}}?\berror {_NUMBER}",
+        lambda m: _certain("pf", "Linux's own report of a segfault"),
+    ),
     (
         rf"\bexit[ _-]?qual(?:ification)?\s*[=:(]?\s*{_NUMBER}",
         lambda m: _certain("ept", "an exit qualification", base=0),
     ),
     (rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}", lambda m: _certain("npf", "EXITINFO1", base=0)),
     (
-        rf"(?:memory[ _-]?fault|MemoryFault)\b.*?\bflags\s*[=:(]?\s*{_NUMBER}",
+        rf"(?:memory[ _-]?fault|MemoryFault)\b.{{0,200}}?\bflags\s*[=:(]?\s*{_NUMBER}",
         lambda m: _certain(
             "memfault", "flags of a memory-fault exit", base=16 if m[1][:2].lower() == "0x" else 10
         ),

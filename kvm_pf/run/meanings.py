@@ -346,7 +346,7 @@ def event(code: int) -> tuple[int, int, str]:
     named = VECTORS.get(vector, "") if kind in (*EVENT_EXCEPTIONS, 2) else ""
     if kind == 2 and vector == 2:
         return kind, vector, "an NMI"
-    return kind, vector, f"{named} ({what}, vector {vector})" if named else f"{_an(what)}, vector {vector}"
+    return kind, vector, f"{named} ({what}, vector {vector})" if named else f"{_an(what)} (vector {vector})"
 
 
 def _event_meaning(code: int, delivered: bool) -> Meaning:
