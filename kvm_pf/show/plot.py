@@ -517,7 +517,7 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
         if record.step == "mark_private":
             taken["reserved?"] = [f"RSVD is {reserved}: {WAYS[way.to]}"]
     end = _end_of(explanation)
-    whole = explanation.records[0].why
+    whole = explanation.records[-1].why
     emulated = explanation.outcome.emulation
     taken[end] = [f"type {emulated.emulation_type:#x}; {whole}" if end == "emulate" else whole]
     return taken
@@ -537,7 +537,7 @@ def decision_path(explanation: Explanation, ax: Axes | None = None) -> Figure | 
     first = _NODES["sanitize"]
 
     title, _, code = explanation.title.partition(", error code ")
-    code = code or f"{explanation.records[0].before:#x}"  # a recorded fault's title does not tell it
+    code = code or f"{explanation.records[-1].before:#x}"  # a recorded fault's title does not tell it
     paper.text(0.2, 0.35, title, ha="left", size=20, bold=True, room=width - 0.4, gid="title")
     paper.text(first.x, 1.0, f"error code {code}", gid="code")
     paper.line([(first.x, 1.2), (first.x, first.top)], BLUE, weight=3.5, arrow=True)
