@@ -11,7 +11,10 @@ nested page faults (some of which Intel's exit handler borrows), 48 and 49 are K
 from __future__ import annotations
 
 from enum import Enum
+from operator import index
 from typing import NamedTuple
+
+from kvm_pf.common.errors import InputError
 
 __all__ = (
     "AMD",
@@ -162,18 +165,24 @@ EPT_VIOLATION_GVA_USER = _mask(EPT, "GVA_USER")
 def decode(code: int, table: tuple[Bit, ...] = PFERR) -> list[Bit]:
     """List the bits that are set in `code`, lowest first; a bit that `table` does not have stays visible.
 
-    Raises ValueError if `code` is no unsigned 64-bit number.
+    Raises InputError if `code` is no unsigned 64-bit number.
 
     >>> [row.label for row in decode(0x2000100000006)]
     ['WRITE', 'USER', 'GUEST_FINAL', 'PRIVATE_ACCESS']
     >>> [row.label for row in decode(1 << 50 | 1)]
     ['PRESENT', 'bit 50']
     """
-    if not 0 <= code <= U64_MASK:
-        raise ValueError(f"{code:#x} is no unsigned 64-bit number")
-    known = {row.bit: row for row in table}
+    if not hasattr(code, "__index__") or not 0 <= (code := index(code)) <= U64_MASK:
+        raise InputError(f"{ascii(code)[:80]} is no unsigned 64-bit number")
+    known = {row.bit: row for row in _bits(table)}
     unknown = "no meaning in any of these revisions; passes through untouched"
     return [known.get(n, Bit(n, "", NOBODY, "", unknown, "")) for n in range(64) if code >> n & 1]
+
+
+def _bits(table: tuple[Bit, ...]) -> tuple[Bit, ...]:
+    if not isinstance(table, tuple) or not all(isinstance(row, Bit) for row in table):
+        raise InputError(f"{ascii(table)[:80]} is no table of bits, such as PFERR")
+    return table
 
 
 def describe(code: int, table: tuple[Bit, ...] = PFERR) -> str:
@@ -190,10 +199,12 @@ def describe(code: int, table: tuple[Bit, ...] = PFERR) -> str:
 def encode(names: str, table: tuple[Bit, ...] = PFERR) -> int:
     """Turn "WRITE|USER|bit50" into a code; the inverse of `describe`.
 
-    Raises ValueError naming the word that is no bit of the table.
+    Raises InputError naming the word that is no bit of the table.
     """
+    if not isinstance(names, str):
+        raise InputError(f"{ascii(names)[:80]}: names of bits joined by | are wanted, such as WRITE|USER")
     code = 0
-    known = {row.name: row.mask for row in table if row.name}
+    known = {row.name: row.mask for row in _bits(table) if row.name}
     if names.strip() == "0":
         return code
     for word in (part.strip() for part in names.split("|")):
@@ -203,7 +214,7 @@ def encode(names: str, table: tuple[Bit, ...] = PFERR) -> int:
         elif word != digits and digits.isascii() and digits.isdigit() and int(digits) < 64:
             code |= 1 << int(digits)
         else:
-            raise ValueError(
+            raise InputError(
                 f"no bit is called {word[:80]!r}; the names are {', '.join(known)}, or bit0 … bit63"
             )
     return code
