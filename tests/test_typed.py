@@ -29,28 +29,76 @@ from kvm_pf.run.tables import SOURCE_INPUTS
 from kvm_pf.run.watch import explain
 
 WRONG = (
-    None, -1, 1 << 70, 1.5, float("nan"), "x", "", "٣", "\x1b[2J", b"b", [], ["x"], {}, object(), (1, 2), pd.DataFrame(),
-    np.int64(-3), np.float64(1),
-)  # fmt: skip
+    None,
+    -1,
+    1 << 70,
+    1.5,
+    float("nan"),
+    "x",
+    "",
+    "٣",
+    "\x1b[2J",
+    b"b",
+    [],
+    ["x"],
+    {},
+    object(),
+    (1, 2),
+    pd.DataFrame(),
+    np.int64(-3),
+    np.float64(1),
+)
 
 
 def public():
     """Public functions and methods by name, with arguments that are right."""
     machine, slots, store = Machine("sw-protected"), Memslots(), AttributeStore()
     right = [
-        (decode, (6, PFERR)), (describe, (6, PFERR)), (encode, ("WRITE", PFERR)), (explain, (6, 0x1000)),
-        (evaluate, (pd.DataFrame({"error_code": [6]}), "posted")), (evaluate_sources, (pd.DataFrame({"info": [6]}), "posted")),
-        (evaluate_faultin, (pd.DataFrame({"attrs": [6]}), "posted")), (evaluate_parquet, ("none.parquet", "out.parquet")),
-        (check_table, ("cases_none.csv", "posted")), (replay, ("none", "posted")), (follow, ("none", "2-swprot")),
-        (load_corpus, ("none",)), (prove, ("merged-form-flags", "posted")), (asked, ("merged-form-flags", "posted")),
-        (compare, ("posted", "posted")), (verdict, ("none",)), (Memslots, (2, False, 46, 0, 19)), (Machine, ("default", "npt")),
+        (decode, (6, PFERR)),
+        (describe, (6, PFERR)),
+        (encode, ("WRITE", PFERR)),
+        (explain, (6, 0x1000)),
+        (evaluate, (pd.DataFrame({"error_code": [6]}), "posted")),
+        (evaluate_sources, (pd.DataFrame({"info": [6]}), "posted")),
+        (evaluate_faultin, (pd.DataFrame({"attrs": [6]}), "posted")),
+        (evaluate_parquet, ("none.parquet", "out.parquet")),
+        (check_table, ("cases_none.csv", "posted")),
+        (replay, ("none", "posted")),
+        (follow, ("none", "2-swprot")),
+        (load_corpus, ("none",)),
+        (prove, ("merged-form-flags", "posted")),
+        (asked, ("merged-form-flags", "posted")),
+        (compare, ("posted", "posted")),
+        (verdict, ("none",)),
+        (Memslots, (2, False, 46, 0, 19)),
+        (Machine, ("default", "npt")),
         (prove_all, ("no-such-claim", "posted", 1, 1)),
-    ]  # fmt: skip
+    ]
     arguments = {
-        "addr": 0x1000, "gpa": 0x1000, "size": 0x1000, "kind": "w", "access": "w", "gfn": 1, "spte": 0, "number": 1, "op": "r 0x1000",
-        "vm_type": "default", "l2_gpa": 0x1000, "l1_gpa": 0x1000, "private": True, "error_code": 6, "start": 1, "end": 2, "word": 8,
-        "level": 2, "guest_phys_addr": 0x1000, "memory_size": 0x1000, "userspace_addr": 0x1000, "emu_ret": 1, "name": "RET_PF_RETRY",
-    }  # fmt: skip
+        "addr": 0x1000,
+        "gpa": 0x1000,
+        "size": 0x1000,
+        "kind": "w",
+        "access": "w",
+        "gfn": 1,
+        "spte": 0,
+        "number": 1,
+        "op": "r 0x1000",
+        "vm_type": "default",
+        "l2_gpa": 0x1000,
+        "l1_gpa": 0x1000,
+        "private": True,
+        "error_code": 6,
+        "start": 1,
+        "end": 2,
+        "word": 8,
+        "level": 2,
+        "guest_phys_addr": 0x1000,
+        "memory_size": 0x1000,
+        "userspace_addr": 0x1000,
+        "emu_ret": 1,
+        "name": "RET_PF_RETRY",
+    }
     for owner in (machine, slots, store):
         for name, method in inspect.getmembers(owner, inspect.ismethod):
             needed = [
@@ -71,8 +119,9 @@ def test_no_wrong_argument_ends_in_another_error(name):
             try:
                 function(*right[:n], wrong, *right[n + 1 :])
             except InputError as error:
-                assert len(str(error)) < 1500
-                assert str(error).isprintable()
+                said = str(error)
+                assert len(said) < 1500, said
+                assert said.isprintable()
 
 
 def test_a_wrong_argument_is_named_with_what_is_wanted():
@@ -125,7 +174,7 @@ def test_exits_of_trust_domains_are_of_kernels_that_have_them(revision):
     if get(revision).has("tdx"):
         assert len(evaluate_sources(frame, revision)) == 1
     else:
-        with pytest.raises(InputError, match="column 'kind', row 0: 'tdx'.* one of ept, miscfg, npf, pf"):
+        with pytest.raises(InputError, match=r"column 'kind', row 0: 'tdx'.* one of ept, miscfg, npf, pf"):
             evaluate_sources(frame, revision)
 
 

@@ -250,6 +250,8 @@ class Machine(GuestMemory):
             fast_mmio=self.ioeventfds.get(addr) == 0, guest_mode=self.mmu.guest_mode, next_rip_known=True
         )
         reserved, present = self.is_mmio(spte), spte & SPTE_MMU_PRESENT_MASK != 0
+        if access not in _EPT_ACCESS:
+            raise InputError(f"an access is one of {', '.join(_EPT_ACCESS)}, not {ascii(access)[:80]}")
         if self.hardware == "ept":
             if reserved:
                 return Event(exits.KIND_MISCFG, 0, addr, guest=guest)
@@ -332,7 +334,9 @@ class Machine(GuestMemory):
         except (LookupError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{op!r} lacks a word or number; see the operations in kvm_pf.trace") from None
+            raise InputError(
+                f"{op!r} lacks a word or number, or has another than there are; see the operations in kvm_pf.trace"
+            ) from None
 
     def _run(self, verb: str, words: list[str]) -> Access | int | None:
         def number(n: int) -> int:
@@ -349,7 +353,9 @@ class Machine(GuestMemory):
             case "vm":
                 if words[0] == "swprot" and not self.offers_sw_protected:
                     return -EINVAL
-                self.reset(VMS[words[0]] if words[0] in VMS else words[0])
+                if words[0] not in (*VMS, *VM_TYPES):
+                    raise ValueError
+                self.reset(VMS.get(words[0], words[0]))
                 return 0
             case "slot":
                 flags = [flag for flag in words[3].split(",") if flag != "-"]

@@ -247,7 +247,7 @@ class GuestMemory:
     def reset(self, vm_type: str) -> None:
         """Start a new VM.  Raises InputError if there is no such kind."""
         if vm_type not in VM_TYPES:
-            raise InputError(f"there is no VM {vm_type[:80]!r}; one of {', '.join(VM_TYPES)} is wanted")
+            raise InputError(f"there is no kind of VM {vm_type!r}; one of {', '.join(VM_TYPES)} is wanted")
         self.vm_type = VM_TYPES.index(vm_type)
         self.has_private_mem = self.options.private_mem and vm_type in ("sw-protected", "snp", "tdx")
         spaces = 1 if self.has_private_mem else self.options.address_spaces

@@ -111,7 +111,7 @@ class Memslots:
         direct_bits: int = 0,
         mmio_gen_bits: int = 19,
     ) -> None:
-        if check("address_spaces", address_spaces, int) not in (1, 2):
+        if not isinstance(address_spaces, int) or address_spaces not in (1, 2):
             raise InputError(f"a VM has 1 or 2 address spaces, not {address_spaces!r}")
         if not 32 <= check("maxphyaddr", maxphyaddr, int) <= 52:
             raise InputError(f"physical addresses have 32 to 52 bits, not {maxphyaddr!r}")
