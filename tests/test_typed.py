@@ -24,7 +24,7 @@ from kvm_pf.proof.ask import asked, prove, prove_all
 from kvm_pf.proof.compare import compare
 from kvm_pf.proof.verdict import verdict
 from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.run.batch import evaluate, evaluate_faultin, evaluate_parquet, evaluate_sources
+from kvm_pf.run.batch import evaluate, evaluate_parquet
 from kvm_pf.run.tables import SOURCE_INPUTS
 from kvm_pf.run.watch import explain
 
@@ -59,8 +59,6 @@ def public():
         (encode, ("WRITE", PFERR)),
         (explain, (6, 0x1000)),
         (evaluate, (pd.DataFrame({"error_code": [6]}), "posted")),
-        (evaluate_sources, (pd.DataFrame({"info": [6]}), "posted")),
-        (evaluate_faultin, (pd.DataFrame({"attrs": [6]}), "posted")),
         (evaluate_parquet, ("none.parquet", "out.parquet")),
         (check_table, ("cases_none.csv", "posted")),
         (replay, ("none", "posted")),
@@ -72,7 +70,6 @@ def public():
         (verdict, ("none",)),
         (Memslots, (2, False, 46, 0, 19)),
         (Machine, ("default", "npt")),
-        (prove_all, ("no-such-claim", "posted", 1, 1)),
     ]
     arguments = {
         "addr": 0x1000,
@@ -164,7 +161,7 @@ def test_a_wrong_argument_is_named_with_what_is_wanted():
 )
 def test_sources_take_what_their_documentation_says(column, wrong):
     with pytest.raises(InputError, match=f"column '{column}', row 0"):
-        evaluate_sources(pd.DataFrame({column: [wrong]}), "v7_3")
+        evaluate(pd.DataFrame({column: [wrong]}), "v7_3", kind="sources")
     assert column in {c.column for c in SOURCE_INPUTS}
 
 
@@ -172,10 +169,10 @@ def test_sources_take_what_their_documentation_says(column, wrong):
 def test_exits_of_trust_domains_are_of_kernels_that_have_them(revision):
     frame = pd.DataFrame({"kind": ["tdx"]})
     if get(revision).has("tdx"):
-        assert len(evaluate_sources(frame, revision)) == 1
+        assert len(evaluate(frame, revision, kind="sources")) == 1
     else:
         with pytest.raises(InputError, match=r"column 'kind', row 0: 'tdx'.* one of ept, miscfg, npf, pf"):
-            evaluate_sources(frame, revision)
+            evaluate(frame, revision, kind="sources")
 
 
 def test_numbers_of_numpy_are_numbers():
