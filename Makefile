@@ -27,7 +27,7 @@ LOCKED := --no-deps --require-hashes --requirement
 export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench html notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,16 @@ lint: env ## ruff and vulture
 mutants: env ## break the logic in every small way: do the curated cases notice? (some ten minutes)
 	$(BIN)/python -m tools.mutate
 
+fuzz: env ## damaged inputs and command lines for every reader (SECONDS=60, SEED=1; goes on where it ended)
+	$(BIN)/python -m tools.fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+
+newest: ## the tests with the newest versions that pyproject.toml allows, in .venv-newest: what would break?
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install -qq --upgrade pip
+	.venv-newest/bin/python -m pip install -qq --editable . --group dev
+	.venv-newest/bin/python -m pip list --format freeze >.venv-newest/versions.txt
+	.venv-newest/bin/pytest -q -m "not browser" tests
+
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py
 
@@ -106,5 +116,5 @@ lock: ## work out requirements.lock from pyproject.toml (delete it first for the
 	    --output-file requirements.lock pyproject.toml
 
 clean: ## remove what make made
-	rm -rf .venv build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
