@@ -123,11 +123,11 @@ def test_no_wrong_argument_ends_in_another_error(name):
 
 def test_a_wrong_argument_is_named_with_what_is_wanted():
     machine = Machine("sw-protected")
-    with pytest.raises(InputError, match=r"Machine\.access: addr=None: a whole number is wanted"):
+    with pytest.raises(InputError, match=r"Machine\.access: addr=None: an unsigned 64-bit number is wanted"):
         machine.access("w", None)
     with pytest.raises(InputError, match=r"set_attributes: private='x': True or False is wanted"):
         machine.set_attributes(0, 0x1000, "x")
-    with pytest.raises(InputError, match=r"access: addr=-1: an unsigned number of 64 bits is wanted"):
+    with pytest.raises(InputError, match=r"access: addr=-1: an unsigned 64-bit number is wanted"):
         machine.access("w", -1)
     with pytest.raises(InputError, match=r"Machine: mbec='x': True or False"):
         Machine(mbec="x")

@@ -61,9 +61,10 @@ def check(what: str, value: object, wanted: Any, bits: int = 0) -> Any:
         found, taken = _as(value, kind)
         if found:
             if bits and isinstance(taken, int) and not 0 <= taken < 1 << bits:
-                raise InputError(f"{what}={_brief(value)}: an unsigned number of {bits} bits is wanted")
+                break
             return taken
-    raise InputError(f"{what}={_brief(value)}: {_words(wanted)} is wanted")
+    words = f"an unsigned {bits}-bit number" if bits else _words(wanted)
+    raise InputError(f"{what}={_brief(value)}: {words} is wanted")
 
 
 def _taken(function: Callable[..., Any], name: str, value: object, wanted: Any, bits: int) -> Any:
