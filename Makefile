@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 PYTHON ?= python3
 
-BIN := .venv/bin
+# `make test PYTHON=python3.13` has an environment of its own, .venv-3.13.
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv$(if $(filter command line,$(origin PYTHON)),-$(or $(VERSION),$(error $(PYTHON) does not run)))
+BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 VECTORS ?= $(wildcard data/vectors/*.parquet)
 RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
@@ -24,10 +27,10 @@ RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|pygments|textual
 LOCKED := --no-deps --require-hashes --requirement
 
 # matplotlib builds its font list on first use and says so in the notebook: keep one here, made with the environment.
-export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench html notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,21 +46,21 @@ endif
 test: env ## everything that must hold, two targets at a time
 	@$(MAKE) --no-print-directory --jobs=2 $(CHECKS)
 
-env: .venv/ready ## make .venv from requirements.lock and install the project into it
+env: $(VENV)/ready ## make .venv from requirements.lock and install the project into it
 
-.venv/ready: .venv/locked pyproject.toml
+$(VENV)/ready: $(VENV)/locked pyproject.toml
 	@$(BIN)/python -m pip install -qq --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/locked: requirements.lock
+$(VENV)/locked: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	@echo "making .venv (once; half a minute, or a minute more without uv)"
-	@$(PYTHON) -m venv --clear .venv
-	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >.venv/uv.txt
-	@$(BIN)/python -m pip install -qq $(LOCKED) .venv/uv.txt
+	@echo "making $(VENV) (once; half a minute, or a minute more without uv)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >$(VENV)/uv.txt
+	@$(BIN)/python -m pip install -qq $(LOCKED) $(VENV)/uv.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) requirements.lock \
 	    || $(BIN)/python -m pip install -qq --no-compile $(LOCKED) requirements.lock
-	@$(BIN)/python -m compileall -qq -j 2 -x '/($(RARE))/' .venv/lib
+	@$(BIN)/python -m compileall -qq -j 2 -x '/($(RARE))/' $(VENV)/lib
 	@$(BIN)/python -c 'import matplotlib.font_manager'
 	@touch $@
 
@@ -89,6 +92,16 @@ lint: env ## ruff and vulture
 mutants: env ## break the logic in every small way: do the curated cases notice? (some ten minutes)
 	$(BIN)/python -m tools.mutate
 
+fuzz: env ## damaged inputs and command lines for every reader (SECONDS=60, SEED=1; goes on where it ended)
+	$(BIN)/python -m tools.fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+
+newest: ## the tests with the newest versions that pyproject.toml allows, in .venv-newest: what would break?
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install -qq --upgrade pip
+	.venv-newest/bin/python -m pip install -qq --editable . --group dev
+	.venv-newest/bin/python -m pip list --format freeze >.venv-newest/versions.txt
+	.venv-newest/bin/pytest -q -m "not browser" tests
+
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py
 
@@ -106,5 +119,5 @@ lock: ## work out requirements.lock from pyproject.toml (delete it first for the
 	    --output-file requirements.lock pyproject.toml
 
 clean: ## remove what make made
-	rm -rf .venv build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

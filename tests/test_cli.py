@@ -447,7 +447,7 @@ class TestHelp:
 
     @pytest.mark.parametrize(
         "arguments",
-        [(), ("nope",), ("--nope",), ("decode",), ("decode", "6", "7"), ("decode", "6", "--as", "x"), ("check",),
+        [(), ("nope",), ("--nope",), ("decode",), ("decode", "6", "7"), ("decode", "6", "--as", "x"),
          ("check", "x", "--first", "y"), ("evaluate", "x"), ("export",), ("decode", "6", "--two\nlines")],
     )  # fmt: skip
     def test_a_command_line_that_is_none_is_refused_in_one_line(self, arguments):

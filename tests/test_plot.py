@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The pictures say what the tables, records and functions say, read without colour, and nothing overlaps."""
 
+import io
 import subprocess
 import sys
 from functools import cache
@@ -248,6 +249,39 @@ def test_a_notebook_shows_a_picture_by_itself():
 
 
 # The layout of a code
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot.outcomes(pd.DataFrame({"route": ["fixed", "fixed"], "vm_type": [0.0, float("nan")]})),
+        lambda: plot.outcomes(pd.DataFrame({"route": ["fixed"], "vm_type": [[1]]})),
+        lambda: plot.outcomes([1]),
+        lambda: plot.bit_counts(3),
+        lambda: plot.memory_strip([(-5, 3, "private")]),
+        lambda: plot.memory_strip([(3, 3, "private")]),
+        lambda: plot.memory_strip([1]),
+        lambda: plot.mmio_generation([1]),
+        lambda: plot.corpus_coverage(pd.Series(dtype="int64")),
+        lambda: plot.corpus_coverage(pd.Series({"a": float("nan")})),
+        lambda: plot.corpus_coverage({"a": 1}),
+        lambda: plot.lattice(pd.DataFrame()),
+        lambda: plot.lattice(1),
+        lambda: plot.kill_matrix(1),
+        lambda: plot.decision_path(1),
+        lambda: plot.bit_layout(6, table=[1]),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw):
+    with pytest.raises(InputError):
+        draw()
+
+
+def test_text_is_drawn_as_it_is():
+    for text in ("a $x^ b $", "$\\frac$", "cost: 5$"):
+        picture = plot.bit_layout(6, title=text)
+        picture.savefig(io.BytesIO(), format="png")
+        plot.corpus_coverage(pd.Series({text: 1})).savefig(io.BytesIO(), format="png")
 
 
 class TestBitLayout:

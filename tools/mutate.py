@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from kvm_pf.cli.common import Progress
 from kvm_pf.common.paths import data_dir
 from kvm_pf.proof import kills
 from kvm_pf.proof import mutants as mutate
@@ -35,17 +36,16 @@ def _settle(number: int) -> Settled:
 
 
 def _map(what: str, function: Callable[[int], Any], numbers: Sequence[int]) -> list[Any]:
-    """Do the work on every core; say on stderr how much is done, how fast, and how long the rest will take."""
-    start, done = time.monotonic(), []
+    """Do the work on every core; show how much is done, how fast, and how long the rest will take."""
+    start, done, shown = time.monotonic(), [], Progress(what)
     with get_context("fork").Pool() as pool:
         for result in pool.imap(function, numbers, chunksize=2):
             done.append(result)
             rate = len(done) / (time.monotonic() - start)
             if len(done) % 10 == 0 or len(done) == len(numbers):
                 left = (len(numbers) - len(done)) / rate
-                progress = f"{what}: {len(done)} of {len(numbers)}, {rate:.0f} a second, {left:.0f} s left"
-                sys.stderr.write(f"\r{progress:<70}")
-    sys.stderr.write("\n")
+                shown.show(f"{len(done)} of {len(numbers)}, {rate:.0f} a second, {left:.0f} s left")
+    shown.done()
     return done
 
 

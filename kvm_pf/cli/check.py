@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from kvm_pf.cli.common import DIFFERENT, OK, PLAIN, Progress, mebibytes
+from kvm_pf.common.paths import data_dir
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.conformance.vectors import check_table
 
-    for file in args.file:
+    for file in args.file or sorted((data_dir() / "vectors").glob("*.parquet")):
         progress = Progress(f"check {Path(file).name}, rows")
         report = check_table(
             file,
@@ -39,7 +40,9 @@ def add(commands: Any) -> None:
         epilog="examples:\n  kvm-pf check cases_posted.csv.gz sources_v6_12.csv.gz\n"
         "  kvm-pf check cases_before.csv.gz --revision posted   # what the patch changes",
     )
-    p.add_argument("file", nargs="+", help="KIND_REVISION.csv, .csv.gz or .parquet")
+    p.add_argument(
+        "file", nargs="*", help="KIND_REVISION.csv, .csv.gz or .parquet (all that the package carries)"
+    )
     p.add_argument("--revision", help="compare with this revision, whatever the name says")
     p.add_argument("--first", type=int, default=5, help="how many differences to show (5)")
     p.add_argument(

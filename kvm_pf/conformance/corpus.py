@@ -25,6 +25,7 @@ from kvm_pf.common.files import folder as new_folder
 from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
 from kvm_pf.common.text import bit_names
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.vectors import kind_and_revision
 from kvm_pf.exits import SOURCE_WARN_NAMES
 from kvm_pf.revisions import REVISIONS, get
@@ -313,6 +314,7 @@ def _checked(frame: pd.DataFrame, schema: Any, places: list[str]) -> pd.DataFram
     return checked
 
 
+@typed()
 def load_corpus(folder: str | Path | None = None) -> Corpus:
     """Return the corpus: the package's own, or the one in `folder` (laid out like data/).
 

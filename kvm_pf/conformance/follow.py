@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
 from kvm_pf.common.text import write_number
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, columns, read_recording
 from kvm_pf.conformance.replay import Replay, Report, revision_for
@@ -120,6 +121,7 @@ def scenario_of(recording: Recording, name: str) -> Scenario:
     raise InputError(f"{recording.name} has no scenario {name!r}; it has {names}")
 
 
+@typed()
 def follow(
     recording: str | Path, scenario: str, step: int | None = None, revision: str | Revision | None = None
 ) -> list[Seen]:

@@ -13,6 +13,7 @@ import pandas as pd
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import as_path, regular
 from kvm_pf.common.text import one_line, write_number
+from kvm_pf.common.typed import typed
 from kvm_pf.revisions import REVISIONS, ROWS, get
 from kvm_pf.run.batch import evaluate, read_parquet
 from kvm_pf.run.inputs import number, outputs
@@ -155,6 +156,7 @@ def _written(value: int | str) -> str:
     return value if isinstance(value, str) else write_number(value)
 
 
+@typed()
 def check_table(
     path: str | Path,
     revision: str | None = None,

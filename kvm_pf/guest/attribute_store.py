@@ -77,7 +77,7 @@ class AttributeStore:
         Source: Linux `arch/x86/kvm/mmu/mmu.c`, hugepage_has_attrs(),
         kvm_arch_post_set_memory_attributes() (v6.8).
         """
-        if level not in _PAGES:
+        if not isinstance(level, int) or level not in _PAGES:
             raise InputError(f"a large page has level 2 (2M) or 3 (1G), not {level!r}")
         _check(gfn, gfn + 1 if isinstance(gfn, int) else gfn)
         start = gfn & -_PAGES[level]

@@ -12,7 +12,7 @@ The guest's own code and page tables never fault.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from kvm_pf import exits
 from kvm_pf import fault as path
@@ -31,6 +31,7 @@ from kvm_pf.bits import (
     PFERR_WRITE_MASK,
 )
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import check, typed
 from kvm_pf.exits import SOURCE_WARN_NAMES, Event, SourceOutcome
 from kvm_pf.faultin import FAULTIN_WARN_NAMES
 from kvm_pf.guest.memory import (
@@ -45,6 +46,7 @@ from kvm_pf.guest.memory import (
     Options,
 )
 from kvm_pf.revisions import Revision
+from kvm_pf.run.inputs import number as read_number
 from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.run.watch import Record, flat
 from kvm_pf.spte import SPTE_MMU_PRESENT_MASK
@@ -132,8 +134,10 @@ class Machine(GuestMemory):
     ) -> None:
         named = [(vm_type, VM_TYPES), (hardware, HARDWARE), *((name, Options._fields) for name in options)]
         for value, known in named:
-            if value not in known:
-                raise InputError(f"a machine has no {value!r}; one of {', '.join(known)} is wanted")
+            if not isinstance(value, str) or value not in known:
+                raise InputError(f"a machine has no {ascii(value)[:80]}; one of {', '.join(known)} is wanted")
+        hints = get_type_hints(Options)
+        options = {name: check(f"Machine: {name}", value, hints[name]) for name, value in options.items()}
         self.warned: set[str] = set()
         super().__init__(vm_type, hardware, revision, Options(**options))
         self.guest = exits.Guest(mbec=self.options.mbec, gmet=self.options.gmet, nrips=self.options.nrips)
@@ -160,6 +164,7 @@ class Machine(GuestMemory):
 
     # --- one fault ---
 
+    @typed()
     def take(self, event: Event, given: Given | None = None) -> Taken:
         """Hand an exit to KVM: the exit's handler, kvm_mmu_page_fault(), the page-fault handler."""
         self._begin(given)
@@ -178,6 +183,7 @@ class Machine(GuestMemory):
         source: SourceOutcome = self._source(event._replace(mmu_ret=outcome.ret))
         return self._taken(event, source, addr, error_code, outcome, outcome.handled, source.ret)
 
+    @typed(gpa=64, size=64)
     def pre_fault(self, gpa: int, size: int, given: Given | None = None) -> Taken:
         """Map a page ahead of the guest, one turn of KVM_PRE_FAULT_MEMORY; `ret` is the number of bytes done."""
         self._begin(given)
@@ -187,6 +193,7 @@ class Machine(GuestMemory):
         done = pre_fault(self.vcpu(gpa, 0), exits.PreFault(gpa, size, level=level))
         return self._taken(None, None, done.addr, done.error_code, None, done.handled, done.ret)
 
+    @typed(addr=64, error_code=64)
     def page_ready(self, addr: int, error_code: int, given: Given | None = None) -> Taken:
         """Map a page that was not there when the guest touched it (async page fault)."""
         self._begin(given)
@@ -228,6 +235,7 @@ class Machine(GuestMemory):
 
     # --- the guest ---
 
+    @typed(addr=64)
     def exit_for(self, access: str, addr: int) -> Event | None:
         """Return the exit with which the CPU reports an access (r, w or x), or None if it succeeds.
 
@@ -242,6 +250,8 @@ class Machine(GuestMemory):
             fast_mmio=self.ioeventfds.get(addr) == 0, guest_mode=self.mmu.guest_mode, next_rip_known=True
         )
         reserved, present = self.is_mmio(spte), spte & SPTE_MMU_PRESENT_MASK != 0
+        if access not in _EPT_ACCESS:
+            raise InputError(f"an access is one of {', '.join(_EPT_ACCESS)}, not {ascii(access)[:80]}")
         if self.hardware == "ept":
             if reserved:
                 return Event(exits.KIND_MISCFG, 0, addr, guest=guest)
@@ -257,6 +267,7 @@ class Machine(GuestMemory):
             return Event(exits.KIND_NPF, code, addr, guest=guest)
         return Event(exits.KIND_PF, code, addr, guest=guest)
 
+    @typed(addr=64)
     def access(self, kind: str, addr: int) -> Access:
         """Let the guest read (r), write (w), fetch (x) or do a locked read-modify-write (i) at an address.
 
@@ -292,6 +303,7 @@ class Machine(GuestMemory):
                 return event._replace(info=(event.info | set_) & ~clear), Given()
         return event, Given()
 
+    @typed(l2_gpa=64, l1_gpa=64)
     def l2_access(self, kind: str, l2_gpa: int, l1_gpa: int) -> Taken:
         """Let an L2 guest touch an L2 GPA that L1's nested tables map to `l1_gpa`, on a page not yet mapped.
 
@@ -309,6 +321,7 @@ class Machine(GuestMemory):
 
     # --- scenarios ---
 
+    @typed()
     def run(self, op: str) -> Access | int | None:
         """Carry out one operation of a scenario, such as "attr 0x40000000 0x1000 private" or "r 0x40000000".
 
@@ -321,11 +334,15 @@ class Machine(GuestMemory):
         except (LookupError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{op!r} lacks a word or number; see the operations in kvm_pf.trace") from None
+            raise InputError(
+                f"{op!r} lacks a word or number, or has another than there are; see the operations in kvm_pf.trace"
+            ) from None
 
     def _run(self, verb: str, words: list[str]) -> Access | int | None:
         def number(n: int) -> int:
-            return int(words[n], 0)
+            if (found := read_number(words[n])) is None:
+                raise ValueError
+            return found
 
         def gfns(gpa: int, size: int) -> tuple[int, int]:
             return gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
@@ -336,7 +353,9 @@ class Machine(GuestMemory):
             case "vm":
                 if words[0] == "swprot" and not self.offers_sw_protected:
                     return -EINVAL
-                self.reset(VMS[words[0]] if words[0] in VMS else words[0])
+                if words[0] not in (*VMS, *VM_TYPES):
+                    raise ValueError
+                self.reset(VMS.get(words[0], words[0]))
                 return 0
             case "slot":
                 flags = [flag for flag in words[3].split(",") if flag != "-"]
@@ -387,6 +406,7 @@ class Machine(GuestMemory):
         o = self.options
         return o.sw_protected and o.private_mem and o.tdp_mmu and self.hardware != "shadow"
 
+    @typed(gpa=64, size=64)
     def prefault(self, gpa: int, size: int) -> tuple[int, int, list[Taken]]:
         """Map pages ahead of the guest (KVM_PRE_FAULT_MEMORY): result, bytes not done, the faults."""
         faults, left = [], size

@@ -21,6 +21,7 @@ from kvm_pf import fault as path
 from kvm_pf import faultin, mmio
 from kvm_pf.attributes import kvm_vm_ioctl_set_mem_attributes
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
 from kvm_pf.faultin import Faultin, handle_abnormal_pfn
 from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslot, Memslots
@@ -227,9 +228,11 @@ class GuestMemory:
 
     def linked(self, function: Callable[..., Any], **names: Any) -> Any:
         """Link a function of the path for this machine's revision, watched."""
-        assert isinstance(function, FunctionType)
+        if not isinstance(function, FunctionType):
+            raise InputError(f"{ascii(function)[:80]} is no function of the path")
         return link(function, {**self._names, **names}, self._bind)
 
+    @typed()
     def constant(self, name: str) -> int:
         """Return one of the revision's numbers."""
         if name not in self._constants:
@@ -240,8 +243,11 @@ class GuestMemory:
         around = function.__name__ == "after_fault" and function.__closure__
         return function if around else self.watcher(function)
 
+    @typed()
     def reset(self, vm_type: str) -> None:
-        """Start a new VM."""
+        """Start a new VM.  Raises InputError if there is no such kind."""
+        if vm_type not in VM_TYPES:
+            raise InputError(f"there is no kind of VM {vm_type!r}; one of {', '.join(VM_TYPES)} is wanted")
         self.vm_type = VM_TYPES.index(vm_type)
         self.has_private_mem = self.options.private_mem and vm_type in ("sw-protected", "snp", "tdx")
         spaces = 1 if self.has_private_mem else self.options.address_spaces
@@ -259,6 +265,7 @@ class GuestMemory:
 
     # --- what user space does ---
 
+    @typed(gpa=64, size=64)
     def set_attributes(self, gpa: int, size: int, private: bool) -> int:
         """Declare a range private or shared (KVM_SET_MEMORY_ATTRIBUTES): 0 or -EINVAL."""
         word = KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
@@ -268,6 +275,7 @@ class GuestMemory:
             self.drop(start, end, lambda gfn: self.slots.find(gfn) is not None)
         return ret
 
+    @typed(number=16, gpa=64, size=64)
     def add_slot(self, number: int, gpa: int, size: int, *flags: str) -> int:
         """Make a slot or change its flags (SLOT_FLAGS); 0 or a negative errno.  Raises InputError for a flag."""
         if unknown := set(flags) - set(SLOT_FLAGS):
@@ -281,6 +289,7 @@ class GuestMemory:
             self.write_protect(start, end)
         return ret
 
+    @typed(number=16)
     def delete_slot(self, number: int) -> int:
         """Delete a slot; KVM drops all entries.  Returns 0 or a negative errno."""
         self.entries.clear()
@@ -294,6 +303,7 @@ class GuestMemory:
 
     # --- entries ---
 
+    @typed(gfn=52)
     def entry(self, gfn: int) -> tuple[int, int]:
         """Return the entry that maps a gfn, or ends the walk to it, and its level."""
         for level, pages in PAGES.items():
@@ -301,6 +311,7 @@ class GuestMemory:
                 return spte, level
         return self.nonpresent, PG_LEVEL_4K
 
+    @typed(gfn=52, spte=64)
     def put(self, gfn: int, spte: int, level: int = PG_LEVEL_4K) -> None:
         """Set the entry for a gfn; one that maps nothing is dropped."""
         first = gfn & -PAGES[level]
@@ -319,10 +330,12 @@ class GuestMemory:
             (first, level) for first, level in self.entries if first < end and start < first + PAGES[level]
         ]
 
+    @typed(spte=64)
     def is_mmio(self, spte: int) -> bool:
         """Say whether an entry marks emulated memory."""
         return bool(self._is_mmio_spte(self.format, spte))
 
+    @typed(spte=64)
     def allows(self, spte: int, access: str) -> bool:
         """Say whether an entry allows an access: r, w or x."""
         if not spte & SPTE_MMU_PRESENT_MASK:
@@ -331,6 +344,7 @@ class GuestMemory:
             return spte & EPT_SPTE_EXEC != 0 if self.hardware == "ept" else not spte & SPTE_NX
         return spte & (SPTE_WRITE if access == "w" else SPTE_READ) != 0
 
+    @typed()
     def page_spte(self, writable: bool, executable: bool, accessed: bool, level: int) -> int:
         """Build the entry of a page: the bits that faults look at."""
         spte = SPTE_LARGE if level > PG_LEVEL_4K else 0
@@ -343,6 +357,7 @@ class GuestMemory:
 
     # --- what a fault meets ---
 
+    @typed(addr=64)
     def translate(self, addr: int) -> tuple[int, int]:
         """Walk the guest's tables (L1's for L2): where `addr` lies, and the entry (a PDE) that says so."""
         if self.l2_pages is not None:
@@ -352,10 +367,12 @@ class GuestMemory:
         pde = self.pdes.get(addr >> PDE_SHIFT, addr - offset | PDE_PRESENT | PDE_WRITE | PDE_USER | PDE_LARGE)
         return pde & PDE_ADDRESS | offset, pde
 
+    @typed(gfn=52)
     def private(self, gfn: int) -> bool:
         """Say whether user space declared a gfn private."""
         return self.attributes[gfn] & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
 
+    @typed(gfn=52)
     def vm(self, gfn: int) -> Vm:
         """Return the VM as a fault on a gfn sees it."""
         o = self.options
@@ -364,6 +381,7 @@ class GuestMemory:
             self.slots.generation,
         )  # fmt: skip
 
+    @typed(addr=64)
     def vcpu(self, addr: int, emu_ret: int) -> Vcpu:
         """Return all that kvm_mmu_page_fault() can see when it is called for `addr` (u64)."""
         spte, level = self.entry((addr if self.mmu.direct else self.translate(addr)[0]) >> PAGE_SHIFT)
@@ -406,6 +424,7 @@ class GuestMemory:
 
     # --- the handler ---
 
+    @typed()
     def handle(self, vcpu: Vcpu, fault: Fault) -> int:
         """Handle a filled fault, as far as entries, slots, attributes and the host decide it.
 
@@ -507,6 +526,7 @@ class GuestMemory:
         self.put(fault.gfn, self.page_spte(found.map_writable, executable, not fault.prefetch, goal), goal)
         return ret
 
+    @typed(gfn=52)
     def mapping_level(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
         """Return the largest level at which host, slot and attributes let a gfn be mapped: 4K or 2M."""
         if memslot is None or max_level < PG_LEVEL_2M or memslot.flags & faultin.KVM_MEM_LOG_DIRTY_PAGES:

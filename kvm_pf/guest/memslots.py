@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import check, typed
 from kvm_pf.faultin import (
     APIC_ACCESS_PAGE_PRIVATE_MEMSLOT,
     IDENTITY_PAGETABLE_PRIVATE_MEMSLOT,
@@ -110,8 +111,14 @@ class Memslots:
         direct_bits: int = 0,
         mmio_gen_bits: int = 19,
     ) -> None:
-        if address_spaces not in (1, 2):
+        if not isinstance(address_spaces, int) or address_spaces not in (1, 2):
             raise InputError(f"a VM has 1 or 2 address spaces, not {address_spaces!r}")
+        if not 32 <= check("maxphyaddr", maxphyaddr, int) <= 52:
+            raise InputError(f"physical addresses have 32 to 52 bits, not {maxphyaddr!r}")
+        if check("mmio_gen_bits", mmio_gen_bits, int) not in (18, 19):
+            raise InputError(f"an MMIO SPTE holds 18 or 19 bits of the generation, not {mmio_gen_bits!r}")
+        guest_memfd = check("guest_memfd", guest_memfd, bool)
+        direct_bits = check("direct_bits", direct_bits, int, 64)
         self.generation = 0
         self.mmio_zaps = 0
         """How often the generation in MMIO SPTEs began anew and all SPTEs were dropped for it."""
@@ -126,6 +133,7 @@ class Memslots:
         """The part of the generation that an MMIO SPTE holds."""
         return self.generation & self._mmio_gen_mask
 
+    @typed()
     def find(self, gfn: int) -> Memslot | None:
         """Return the slot that `gfn` lies in, if any.
 
@@ -184,7 +192,7 @@ class Memslots:
 
         Source: Linux `arch/x86/kvm/x86.c`, __x86_set_memory_region() (v6.8).
         """
-        if number not in _INTERNAL:
+        if check("number", number, int) not in _INTERNAL:
             raise InputError(f"KVM's own slots are {', '.join(map(str, _INTERNAL))}, not {number!r}")
         return self._set(number, guest_phys_addr, memory_size, 0, 0, 0, during)
 

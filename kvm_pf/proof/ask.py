@@ -25,6 +25,7 @@ from kvm_pf.bits import (
 from kvm_pf.common.cores import cores
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.processes import leave_with_parent, spared
+from kvm_pf.common.typed import check, typed
 from kvm_pf.exits import KIND_EPT, KIND_NPF, KIND_TDX
 from kvm_pf.proof.case import CODES, Case, spelled
 from kvm_pf.proof.claims import (
@@ -166,12 +167,13 @@ def find(name: str | Claim) -> Claim:
     """Return the claim called `name`, or the claim itself.  Raises InputError naming the claims there are."""
     if isinstance(name, Claim):
         return name
-    if name not in CLAIMS:
+    if not isinstance(name, str) or name not in CLAIMS:
         raise InputError(f"there is no claim {name!r}; there are {', '.join(CLAIMS)}")
     return CLAIMS[name]
 
 
 @alone
+@typed()
 def prove(name: str | Claim, revision: str | Revision = "posted", *, shrink: bool = True) -> Answer:
     """Ask whether a claim holds for a revision; a solver that gives up makes the answer unknown.
 
@@ -211,15 +213,21 @@ def _settle(answer: Answer, shrink: bool) -> None:
 Pair = tuple[Claim, Revision]
 
 
-def asked(names: Sequence[str | Claim] = (), revisions: Sequence[str | Revision] = ()) -> list[Pair]:
+def asked(
+    names: str | Claim | Iterable[str | Claim] = (), revisions: str | Revision | Iterable[str | Revision] = ()
+) -> list[Pair]:
     """List what to ask: each claim with each revision for which something is expected of it, or with those given.
 
     Raises InputError if there is no such claim or revision.
     """
-    given = [get(revision) for revision in revisions]
+    if isinstance(names, str | Claim):
+        names = [names]
+    if isinstance(revisions, str | Revision):
+        revisions = [revisions]
+    given = [get(revision) for revision in check("revisions", revisions, Iterable)]
     return [
         (claim, revision)
-        for claim in map(find, names or CLAIMS)
+        for claim in map(find, list(check("names", names, Iterable)) or CLAIMS)
         for revision in given or [get(r) for r in REVISIONS if claim.expected(r) is not None]
     ]
 
@@ -245,7 +253,7 @@ def _told(pair: Pair, told: _Told) -> Answer:
 
 def _is_known(claim: Claim, revision: Revision) -> bool:
     """Whether another process knows both by their names, too."""
-    ours = claim.check is None or claim.check.__module__ == __name__
+    ours = claim.check is None or claim.check.__module__ == Claim.__module__
     return ours and CLAIMS.get(claim.name) is claim and REVISIONS.get(revision.name) is revision
 
 
@@ -257,9 +265,10 @@ def _tasks(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return list(tasks.values())
 
 
+@typed()
 def prove_all(
-    names: Sequence[str | Claim] = (),
-    revisions: Sequence[str | Revision] = (),
+    names: str | Claim | Iterable[str | Claim] = (),
+    revisions: str | Revision | Iterable[str | Revision] = (),
     jobs: int | None = None,
     timeout_ms: int = TIMEOUT_MS,
     progress: Callable[[int, int], None] | None = None,
@@ -272,6 +281,8 @@ def prove_all(
     A script that calls this keeps it under `if __name__ == "__main__":`, for the processes import the script.
     Raises InputError if there is no such claim or revision.
     """
+    if (jobs is not None and jobs < 1) or timeout_ms < 1:
+        raise InputError(f"jobs={jobs}, timeout_ms={timeout_ms}: numbers from 1 on are wanted")
     pairs = asked(names, revisions)
     tell = progress or (lambda done, of: None)
     away = _tasks([pair for pair in pairs if _is_known(*pair)])

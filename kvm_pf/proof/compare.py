@@ -20,6 +20,7 @@ import z3
 
 from kvm_pf.bits import PFERR, PFERR_NESTED_GUEST_PAGE, PFERR_SYNTHETIC_MASK
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
 from kvm_pf.exits import PF_LOWER32_MASK
 from kvm_pf.faultin import KVM_PFN_NOSLOT
 from kvm_pf.mmio import MMIO_EPT, MMIO_NPT, update_in_progress
@@ -400,6 +401,7 @@ States = Callable[[Case], Any]
 
 
 @alone
+@typed()
 def compare(
     a: str | Revision,
     b: str | Revision,

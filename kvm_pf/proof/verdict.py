@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import write_number
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.corpus import Difference, load_corpus
 from kvm_pf.conformance.corpus import differences as failing
 from kvm_pf.proof.ask import Answer, find, prove
@@ -66,6 +67,7 @@ def _shown(value: object) -> str:
 
 
 @alone
+@typed()
 def verdict(revision: Revision, claims: Iterable[str | Claim] = ()) -> Verdict:
     """Judge a derived revision by what is expected of the one that it was derived from.
 

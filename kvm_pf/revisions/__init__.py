@@ -155,14 +155,26 @@ class Revision:
         >>> blunt.link("sanitize")(1 << 49) == (1 << 49, 0)
         True
         """
+        if not isinstance(name, str) or not isinstance(summary, str):
+            raise InputError(
+                f"{ascii(name)[:80]}, {ascii(summary)[:80]}: a revision's name and summary are text"
+            )
         known = {**logic_names(), **self.names}
         for key, value in changes.items():
             if key not in known:
                 raise InputError(f"the path has no step or constant {key!r} that {name!r} could replace")
-            if isinstance(known[key], FunctionType) != isinstance(value, FunctionType):
-                kind = "a function" if isinstance(known[key], FunctionType) else "an integer"
-                raise InputError(f"{key} is {kind}; {name!r} gives {value!r}")
+            kind, wanted = (
+                ("a function", FunctionType) if isinstance(known[key], FunctionType) else ("an integer", int)
+            )
+            if not isinstance(value, wanted):
+                raise InputError(f"{key} is {kind}; {name!r} gives {ascii(value)[:80]}")
         return Revision(name, self, changes, summary)
+
+    def __reduce__(self) -> Any:
+        """One that is registered is the same in another process; one made elsewhere goes with what it is made of."""
+        if REVISIONS.get(self.name) is self:
+            return get, (self.name,)
+        return Revision, (self.name, self.base, dict(self.changes), self.summary, self.row)
 
     def __repr__(self) -> str:
         return f"<revision {self.name}>"
@@ -318,5 +330,5 @@ def get(revision: str | Revision) -> Revision:
     if isinstance(revision, Revision):
         return revision
     if not isinstance(revision, str) or revision not in REVISIONS:
-        raise InputError(f"there is no revision {revision!r}; there are {', '.join(REVISIONS)}")
+        raise InputError(f"there is no revision {ascii(revision)[:80]}; there are {', '.join(REVISIONS)}")
     return REVISIONS[revision]

@@ -98,6 +98,8 @@ def answer(value: int, revision: Revision) -> str:
 
 def words(column: Input, revision: Revision) -> Mapping[str, int]:
     """The words that a column takes besides numbers."""
+    if column.column == "kind" and not revision.has("tdx"):
+        return {label: code for code, label in enumerate(column.labels) if label != "tdx"}
     if column.kind == "label":
         return {label: code for code, label in enumerate(column.labels)}
     if column.column == "pf_ret":
@@ -125,7 +127,7 @@ def parse(value: object, column: Input, known: Mapping[str, int]) -> int | None:
 
 def takes(column: Input, known: Mapping[str, int]) -> str:
     """Say what a column takes."""
-    right = limits(column)[2]
+    right = f"one of {', '.join(known)}" if column.kind == "label" else limits(column)[2]
     return f"{right}, or one of {', '.join(known)}" if known and column.kind != "label" else right
 
 

@@ -341,7 +341,7 @@ SOURCE_INPUTS = (
     Input("addr", "u64", 0x100000000, "guest-physical address; pf: virtual address"),
     Input("snp_guest", "bool", 0, "npf: an SNP guest (from 6.12)"),
     Input("decode_assists", "bool", 0, "npf: the CPU gives instruction bytes"),
-    Input("insn_len", "int", 0, "npf, pf: length of the instruction's bytes"),
+    Input("insn_len", "int", 0, "npf, pf: length of the instruction's bytes", span=(0, 15)),
     Input("guest_mode", "bool", 0, "the vCPU runs L2"),
     Input("aux_flag", "bool", 0, "miscfg, npf: the fast-MMIO bus takes it; pf: an event waits (until 6.10)"),
     Input("apf_flags", "int", 0, "pf: host_apf_flags, 0 none, bit 0: page not present"),
@@ -352,12 +352,12 @@ SOURCE_INPUTS = (
     Input("nrips", "bool", 0, "npf: the CPU tells the next RIP (from 7.3)"),
     Input("next_rip_known", "bool", 0, "npf: and did so this time (from 7.3)"),
     Input("gmet", "bool", 0, "npf: guest-mode execute trap (from 7.3)"),
-    Input("cpl", "int", 0, "npf: privilege level, 0 to 3 (from 7.3)"),
+    Input("cpl", "int", 0, "npf: privilege level, 0 to 3 (from 7.3)", span=(0, 3)),
     Input("vectoring", "bool", 0, "an event was being delivered (from 7.3)"),
     Input("tdx_pending", "bool", 0, "tdx: the page is pending (from 7.3)"),
-    Input("retries", "int", 0, "the MMU says RETRY that many times first (from 7.3)"),
+    Input("retries", "int", 0, "the MMU says RETRY that many times first (from 7.3)", span=(0, 4095)),
     Input("break_kind", "label", "none", "tdx: what comes to be true while retrying (from 7.3)", BREAK_KINDS),
-    Input("break_after", "int", 0, "tdx: after that many calls (from 7.3)"),
+    Input("break_after", "int", 0, "tdx: after that many calls (from 7.3)", span=(0, 4095)),
 )  # fmt: skip
 
 SOURCE_OUTPUTS = (

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,10 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
 from kvm_pf.bits import AMD, CPU, INTEL, KVM, NOBODY, Origin
+from kvm_pf.common.typed import typed
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     pass
@@ -59,6 +64,23 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         return png(self)
+
+
+def drawing(**bits: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Check a picture's arguments (kvm_pf.common.typed), and draw every text as it is: a $ begins no formula."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+            import matplotlib as mpl
+
+            with mpl.rc_context({"text.parse_math": False}):
+                return checked(*args, **kwargs)
+
+        checked = typed(**bits)(function)
+        return drawn
+
+    return decorate
 
 
 def png(picture: Figure | Axes, dpi: float | None = None) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, count, groupby, pairwise, product
 from math import nan
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,13 @@ from matplotlib.ticker import MaxNLocator
 
 from kvm_pf.bits import EPT, NOBODY, PFERR, PFERR_RSVD_MASK, U64_MASK, Bit, Origin
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
 from kvm_pf.entry import REFUSED, ROUTES, TO_FAULT, TO_MMIO, TO_RETRY
 from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslot
 from kvm_pf.mmio import update_in_progress
 from kvm_pf.revisions import Revision, get
-from kvm_pf.run.inputs import parse
+from kvm_pf.run.inputs import brief, parse
 from kvm_pf.run.tables import VM_TYPES, Input
 from kvm_pf.run.watch import WAYS, Explanation, Record
 from kvm_pf.show.draw import (
@@ -49,6 +51,7 @@ from kvm_pf.show.draw import (
     Picture,
     axis_labels,
     chart,
+    drawing,
     filled_with,
     font_of,
     inner_key,
@@ -174,6 +177,7 @@ def _legend(paper: Paper, y: float, inks: Mapping[str, Ink], note: str = "", x: 
     paper.text(x, y, note, ha="left", gid="legend")
 
 
+@drawing(code=64, before=64)
 def bit_layout(
     code: int, *, before: int | None = None, table: Sequence[Bit] = PFERR, steps: Mapping[int, str] | None = None,
     title: str = "", ax: Axes | None = None,
@@ -188,6 +192,8 @@ def bit_layout(
     before = None if before is None else _u64("before", before)
     changed = 0 if before is None else before ^ code
     steps = {} if steps is None or before is None else steps
+    if not all(isinstance(row, Bit) for row in table):
+        raise InputError(f"{brief(table)} is no table of bits, such as PFERR")
     known = {row.bit: row for row in table}
     cells = []
     for n in range(64):
@@ -214,6 +220,7 @@ def bit_layout(
     return paper.result
 
 
+@typed()
 def bit_changes(explanation: Explanation) -> dict[int, str]:
     """Say for each bit of the error code that changed which step did it; the steps in order if several did."""
     found: dict[int, list[str]] = {}
@@ -257,6 +264,7 @@ def _translate(revision: Revision, inputs: int) -> int:
 
 
 @cache
+@typed()
 def ept_terms(revision: Revision) -> dict[int, list[Term]]:
     """Find out what sets each bit of the error code, by running `revision`'s translation.
 
@@ -309,6 +317,7 @@ def _term_text(terms: Sequence[Term]) -> str:
     return f"unless {text.replace('not ', '')}" if only_absent else f"if {text}"
 
 
+@drawing(qualification=64, gpa=64, direct_bits=64)
 def ept_wiring(
     qualification: int, revision: str | Revision = "posted", *, gpa: int = 0x100000000, mbec: bool = False,
     direct_bits: int = 0, ax: Axes | None = None,
@@ -523,6 +532,7 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
     return taken
 
 
+@drawing()
 def decision_path(explanation: Explanation, ax: Axes | None = None) -> Figure | Axes:
     """Draw the whole path of kvm_mmu_page_fault(), the way that one fault took lit up, and the reasons beside it.
 
@@ -633,6 +643,7 @@ def _size(pages: int) -> str:
     return f"≈ {pages >> 8} MiB" if pages >> 20 == 0 else f"≈ {pages >> 18} GiB"
 
 
+@drawing()
 def memory_strip(
     store_or_regions: AttributeStore | Iterable[tuple[int, int, str]], *, slots: Iterable[Memslot] | None = None,
     fault: Fault | int | None = None, window: tuple[int, int] | None = None, ax: Axes | None = None,
@@ -648,7 +659,19 @@ def memory_strip(
     if isinstance(store_or_regions, AttributeStore):
         regions = _regions(store_or_regions, slots, window, gfn)
     else:
-        regions = sorted(_Region(*region) for region in store_or_regions)
+        regions = []
+        for given in store_or_regions:
+            try:
+                region = _Region(*given)
+                region = region._replace(start=index(region.start), end=index(region.end))
+                if not 0 <= region.start < region.end:
+                    raise ValueError
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"{brief(given)} is no region: (start gfn, end gfn, kind) is wanted"
+                ) from None
+            regions.append(region)
+        regions.sort(key=lambda region: region[:2])
     for region in regions:
         if region.kind not in KINDS:
             raise InputError(f"a region's kind is one of {', '.join(KINDS)}, not {region.kind!r}")
@@ -730,6 +753,7 @@ _FIELD_NAMES = {
 }
 
 
+@typed(mmio_cfg=2)
 def spte_fields(mmio_cfg: int, revision: str | Revision) -> dict[int, str]:
     """Find out what each bit of an MMIO SPTE holds, by running `revision`'s functions on single bits.
 
@@ -756,6 +780,7 @@ def spte_fields(mmio_cfg: int, revision: str | Revision) -> dict[int, str]:
     return fields
 
 
+@drawing(spte=64, mmio_cfg=2)
 def mmio_spte_layout(
     spte: int, mmio_cfg: int = 0, revision: str | Revision = "posted", ax: Axes | None = None
 ) -> Figure | Axes:
@@ -813,7 +838,7 @@ def _moment(number: int, event: Mapping[str, Any] | Sequence[Any], mask: int) ->
         when = event.get("step", event.get("time", number))
         made = event.get("gen")
         values = (event.get("kvm_gen", made), event.get("spte_gen", made), event.get("valid"))
-    elif len(event) == 4:
+    elif isinstance(event, Sequence) and len(event) == 4:
         when, *values = event
     else:
         raise InputError(f"event {number}: {event!r} is not (step, kvm_gen, spte_gen, valid)")
@@ -830,6 +855,7 @@ _VERDICTS = {
 }
 
 
+@drawing()
 def mmio_generation(
     events: Iterable[Mapping[str, Any] | Sequence[Any]],
     revision: str | Revision = "posted",
@@ -899,6 +925,10 @@ def mmio_generation(
 
 
 def _column(frame: pd.DataFrame, name: str) -> Any:
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"{brief(frame)} is no table (DataFrame)")
     if name not in frame:
         raise InputError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}")
     return frame[name]
@@ -918,6 +948,7 @@ def _codes(frame: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.uint
     return np.array(codes, dtype=np.uint64)
 
 
+@drawing()
 def bit_counts(frame: pd.DataFrame, column: str = "error_code", ax: Axes | None = None) -> Figure | Axes:
     """Draw how often each bit is set in a column of error codes (u64, as numbers or as text).
 
@@ -970,6 +1001,7 @@ def _results(frame: pd.DataFrame) -> Any:
     return result
 
 
+@drawing()
 def outcomes(frame: pd.DataFrame, by: str = "vm_type", ax: Axes | None = None) -> Figure | Axes:
     """Draw what came of the faults in each category `by`, as shares of a bar.
 
@@ -978,7 +1010,13 @@ def outcomes(frame: pd.DataFrame, by: str = "vm_type", ax: Axes | None = None) -
     """
     inks = _RESULTS if "ret" in frame else _WAYS
     result = _results(frame) if "ret" in frame else _column(frame, "route")
-    counts = result.groupby([_column(frame, by), result]).size()
+    categories = _column(frame, by)
+    for row, category in categories.items():
+        if not isinstance(category, str | int | np.integer | bool):
+            raise InputError(
+                f"column {by!r}, row {row}: {brief(category)} is no category; text or a whole number is"
+            )
+    counts = result.groupby([categories, result]).size()
     unknown = [kind for _, kind in counts.index if kind not in inks]
     if unknown:
         raise InputError(f"column 'route': {unknown[0]!r} is no way; they are {', '.join(inks)}")
@@ -1044,11 +1082,14 @@ def _bands(names: Iterable[str]) -> tuple[list[str], list[int]]:
     return [name for name, _ in runs], [size for _, size in runs]
 
 
+@drawing()
 def kill_matrix(kills: Kills, ax: Axes | None = None) -> Figure | Axes:
     """Draw which curated case kills which mutant: a row for each case, a column for each mutant.
 
     Cases stand by topic; mutants by module, or, if all are of one (`kills.of(module)`), by function.
     """
+    if not hasattr(kills, "mutants"):
+        raise InputError(f"{brief(kills)} is no result of breaking the logic (kvm_pf.proof.kills)")
     one = len(set(kills.mutants["module"])) == 1
     modules = [m.removeprefix("revisions.") for m in kills.mutants["name" if one else "module"]]
     columns, across = _bands(modules)
@@ -1088,11 +1129,20 @@ def kill_matrix(kills: Kills, ax: Axes | None = None) -> Figure | Axes:
     return result
 
 
+@drawing()
 def corpus_coverage(counts: pd.Series[int], ax: Axes | None = None) -> Figure | Axes:
     """Draw how many curated cases there are of each kind, as bars; `counts` is `kvm_pf.proof.kills.coverage(by)`.
 
     What has none stands last, in bold, with its 0.
     """
+    import pandas as pd
+
+    if (
+        not isinstance(counts, pd.Series)
+        or counts.empty
+        or not (counts.dtype.kind in "iu" and counts.min() >= 0)
+    ):
+        raise InputError(f"{brief(counts)} has no counts: a Series of whole numbers is wanted")
     counts = counts.sort_values(ascending=False, kind="stable")
     room = 0.3 + max(text_width(str(name), bold=not cases) for name, cases in counts.items())
     across = max(1, min(3, -(-len(counts) // 20), int(14 / (room + 1.6))))
@@ -1138,12 +1188,17 @@ _ANSWERS = {
 """How an answer of `kvm_pf.proof.claims` is drawn: marker, its face and edge, and what it says."""
 
 
+@drawing()
 def lattice(answers: pd.DataFrame, ax: Axes | None = None) -> Figure | Axes:
     """Draw which claims hold where: a row for each claim, a column for each combination or revision.
 
     `answers` is a table of `kvm_pf.proof.lattice`: combinations(), later() or table().  Raises InputError if a cell is
     no answer.
     """
+    import pandas as pd
+
+    if not isinstance(answers, pd.DataFrame) or answers.empty:
+        raise InputError(f"{brief(answers)} has no answers: a table of kvm_pf.proof.lattice is wanted")
     odd = {str(cell) for cell in answers.to_numpy().flat} - _ANSWERS.keys()
     if odd:
         raise InputError(f"{min(odd)!r} is no answer; an answer is one of {', '.join(_ANSWERS)}")

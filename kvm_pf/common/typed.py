@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Arguments that are checked by the types that a function declares."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import operator
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import one_line
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NAMES = {int: "a whole number", str: "text", bool: "True or False", type(None): "None", float: "a number"}
+
+
+def typed(**bits: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Check a function's arguments by its annotations; those named in `bits` are unsigned numbers of so many bits.
+
+    A whole number is anything that is one in Python, numpy's too, and is handed on as an int; a truth value may be 0
+    or 1.  What has no annotation, or one that needs a library to be loaded, is not checked.
+    The function then raises InputError that names itself, the argument, its value, and what is wanted.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.cache
+        def wanted() -> dict[str, Any]:
+            spaces = (getattr(function, "__globals__", {}), vars(builtins))
+            return {name: _evaluated(p.annotation, spaces) for name, p in signature.parameters.items()}
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            bound = signature.bind(*args, **kwargs)
+            for name, value in bound.arguments.items():
+                kind = signature.parameters[name].kind
+                if kind == inspect.Parameter.VAR_KEYWORD:
+                    continue
+                if kind == inspect.Parameter.VAR_POSITIONAL:
+                    bound.arguments[name] = tuple(_taken(function, name, v, wanted()[name], 0) for v in value)
+                else:
+                    bound.arguments[name] = _taken(function, name, value, wanted()[name], bits.get(name, 0))
+            return function(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return decorate
+
+
+def check(what: str, value: object, wanted: Any, bits: int = 0) -> Any:
+    """Return a value as `wanted` (a type, or several joined by |); raise InputError naming `what` otherwise."""
+    for kind in typing.get_args(wanted) if _is_union(wanted) else (wanted,):
+        found, taken = _as(value, kind)
+        if found:
+            if bits and isinstance(taken, int) and not 0 <= taken < 1 << bits:
+                break
+            return taken
+    words = f"an unsigned {bits}-bit number" if bits else _words(wanted)
+    raise InputError(f"{what}={_brief(value)}: {words} is wanted")
+
+
+def _taken(function: Callable[..., Any], name: str, value: object, wanted: Any, bits: int) -> Any:
+    if wanted is inspect.Parameter.empty or wanted is Any:
+        return value
+    return check(f"{function.__qualname__}: {name}", value, wanted, bits)
+
+
+def _evaluated(annotation: Any, spaces: tuple[dict[str, Any], dict[str, Any]]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(spaces[0]), spaces[1])  # our own source
+    except (NameError, AttributeError, TypeError):
+        return Any
+
+
+def _is_union(wanted: Any) -> bool:
+    return isinstance(wanted, types.UnionType) or typing.get_origin(wanted) is typing.Union
+
+
+def _as(value: object, kind: Any) -> tuple[bool, Any]:
+    """Say whether a value is of a kind, and return it as such."""
+    if kind is None or kind is type(None):
+        return value is None, None
+    if kind is int or kind is bool:
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            is_numpy_truth = type(value).__name__ in ("bool_", "bool")
+            return is_numpy_truth, bool(value) if is_numpy_truth else None
+        return (kind is int or number in (0, 1)), (number if kind is int else bool(number))
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return value in typing.get_args(kind), value
+    if kind is Any or kind is object or not isinstance(origin or kind, type):
+        return True, value
+    return isinstance(value, origin or kind), value
+
+
+def _words(wanted: Any) -> str:
+    kinds = typing.get_args(wanted) if _is_union(wanted) else (wanted,)
+    return " or ".join(str(_NAMES.get(kind) or getattr(kind, "__name__", kind)) for kind in kinds)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        return one_line(repr(value), 80)
+    except Exception:  # whatever a stranger's __repr__ does
+        return f"a {type(value).__name__}"

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Give every reader and command line what nobody should send: python -m tools.fuzz [--seconds N] [--seed S].
+
+Case N of a seed is always the same: real inputs, damaged at random.  Whatever it is, a command must end within
+seconds, with status 0, 1 or 2, without a traceback, without a control character in what it prints, and with errors
+in lines of bounded length.  A run goes on where the last one of that seed ended (build/fuzz).  The exit status is 1
+if a promise was broken; the cases are named, and `--case N` runs one again and shows what it printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from kvm_pf.cli import COMMANDS, main
+from kvm_pf.common.paths import data_dir
+from kvm_pf.conformance.corpus import load_corpus
+from kvm_pf.revisions import REVISIONS
+from kvm_pf.run.tables import CASE_INPUTS
+
+SLOW = 10.0
+"""Seconds of the processor after which a case has hung."""
+
+MAIL = """From: "A. Reader" <reader@example.org>
+Subject: Re: [PATCH 05/16] KVM: x86/mmu: a change
+Message-ID: <1@example.org>
+MIME-Version: 1.0
+Content-Type: multipart/mixed; boundary="b"
+
+--b
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: quoted-printable
+
+> diff --git a/arch/x86/kvm/mmu/mmu.c b/arch/x86/kvm/mmu/mmu.c
+> index 1234567..89abcde 100644
+> --- a/arch/x86/kvm/mmu/mmu.c
+> +++ b/arch/x86/kvm/mmu/mmu.c
+> @@ -10,3 +10,4 @@ int f(void)
+>  =09one();
+> -=09two();
+> +=09three();
+> +=09four();
+>  =09five();
+--b--
+"""
+
+WORDS = [
+    *COMMANDS,
+    "--help",
+    "--revision",
+    "--set",
+    "--vm",
+    "--mode",
+    "--private",
+    "--json",
+    "--as",
+    "ept",
+    "--first",
+    "--kind",
+    "--limit",
+    "--engine",
+    "plain",
+    "--list",
+    "--gpa",
+    "-",
+    "--",
+    "0x6",
+    "0x181",
+    "WRITE|USER",
+    "385",
+    "14",
+    "sw-protected",
+    "tdp",
+    "posted",
+    "gen=0x17",
+    "pf_ret=EMULATE",
+    "٣",
+    "\x1b[2J",
+    "\u202e",
+    "a\nb",
+    "",
+    "9" * 5000,
+    "-1",
+    "1e400",
+    "nan",
+    "/dev/null",
+    ".",
+    "/",
+    "\x00",
+    *REVISIONS,
+    *(f"{column.column}={value}" for column in CASE_INPUTS for value in ("1", "-1", "0x10000000000000000")),
+]
+
+BITS = [
+    b"\x1b[2J",
+    b"\x00",
+    b"\xff",
+    b"\n",
+    b"\r",
+    b'"',
+    b",",
+    b"-1",
+    b"9" * 300,
+    b"{",
+    b"[" * 2000,
+    b"=?utf-8?q?=1b?=",
+    b"NaN",
+    b" <- ",
+    b"(",
+]
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Damage bytes in a few places."""
+    for _ in range(rng.choice((1, 1, 2, 5, 30))):
+        content = _damaged(content, rng)
+    return content
+
+
+def _damaged(content: bytes, rng: random.Random) -> bytes:
+    """Cut, leave out, double, overwrite or insert something, or turn one bit."""
+    at = rng.randrange(len(content) + 1)
+    to = min(len(content), at + rng.choice((1, 8, 200, 5000)))
+    before, piece, after = content[:at], content[at:to], content[to:]
+    match rng.randrange(7):
+        case 0:
+            return before
+        case 1:
+            return piece + after
+        case 2:
+            return before + after
+        case 3:
+            return before + piece * rng.choice((2, 4)) + after
+        case 4:
+            return before + rng.randbytes(len(piece)) + after
+        case 5:
+            return before + rng.choice(BITS) + piece + after
+        case _:
+            return before + bytes(byte ^ 1 << rng.randrange(8) for byte in piece[:1]) + piece[1:] + after
+
+
+class Hung(BaseException):
+    """A case is not done in time; no command takes this for something that it knows."""
+
+
+class Inputs:
+    """Real inputs, read once: small tables, a recording, a mail."""
+
+    def __init__(self) -> None:
+        frame = load_corpus().vectors("sources", "posted").iloc[::60]
+        self.csv = frame.astype(object).where(frame.notna(), "").to_csv(index=False).encode()
+        packed = io.BytesIO()
+        frame.to_parquet(packed)
+        self.parquet = packed.getvalue()
+        folder = data_dir() / "recordings" / "6.12"
+        self.recording = {
+            path.name.removesuffix(".gz"): gzip.decompress(path.read_bytes())
+            if path.suffix == ".gz"
+            else path.read_bytes()
+            for path in sorted(folder.iterdir())
+            if path.name.startswith(("2-swprot.", "dmesg", "console"))
+        }
+
+
+def _maybe_packed(path: Path, content: bytes, rng: random.Random) -> Path:
+    """Write a file, sometimes packed, sometimes damaged after that, and rarely something that is no file."""
+    if rng.random() < 0.3:
+        path, content = path.with_name(f"{path.name}.gz"), gzip.compress(content, mtime=0)
+        if rng.random() < 0.3:
+            content = damaged(content, rng)
+    path.write_bytes(content)
+    return path
+
+
+def table(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Check or evaluate a damaged table."""
+    if rng.random() < 0.5:
+        path = _maybe_packed(folder / "sources_posted.csv", damaged(inputs.csv, rng), rng)
+    else:
+        path = folder / "sources_posted.parquet"
+        path.write_bytes(damaged(inputs.parquet, rng))
+    if rng.random() < 0.3:
+        return ["evaluate", str(path), str(folder / rng.choice(("out", "no/out", "."))), "--kind", "sources"]
+    return [
+        "check",
+        str(path),
+        *rng.choice(([], ["--revision", "v7_3"], ["--first", "999"], ["--limit", "1"])),
+    ]
+
+
+def recording(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Replay a damaged recording."""
+    boot = folder / rng.choice(("boot", "b\x1b[31mt", "b\nt"))
+    boot.mkdir()
+    unlucky = rng.sample(sorted(inputs.recording), rng.choice((1, 1, 2)))
+    for name, content in inputs.recording.items():
+        _maybe_packed(boot / name, damaged(content, rng) if name in unlucky else content, rng)
+    return ["replay", str(boot), *rng.choice(([], ["--revision", "posted"]))]
+
+
+def mail(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read a damaged mail."""
+    content = damaged(MAIL.encode() * rng.choice((1, 1, 3)), rng)
+    return ["patch", str(_maybe_packed(folder / rng.choice(("a.patch", "a\x1b]0;.mbox")), content, rng))]
+
+
+def text(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read a trace of anybody's, where there is such a command; else a mail."""
+    if "trace" not in COMMANDS:
+        return mail(inputs, folder, rng)
+    content = damaged(inputs.recording["2-swprot.trace"][:20_000], rng)
+    return ["trace", str(_maybe_packed(folder / "a.trace", content, rng))]
+
+
+def line(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Type what no command takes; nothing that asks a solver for long, or reads the whole corpus."""
+    command = rng.choice([name for name in COMMANDS if name not in ("prove", "compare", "export")])
+    return [command, *rng.choices(WORDS, k=rng.randrange(7))]
+
+
+KINDS: tuple[Callable[[Inputs, Path, random.Random], list[str]], ...] = (table, recording, mail, text, line)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise Hung(f"it is not done after {seconds} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def run(inputs: Inputs, seed: str, number: int) -> tuple[list[str], str, str]:
+    """Run one case; return the command line, what it printed, and which promise it broke, if any."""
+    rng = random.Random(f"{seed}/{number}")
+    folder = Path(tempfile.mkdtemp(prefix="kvm-pf-fuzz-"))
+    out, err, stdin = io.StringIO(), io.StringIO(), sys.stdin
+    try:
+        arguments = rng.choice(KINDS)(inputs, folder, rng)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(damaged(MAIL.encode(), rng)))
+        with redirect_stdout(out), redirect_stderr(err), _ended_after(SLOW):
+            status: object = main(arguments)
+    except BaseException as error:
+        status = f"{type(error).__name__}: {error}"
+    finally:
+        sys.stdin = stdin
+        left = [path.name for path in folder.rglob(".*.part")]
+        shutil.rmtree(folder)
+    printed = out.getvalue() + err.getvalue()
+    broken = ""
+    if status not in (0, 1, 2):
+        broken = f"it ended with {status!r}"
+    elif not re.sub(r"[\n\t\u00a0]", "", printed).isprintable():
+        broken = "it printed a control character"
+    elif "Traceback" in err.getvalue() or "a mistake in" in err.getvalue():
+        broken = "it stumbled"
+    elif max(map(len, err.getvalue().split("\n"))) > 1500:
+        broken = "a line of its error is too long"
+    elif status == 2 and not printed:
+        broken = "it does not say what is wrong"
+    elif left:
+        broken = f"it left {left}"
+    return arguments, printed, broken
+
+
+def main_(argv: Sequence[str] | None = None) -> int:
+    """Run cases until the time is over."""
+    parser = argparse.ArgumentParser(prog="fuzz", description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--case", type=int, help="run this one and show it")
+    given = parser.parse_args(argv)
+    inputs = Inputs()
+    if given.case is not None:
+        arguments, printed, broken = run(inputs, given.seed, given.case)
+        print(repr(arguments), printed, broken or "kept every promise", sep="\n")
+        return int(bool(broken))
+    state = Path("build") / "fuzz" / re.sub(r"\W", "_", given.seed)
+    state.parent.mkdir(parents=True, exist_ok=True)
+    first = number = int(state.read_text()) if state.exists() else 0
+    end, found = time.monotonic() + given.seconds, 0
+    while time.monotonic() < end:
+        arguments, _, broken = run(inputs, given.seed, number)
+        if broken:
+            found += 1
+            print(f"case {number} of seed {given.seed}: {broken}: {arguments!r:.300}", flush=True)
+        number += 1
+        if not number % 20:
+            state.write_text(str(number))
+    state.write_text(str(number))
+    print(f"cases {first} to {number - 1} of seed {given.seed}: {found} broke a promise")
+    return int(found > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main_())
