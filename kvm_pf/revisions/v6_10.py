@@ -84,7 +84,8 @@ def faultin_pfn(vcpu: Vcpu, fault: Fault, memory: Memory, before: Faultin) -> Fa
 def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Faultin:
     """Find the frame behind a filled fault: private against shared first, then the slot, then the frame.
 
-    No fault escapes the comparison, whatever its slot and whoever runs.
+    No fault that gets here escapes the comparison, whatever its slot and whoever runs.  Not all get here:
+    fast_page_fault() comes first, and compares from 6.11 on.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, commits from `44f42ef37deb` on (v6.10), kvm_faultin_pfn().
     """
