@@ -166,6 +166,7 @@ class Given(NamedTuple):
     emu_ret: int | None = None  # the emulator's answer
     invalidated: bool | None = None  # host mappings were dropped during the look-up
     handler_ret: int | None = None  # the handler's result, where it is UNDECIDED
+    pf_flip: int = 0  # bits to flip where `pf_set` and `pf_clear` are, after them
 
 
 @dataclass
