@@ -371,8 +371,8 @@ def _vms(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     yield "the walk ends at a level, or saw nothing", (c.walk_leaf != 0) & (c.walk_leaf <= c.walk_root)
     yield "the format of MMIO SPTEs is the VM's", (c.mmio_cfg == MMIO_TDX) == tdx
     yield (
-        "TDX alone has a shared bit",
-        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
+        "TDX alone has a shared bit, and has it before a vCPU can run",
+        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & ((c.direct_bits != 0) == tdx),
     )
 
 
@@ -405,8 +405,8 @@ def _exits(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
         no(c.snp_guest | (c.sev_kind == SEV_SNP)) | (revision.last_vm_type >= KVM_X86_SNP_VM),
     )
     yield (
-        "TDX alone has a shared bit",
-        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
+        "TDX alone has a shared bit, and has it before a vCPU can run",
+        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & ((c.direct_bits != 0) == tdx),
     )
 
 
