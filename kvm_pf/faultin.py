@@ -3,7 +3,8 @@
 
 Here is_private is read: the guest's idea of the page is held against user space's.  If they agree, a private
 page comes from guest_memfd, a shared one from the host's page tables; if not, user space is told and may
-convert the page.  As posted; from 6.10 the same questions are asked in another order.
+convert the page.  As posted; from 6.10 the same questions are asked in another order, and two more steps read
+is_private: kvm_handle_noslot_fault() (6.10) and page_fault_can_be_fast() (6.11).
 """
 
 from __future__ import annotations

@@ -276,9 +276,14 @@ class GuestMemory:
         return ret
 
     def add_slot(self, number: int, gpa: int, size: int, *flags: str) -> int:
-        """Make a slot or change its flags (SLOT_FLAGS); 0 or a negative errno.  Raises InputError for a flag."""
+        """Make a slot or change its flags (SLOT_FLAGS); 0 or a negative errno.  A slot of size 0 is deleted.
+
+        Raises InputError for a flag that is none.
+        """
         if unknown := set(flags) - set(SLOT_FLAGS):
             raise InputError(f"{unknown.pop()!r} is no flag of a slot; there are {', '.join(SLOT_FLAGS)}")
+        if not size:
+            return self.delete_slot(number)
         bits = sum(SLOT_FLAGS[flag] for flag in set(flags))
         ret = self.slots.set(number, gpa, size, USERSPACE_ADDR + gpa, bits)
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT

@@ -682,7 +682,7 @@ def _(c: Case, r: Revision) -> Any:
     "Borrowing bit 34 without a gate parts from posted there, and at bit 34 of every other VM.",
     holds="guest_enc_ungated",
     fails="before guest_enc_gated",
-    source="mail, TDX v19 013/130",
+    source="mail <c560cdadb7d0dc88b831cf1a5382cf6f166ff022.1708933498.git.isaku.yamahata@intel.com>, 2024-02-26",
 )
 def _(c: Case, r: Revision) -> Any:
     return _borrowed_differs(c, r, gated=False)

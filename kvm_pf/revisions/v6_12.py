@@ -322,7 +322,8 @@ def is_gfn_alias(vm: Vm, gfn: int) -> bool:
 def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     """Map the page at `request.gpa` ahead of the guest's access, as private memory if declared so.
 
-    Returns the bytes done: up to the end of the mapping, at most what was asked for.
+    Returns the bytes done: up to the end of the mapping, at most what was asked for.  A fault that ends in a
+    memory-fault exit gives -EFAULT, and the exit is written to vcpu->run although no KVM_RUN is under way.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_arch_vcpu_pre_fault_memory().
     """
