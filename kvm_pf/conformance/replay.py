@@ -131,7 +131,7 @@ class Report:
         if self.differences[10:]:
             by_field = Counter(difference.field for difference in self.differences)
             lines.append("  by field: " + ", ".join(f"{name} {n}" for name, n in by_field.most_common()))
-        lines += [f"  {cause}" for cause in self.causes]
+        lines += [f"  {one_line(cause, 400)}" for cause in self.causes]
         lines.append("  given: " + (", ".join(f"{what} {n}" for what, n in self.given.items()) or "nothing"))
         by_reason: defaultdict[str, list[str]] = defaultdict(list)
         for name, reasons in self.not_compared.items():
