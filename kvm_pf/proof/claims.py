@@ -923,6 +923,13 @@ claim(
     '("KVM: x86/mmu: Use synthetic page fault error code to indicate private faults") (v6.10)',
 )(None)
 claim(
+    "private-mmio-is-the-guests-bug",
+    "A private access to emulated MMIO is a bug of the guest.",
+    holds=COMPARES_FIRST,
+    rung=STATED,
+    source="mail <ZbmenP05fo8hZU8N@google.com>, 2024-01-30",
+)(None)
+claim(
     "hardware-sets-bit-34",
     "A CPU that knows SNP sets bit 34 for every access with an effective C-bit of 1, of SEV and SEV-ES VMs too.",
     holds=BORROWS,
