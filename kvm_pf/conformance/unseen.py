@@ -23,6 +23,8 @@ from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGE_SHIFT
 
 MOST_FAULTS = 8
 """For how many differing faults of a scenario an explanation is looked for."""
+MOST_IN_VAIN = 3
+"""After how many faults in a row that nothing explains a scenario is given up: the kernel is another one."""
 
 
 class Unseen(NamedTuple):
@@ -103,7 +105,10 @@ def candidates(row: FaultRow, taken: Taken) -> Iterator[Unseen]:
 
 
 def causes(recording: Recording, revision: Revision) -> list[Cause]:
-    """Look for one unseen input for each differing fault, in order, at most MOST_FAULTS of a scenario's."""
+    """Look for one unseen input for each differing fault, in order, at most MOST_FAULTS of a scenario's.
+
+    `revision`: the one that the recording's kernel is replayed with.
+    """
     found: list[Cause] = []
     for scenario in recording.scenarios:
         supposed: dict[str, Unseen] = {}
@@ -114,17 +119,20 @@ def causes(recording: Recording, revision: Revision) -> list[Cause]:
             return play
 
         tried: set[str] = set()
-        for _ in range(MOST_FAULTS):
+        in_vain = 0
+        while len(tried) < MOST_FAULTS and in_vain < MOST_IN_VAIN:
             play = again(supposed)
             differences = play.report.differences
             where = next((d.fault for d in differences if d.fault in play.met and d.fault not in tried), None)
             if where is None:
                 break
             tried.add(where)
+            in_vain += 1
             here = sum(d.fault == where for d in differences)
             for unseen in candidates(*play.met[where]):
                 left = again({**supposed, where: unseen}).report.differences
                 if len(left) <= len(differences) - here and all(d.fault != where for d in left):
+                    in_vain = 0
                     supposed[where] = unseen
                     found.append(Cause(where, unseen, here, len(differences) - here - len(left)))
                     break
