@@ -79,6 +79,7 @@ class Bit(NamedTuple):
 _HOST_H = "Linux `arch/x86/include/asm/kvm_host.h`"
 _BASE = f"{_HOST_H}, blob 1e69743ef0fb (base of the posted patch)"
 _SEV = f'{_HOST_H}, commit `9b62e03e192c` ("KVM: x86: Define more SEV+ page fault error bits/flags for #NPF") (v6.10)'
+_SSS = "mail <20240228024147.41573-4-seanjc@google.com>, 2024-02-28 (not in the second version, nor merged)"
 _POSTED = "mail <20240228024147.41573-6-seanjc@google.com>, hunk 1"
 _V73 = f"{_HOST_H}, Linux 7.3.4"
 
@@ -97,7 +98,7 @@ PFERR: tuple[Bit, ...] = (
     Bit(34, "GUEST_ENC", AMD, "before", "the guest's effective C-bit was 1: the access was encrypted", _SEV),
     Bit(35, "GUEST_SIZEM", AMD, "before", "size mismatch between PVALIDATE or RMPADJUST and the RMP", _SEV),
     Bit(36, "GUEST_VMPL", AMD, "before", "a VMPL permission check failed", _SEV),
-    Bit(37, "", AMD, "", "supervisor shadow stack; no kernel of these revisions names it", _SEV),
+    Bit(37, "", AMD, "", "a copy of the VMPL mask's SSS bit; no kernel of these revisions names it", _SSS),
     Bit(48, "IMPLICIT_ACCESS", KVM, "before", "the emulator's own access for the guest: SMAP is not overridden", _BASE),
     Bit(49, "PRIVATE_ACCESS", KVM, "posted", "the guest was accessing private memory", _POSTED),
 )  # fmt: skip

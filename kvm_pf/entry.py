@@ -66,9 +66,11 @@ def mark_private(vm: Vm, cr2_or_gpa: int, error_code: int) -> tuple[int, Lookups
 
     Such a VM has no hardware to say whether an access was private: the attribute is the truth, so the look-up
     is the whole check.  A reserved fault skips it, because emulated MMIO is always shared.  The address of an
-    L2 guest's fault is an L2 GPA, or a virtual address under shadow paging, and is looked up all the same.
+    L2 guest's fault, if L1 has nested paging of its own, is an L2 GPA, and is looked up all the same.  (Never a
+    virtual address: such a VM needs two-dimensional paging.)
 
-    Source: mail <20240228024147.41573-6-seanjc@google.com>, hunk 2, kvm_mmu_page_fault().
+    Source: mail <20240228024147.41573-6-seanjc@google.com>, hunk 2, kvm_mmu_page_fault(); Linux
+    `arch/x86/kvm/x86.c`, commit `a1176ef5c92a` ("KVM: x86/mmu: Restrict KVM_SW_PROTECTED_VM to the TDP MMU") (v6.8).
     """
     lookups = NO_LOOKUP
     if vm.cfg_sw_protected and error_code & PFERR_RSVD_MASK == 0 and vm.vm_type == KVM_X86_SW_PROTECTED_VM:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From a filled struct kvm_page_fault to a page frame: kvm_faultin_pfn() and what it calls.
+"""From a filled struct kvm_page_fault to a page frame: kvm_faultin_pfn(), what it calls, and what comes before it.
 
 Here is_private is read: the guest's idea of the page is held against user space's.  If they agree, a private
 page comes from guest_memfd, a shared one from the host's page tables; if not, user space is told and may
-convert the page.  As posted; from 6.10 the same questions are asked in another order.
+convert the page.  As posted; from 6.10 the same questions are asked in another order, and two more steps read
+is_private: kvm_handle_noslot_fault() (6.10) and page_fault_can_be_fast() (6.11).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from kvm_pf.state import (
     MemoryFault,
     MmioCache,
     Vcpu,
+    Vm,
 )
 
 # Frame numbers that are none.  Source: Linux `include/linux/kvm_host.h`, KVM_PFN_* (v6.8).
@@ -51,7 +53,7 @@ KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEM_READONLY = 1 << 1
 KVM_MEM_GUEST_MEMFD = 1 << 2
 KVM_MEMSLOT_INVALID = 1 << 16
-KVM_MEMSLOT_GMEM_ONLY = 1 << 17  # from 7.3
+KVM_MEMSLOT_GMEM_ONLY = 1 << 17  # in 7.3, of the revisions here
 KVM_USER_MEM_SLOTS = 0x7FFF - 3  # the last three are KVM's own
 TSS_PRIVATE_MEMSLOT = KVM_USER_MEM_SLOTS
 APIC_ACCESS_PAGE_PRIVATE_MEMSLOT = KVM_USER_MEM_SLOTS + 1
@@ -79,7 +81,7 @@ GUP_HWPOISON = 3
 GUP_RO_FAULT = 4
 GUP_NOSLOT = 5
 
-# How a host look-up is made (from 7.3), three bits for the first and three for the second.
+# How a host look-up is made (in 7.3, of the revisions here), three bits for the first and three for the second.
 GUP_WRITE = 1 << 0
 GUP_NOWAIT = 1 << 1
 GUP_INTERRUPTIBLE = 1 << 2
@@ -167,6 +169,32 @@ class Faultin(NamedTuple):
     cache: MmioCache
     warns: int  # WARN_* bits
     vm_bugged: bool
+
+
+def fast_path_compares(vm: Vm, fault: Fault) -> tuple[bool, Lookups]:
+    """Say whether the fast path refuses a fault whose idea of the page is not user space's: it does not ask.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast() (v6.8).
+    """
+    return False, NO_LOOKUP
+
+
+def page_fault_can_be_fast(vm: Vm, fault: Fault, accessed_dirty: bool) -> tuple[bool, Lookups]:
+    """Say whether fast_page_fault() may mend an entry without a lock, and count the look-ups of the attribute.
+
+    `accessed_dirty`: KVM's entries have accessed and dirty bits.  Such a fault is never held against the
+    attributes by kvm_faultin_pfn(), for it does not get there.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast() (v6.8).
+    """
+    if fault.rsvd:
+        return False, NO_LOOKUP
+    refused, lookups = fast_path_compares(vm, fault)
+    if refused:
+        return False, lookups
+    if not fault.present:
+        return not accessed_dirty, lookups
+    return fault.write, lookups
 
 
 def begin(vcpu: Vcpu, fault: Fault, mmu_seq: int) -> Faultin:
@@ -303,6 +331,16 @@ def deleted_slot(prefetch: bool) -> int:
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, __kvm_faultin_pfn(), blob 7807bdcd87e8.
     """
     return RET_PF_RETRY
+
+
+def kvm_memslot_flush_zap_all(vm: Vm, quirk: bool) -> bool:
+    """Say whether a slot that is deleted or moved takes all of the VM's entries with it, not its own alone: always.
+
+    `quirk`: KVM_X86_QUIRK_SLOT_ZAP_ALL is on, as it is unless user space turns it off.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_arch_flush_shadow_memslot() (v6.8).
+    """
+    return True
 
 
 def is_error_pfn(pfn: int) -> bool:
@@ -452,8 +490,8 @@ def no_slot(found: Found) -> Found:
 def faultin_pfn(vcpu: Vcpu, fault: Fault, memory: Memory, before: Faultin) -> Faultin:
     """Look at the slot, then compare private and shared, then take the frame: __kvm_faultin_pfn().
 
-    KVM's own slots do not exist for an L2 guest, and a fault there, like one on a gfn without a slot, escapes
-    the comparison.
+    KVM's own slots do not exist for an L2 guest; a fault of L2 there, like one of L2 on a gfn without a slot,
+    escapes the comparison.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, __kvm_faultin_pfn(), blob 7807bdcd87e8.
     """

@@ -548,3 +548,74 @@ def test_codes_in_these_tests_are_what_their_names_say():
     assert encode("USER|GUEST_FINAL") == READ
     assert encode("USER|GUEST_FINAL|WRITE") == WRITE
     assert encode("USER|GUEST_FINAL|FETCH") == FETCH
+
+
+class TestDeletingASlot:
+    """Linux `arch/x86/kvm/mmu/mmu.c`, kvm_arch_flush_shadow_memslot(): all entries go, or those of the slot."""
+
+    MARK = 0x60000000
+
+    def machine(self, vm, revision, **options):
+        machine = Machine(vm, "npt", revision, **options)
+        for number, gpa in ((1, SLOT), (2, 2 * SLOT)):
+            assert machine.add_slot(number, gpa, 0x200000, "touch") == 0
+        for gpa in (SLOT, 2 * SLOT, self.MARK):
+            machine.access("w", gpa)
+        assert machine.delete_slot(1) == 0
+        return machine
+
+    @pytest.mark.parametrize(
+        ("vm", "revision", "options", "all_go"),
+        [
+            ("default", "posted", {}, True), ("sw-protected", "posted", {}, True),
+            ("sw-protected", "v6_10", {}, True), ("default", "v6_12", {}, True),
+            ("default", "v6_12", {"slot_zap_all": False}, False), ("sw-protected", "v6_12", {}, False),
+            ("snp", "v6_12", {}, False), ("sw-protected", "v7_3", {}, False), ("default", "v7_3", {}, True),
+        ],
+    )  # fmt: skip
+    def test_takes_the_slots_own_entries_or_all(self, vm, revision, options, all_go):
+        machine = self.machine(vm, revision, **options)
+        assert machine.entry(SLOT >> 12)[0] == machine.nonpresent
+        assert (machine.entry(2 * SLOT >> 12)[0] == machine.nonpresent) == all_go
+        assert machine.is_mmio(machine.entry(self.MARK >> 12)[0]) != all_go
+
+    @pytest.mark.parametrize(("revision", "codes"), [("v6_10", [0x4]), ("v6_12", [0xC, 0x4])])
+    def test_leaves_a_stale_mark_and_so_a_reserved_fault(self, revision, codes):
+        machine = self.machine("sw-protected", revision)
+        faults = machine.access("r", self.MARK).faults
+        assert faults[0].error_code & 0xF == codes[0]
+        assert faults[0].outcome.mmio.called == (codes[0] & 8 != 0)
+        assert faults[0].handled.called  # stale or not there: the page-fault handler is asked
+        assert faults[0].handled.fault.rsvd == (codes[0] & 8 != 0)
+
+    def test_of_size_0_is_what_a_scenario_says(self):
+        machine = self.machine("default", "v6_12")
+        assert machine.run(f"slot 2 {2 * SLOT:#x} 0 -") == 0
+        assert [slot.id for slot in machine.slots] == [0]
+        assert machine.run(f"slot 2 {2 * SLOT:#x} 0 -") == -22
+
+
+class TestTheFastPath:
+    """A write that dirty logging made fault is mended without a lock; from 6.11 on after one more look-up."""
+
+    def faults(self, revision):
+        machine = Machine("sw-protected", "npt", revision)
+        assert machine.add_slot(1, SLOT, 0x200000, "touch") == 0
+        machine.access("w", SLOT)
+        machine.write_protect(SLOT >> 12, (SLOT >> 12) + 1)
+        return machine.access("w", SLOT).faults
+
+    @pytest.mark.parametrize(
+        ("revision", "count"), [("before", 0), ("posted", 0), ("v6_10", 0), ("v6_12", 1), ("v7_3", 1)]
+    )
+    def test_looks_the_attribute_up_from_6_11_on(self, revision, count):
+        (fault,) = self.faults(revision)
+        assert fault.handler.fast_lookups.count == count
+        assert fault.stats["pf_fast"] == 1
+
+    def test_of_an_ordinary_vm_never(self):
+        machine = Machine("default", "npt", "v7_3")
+        machine.add_slot(1, SLOT, 0x200000, "touch")
+        machine.access("w", SLOT)
+        machine.write_protect(SLOT >> 12, (SLOT >> 12) + 1)
+        assert machine.access("w", SLOT).faults[0].handler.fast_lookups.count == 0

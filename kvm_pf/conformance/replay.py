@@ -110,6 +110,8 @@ class Report:
     given: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
     damage: tuple[str, ...] = ()  # what shows that the recording is not whole
+    causes: list[str] = field(default_factory=list)
+    """For differing faults: the one input, not shown by the recording, that would explain all their differences."""
 
     @property
     def differing(self) -> int:
@@ -129,6 +131,7 @@ class Report:
         if self.differences[10:]:
             by_field = Counter(difference.field for difference in self.differences)
             lines.append("  by field: " + ", ".join(f"{name} {n}" for name, n in by_field.most_common()))
+        lines += [f"  {one_line(cause, 400)}" for cause in self.causes]
         lines.append("  given: " + (", ".join(f"{what} {n}" for what, n in self.given.items()) or "nothing"))
         by_reason: defaultdict[str, list[str]] = defaultdict(list)
         for name, reasons in self.not_compared.items():
@@ -220,7 +223,7 @@ def _reported(row: FaultRow) -> tuple[int | None, int | None, tuple[str, ...]]:
 
 
 class Replay:
-    """One recording on its way through the model; `fields` and `cell` can be overridden to look on."""
+    """One recording on its way through the model: override `fields` and `cell` to look on, `before` to suppose."""
 
     def __init__(self, recording: Recording, revision: Revision, report: Report) -> None:
         self.recording, self.revision, self.report = recording, revision, report
@@ -378,11 +381,15 @@ class Replay:
         mmu = self.machine.mmu
         gpa = event.addr if mmu.direct else self.machine.translate(event.addr)[0]
         before, _ = self.machine.entry(gpa >> PAGE_SHIFT)
-        taken = self.machine.take(event, self.given(row))
+        taken = self.machine.take(*self.before(where, event, self.given(row)))
         self.printed += [(name, row.pid, where) for name in taken.printed]
         self.put_off[event.addr] = taken.error_code
         self.fields(row, taken, before, where)
         return taken
+
+    def before(self, where: str, event: exits.Event, given: Given) -> tuple[exits.Event, Given]:
+        """Return what the fault at `where` is taken with; to be overridden by who supposes something else."""
+        return event, given
 
     def event(self, row: FaultRow) -> exits.Event | None:
         """The exit as the CPU reported it, with the change that was made on purpose."""
@@ -509,4 +516,8 @@ def replay(directory: str | Path, revision: str | Revision | None = None, *, lim
         play.scenario(scenario)
     logs = [path for name in ("dmesg.txt", "console.log") for path in directory.glob(f"{name}*")]
     play.warnings(told=bool(logs))
+    if report.differences and revision is None:
+        from kvm_pf.conformance.unseen import causes  # which replays, too
+
+        report.causes = [str(cause) for cause in causes(recording, chosen)]
     return report

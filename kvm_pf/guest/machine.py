@@ -172,7 +172,7 @@ class Machine(GuestMemory):
         if not asked.mmu.called:
             return self._taken(event, asked, 0, 0, None, path.NO_FAULT, asked.ret)
         addr = asked.mmu.addr
-        error_code = (asked.mmu.error_code | self.given.pf_set) & ~self.given.pf_clear
+        error_code = (asked.mmu.error_code | self.given.pf_set) & ~self.given.pf_clear ^ self.given.pf_flip
         emu_ret = self.given.emu_ret
         if emu_ret is None:  # an event on a write of 8 bytes, or of any size, needs no user space
             emu_ret = int(self.ioeventfds.get(addr) in (0, 8))

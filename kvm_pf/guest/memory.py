@@ -52,6 +52,7 @@ from kvm_pf.spte import (
 from kvm_pf.state import (
     EFAULT,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    NO_LOOKUP,
     PAGE_OFFSET_MASK,
     PAGE_SHIFT,
     PG_LEVEL_2M,
@@ -60,6 +61,7 @@ from kvm_pf.state import (
     RET_PF_RETRY,
     Environment,
     Fault,
+    Lookups,
     MmioCache,
     Mmu,
     Vcpu,
@@ -147,12 +149,13 @@ class Options(NamedTuple):
     tdp_mmu: bool = True
     accessed_dirty: bool = True  # kvm_intel.eptad
     pml: bool = False  # dirty logging without write protection (Intel)
-    mbec: bool = False  # EPT tells user from supervisor execution (from 7.3)
+    mbec: bool = False  # EPT tells user from supervisor execution (7.3)
     gmet: bool = False  # the same for NPT
     nrips: bool = False  # SVM tells the next instruction's address
     l1tf_mask: int = 0  # bits of an address that an MMIO entry keeps inverted
     maxphyaddr: int = 46
     page_offset: int = 0  # where the kernel maps all memory; 0: the usual place
+    slot_zap_all: bool = True  # KVM_X86_QUIRK_SLOT_ZAP_ALL; user space may turn it off (from 6.12)
     reserved_is_present: bool = False  # reserved faults set bit 0, as manuals say; QEMU does not
 
 
@@ -164,6 +167,7 @@ class Given(NamedTuple):
     emu_ret: int | None = None  # the emulator's answer
     invalidated: bool | None = None  # host mappings were dropped during the look-up
     handler_ret: int | None = None  # the handler's result, where it is UNDECIDED
+    pf_flip: int = 0  # bits to flip where `pf_set` and `pf_clear` are, after them
 
 
 @dataclass
@@ -174,6 +178,7 @@ class Handler:
     ret: int = RET_PF_RETRY
     decided: bool = True
     fast: int | None = None  # fast_page_fault()'s result; None: not asked
+    fast_lookups: Lookups = NO_LOOKUP  # of memory attributes, by fast_page_fault()
     fast_traced: bool = False
     walked: bool = False  # the guest's page tables were walked
     refused: bool = False  # and do not allow the access
@@ -203,6 +208,8 @@ class GuestMemory:
         self._names, self._constants = names, dict[str, int]()
         self._faultin = self.linked(faultin.kvm_faultin_pfn)
         self._abnormal = self.linked(handle_abnormal_pfn)
+        self._can_be_fast = self.linked(faultin.page_fault_can_be_fast)
+        self._zap_all = self.linked(faultin.kvm_memslot_flush_zap_all)
         self._present_leaf = self.linked(present_leaf)
         self._fault_gfn = self.linked(path.fault_gfn)
         self._gen_bits = self.linked(mmio.mmio_spte_gen_mask)().bit_length()
@@ -277,9 +284,14 @@ class GuestMemory:
 
     @typed(number=16, gpa=64, size=64)
     def add_slot(self, number: int, gpa: int, size: int, *flags: str) -> int:
-        """Make a slot or change its flags (SLOT_FLAGS); 0 or a negative errno.  Raises InputError for a flag."""
+        """Make a slot or change its flags (SLOT_FLAGS); 0 or a negative errno.  A slot of size 0 is deleted.
+
+        Raises InputError for a flag that is none.
+        """
         if unknown := set(flags) - set(SLOT_FLAGS):
             raise InputError(f"{unknown.pop()!r} is no flag of a slot; there are {', '.join(SLOT_FLAGS)}")
+        if not size:
+            return self.delete_slot(number)
         bits = sum(SLOT_FLAGS[flag] for flag in set(flags))
         ret = self.slots.set(number, gpa, size, USERSPACE_ADDR + gpa, bits)
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
@@ -291,9 +303,24 @@ class GuestMemory:
 
     @typed(number=16)
     def delete_slot(self, number: int) -> int:
-        """Delete a slot; KVM drops all entries.  Returns 0 or a negative errno."""
-        self.entries.clear()
-        return self.slots.delete(number)
+        """Delete a slot, with all entries or with those that map its range; 0 or a negative errno.
+
+        Which, depends on the VM and the revision.  Marks of emulated memory map nothing: where not all entries
+        go, they stay, and are stale.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_arch_flush_shadow_memslot(), `arch/x86/kvm/mmu/tdp_mmu.c`,
+        tdp_mmu_zap_leafs() (v6.12).
+        """
+        slot = next((slot for slot in self.slots if slot.id == number), None)
+        ret = self.slots.delete(number)
+        if slot is None or ret:
+            return ret
+        if self._zap_all(self.vm(slot.base_gfn), self.options.slot_zap_all):
+            self.entries.clear()
+        for key in self._entries_in(slot.base_gfn, slot.end_gfn):
+            if self.entries[key] & SPTE_MMU_PRESENT_MASK:
+                del self.entries[key]
+        return 0
 
     def write_protect(self, start: int, end: int) -> None:
         """Begin to log writes anew: the CPU logs them by itself (PML), or the entries lose the right to write."""
@@ -467,15 +494,16 @@ class GuestMemory:
     def _fast_page_fault(self, h: Handler, memslot: Memslot | None, level: int) -> int:
         """Give a page back the right to write that dirty logging took, without a lock; else RET_PF_INVALID.
 
-        Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast(), fast_page_fault() (v6.12).
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, fast_page_fault() (v6.12).
         """
         fault, spte = h.fault, h.spte_before
         invalid, fixed, spurious = (
             self.constant(f"RET_PF_{name}") for name in ("INVALID", "FIXED", "SPURIOUS")
         )
-        if fault.rsvd or (self.has_private_mem and fault.is_private != self.private(fault.gfn)):
-            return invalid
-        if not fault.write if fault.present else self.options.accessed_dirty:
+        can_be_fast, h.fast_lookups = self._can_be_fast(
+            self.vm(fault.gfn), fault, self.options.accessed_dirty
+        )
+        if not can_be_fast:
             return invalid
         h.fast_traced = True
         if not spte & SPTE_MMU_PRESENT_MASK:

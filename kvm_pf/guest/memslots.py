@@ -169,11 +169,13 @@ class Memslots:
     ) -> int:
         """Make a slot, change its flags, move it or, with `memory_size` 0, delete it.
 
-        This is KVM_SET_USER_MEMORY_REGION2.  `gmem_only`: its guest_memfd file can be mapped (from 7.3).
+        This is KVM_SET_USER_MEMORY_REGION2.  `gmem_only`: its guest_memfd file can be mapped (from 7.3).  A slot
+        with guest_memfd cannot be read-only, for a write to such memory means emulated MMIO, which is never private.
         Returns what the ioctl would: 0, -EINVAL or -EEXIST.  Raises InputError for a number too wide for it.
 
         Source: Linux `virt/kvm/kvm_main.c`, check_memory_region_flags(), kvm_vm_ioctl_set_memory_region(),
-        __kvm_set_memory_region() (v6.8).
+        __kvm_set_memory_region() (v6.8), commit `e563592224e0` ("KVM: Make KVM_MEM_GUEST_MEMFD mutually exclusive
+        with KVM_MEM_READONLY") (v6.8).
         """
         _fits("a slot's id", number, 16)
         _fits("a slot's flags", flags, 32)

@@ -42,6 +42,7 @@ from kvm_pf.run.tables import (
     MODES,
     SLOT_GMEM_ONLY,
     SLOT_GMEM_ONLY_INVALID,
+    SLOT_USER_GMEM_RO,
     VM_TYPES,
     Input,
     Output,
@@ -328,7 +329,10 @@ def reachable(case: Case, revision: Revision, way: str = "kvm_mmu_page_fault") -
     Nothing is said of page-table entries, generations, caches and answers: any of them can be there.
 
     Source: Linux `arch/x86/kvm/x86.c`, kvm_is_vm_type_supported(), `arch/x86/kvm/Kconfig`,
-    `virt/kvm/kvm_main.c`, kvm_supported_mem_attributes(), of the revisions.
+    `virt/kvm/kvm_main.c`, kvm_supported_mem_attributes(), of the revisions.  Private memory needs the TDP MMU:
+    Linux `arch/x86/kvm/x86.c`, commit `a1176ef5c92a` ("KVM: x86/mmu: Restrict KVM_SW_PROTECTED_VM to the TDP
+    MMU") (v6.8).  No read-only slot with guest_memfd: Linux `virt/kvm/kvm_main.c`, commit `e563592224e0` ("KVM:
+    Make KVM_MEM_GUEST_MEMFD mutually exclusive with KVM_MEM_READONLY") (v6.8).
     """
     if way == "source":
         yield from _exits(case, revision)
@@ -367,8 +371,8 @@ def _vms(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     yield "the walk ends at a level, or saw nothing", (c.walk_leaf != 0) & (c.walk_leaf <= c.walk_root)
     yield "the format of MMIO SPTEs is the VM's", (c.mmio_cfg == MMIO_TDX) == tdx
     yield (
-        "TDX alone has a shared bit",
-        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
+        "TDX alone has a shared bit, and has it before a vCPU can run",
+        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & ((c.direct_bits != 0) == tdx),
     )
 
 
@@ -401,17 +405,27 @@ def _exits(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
         no(c.snp_guest | (c.sev_kind == SEV_SNP)) | (revision.last_vm_type >= KVM_X86_SNP_VM),
     )
     yield (
-        "TDX alone has a shared bit",
-        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & implies(c.direct_bits != 0, tdx),
+        "TDX alone has a shared bit, and has it before a vCPU can run",
+        is_one_of(c.direct_bits, (0, 1 << 35, 1 << 39)) & ((c.direct_bits != 0) == tdx),
     )
 
 
 def _fault_ins(c: Case, revision: Revision) -> Iterator[tuple[str, Any]]:
     v7_3 = revision.last_vm_type >= KVM_X86_TDX_VM
     gmem_only = is_one_of(c.slot_kind, (SLOT_GMEM_ONLY, SLOT_GMEM_ONLY_INVALID))
-    yield "slots with guest_memfd alone came with 7.3", no(gmem_only) | v7_3
+    yield "of these revisions, 7.3 alone has slots with guest_memfd alone", no(gmem_only) | v7_3
+    yield "a slot with guest_memfd is not read-only", c.slot_kind != SLOT_USER_GMEM_RO
     yield "a private fault needs private memory", implies(c.is_private, c.cfg_private_mem)
     yield "private memory needs the TDP MMU", implies(c.is_private | (c.attrs != 0), c.is_tdp | c.nested)
     yield "L2's own tables are L2's", implies(c.nested, c.guest_mode & no(c.is_tdp))
-    yield "the address is the gfn's", implies(c.is_tdp, c.gfn == c.addr >> PAGE_SHIFT & GFN_MASK)
     yield "TDX alone has a shared bit", is_one_of(c.direct_bits, (0, *[1 << 35, 1 << 39] * v7_3))
+    trusted, page = c.direct_bits != 0, c.addr >> PAGE_SHIFT
+    yield (
+        "the gfn is the address's, without the shared bit",
+        implies(c.is_tdp, c.gfn == page & GFN_MASK & ~c.direct_bits),
+    )
+    yield (
+        "a trust domain has two-dimensional paging, and no guest of its own",
+        implies(trusted, c.is_tdp & no(c.guest_mode)),
+    )
+    yield "for TDX the address says private", implies(trusted, c.is_private == (page & c.direct_bits == 0))

@@ -129,6 +129,7 @@ CUT, NO_ATTRIBUTES = having("cut"), having("no-attributes")
 MARKS = having("strips", but="never-private")  # bit 49 is set, and for software-protected VMs alone
 REFUSES_RESERVED, COMPARES_FIRST = having("refuses-reserved"), having("compares-first")
 STOPS_READY = having("stops-ready")
+COMPARES_FAST, WRITE_PROTECTED = having("compares-fast"), having("write-protected")
 
 
 def _has(code: Any, mask: int) -> Any:
@@ -356,8 +357,8 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "look-ups-where-needed",
-    "The attribute is looked up at most once in a fault, and only for a fault of a software-protected VM that is "
-    "not reserved.",
+    "On its way to the handler, a fault is looked up for at most once, and only if it is a software-protected VM's "
+    "and not reserved.",
     "h2+14 h2+15 h2+16 h2+17 h3-01",
     f"{STRIPS} {CALLERS_STRIP}",
     f"{LOOKS_UP} {BORROWS}",
@@ -369,10 +370,67 @@ def _(c: Case, r: Revision) -> Any:
     return c.given(count != 0, (count == 1) & wanted)
 
 
+def _handled_lookups(c: Case, r: Revision) -> tuple[Any, Any]:
+    """How often the handler looks a fault up: before it tries the fast path, and in the fault-in."""
+    vcpu, fault = c.vcpu(r), c.fault(r).handled.fault
+    _, fast = c.step("page_fault_can_be_fast", r)(vcpu.vm, fault, c.any(Host, "host").accessed_dirty)
+    memory = c.any(Memory, "memory")
+    found = c.step("kvm_faultin_pfn", r)(vcpu, fault, r.step("ACC_ALL"), memory)
+    return fast.count, found.lookups.count
+
+
+class Host(NamedTuple):
+    """What the host is like, as far as the handler's first step asks."""
+
+    accessed_dirty: bool
+
+
+@claim(
+    "looked-up-twice",
+    "A fault that goes all the way, through the handler's fast path and the fault-in, is looked up for at most twice.",
+    "h2+14 h2+16 h2+17 h3-01",
+    having(but="no-attributes compares-fast"),
+    COMPARES_FAST,
+)
+def _(c: Case, r: Revision) -> Any:
+    fast, found = _handled_lookups(c, r)
+    count = c.fault(r).lookups.count + fast + found
+    return c.given(c.fault(r).handled.called & (count != 0), count <= 2)
+
+
+@claim(
+    "ordinary-looked-up-once",
+    "A fault of a VM without private memory that goes all the way is looked up for at most once, in the fault-in.",
+    "h2+16 h3-01",
+    f"{STRIPS} {CALLERS_STRIP} {BORROWS}",
+    LOOKS_UP,
+)
+def _(c: Case, r: Revision) -> Any:
+    private_types = (KVM_X86_SW_PROTECTED_VM, KVM_X86_SNP_VM, KVM_X86_TDX_VM)
+    fast, found = _handled_lookups(c, r)
+    before = c.fault(r).lookups.count
+    ordinary = c.fault(r).handled.called & no(is_one_of(c.vm_type, private_types))
+    return c.given(ordinary & (before + fast + found != 0), (before + fast == 0) & (found == 1))
+
+
+@claim(
+    "private-is-never-emulated",
+    "A private fault is never emulated.",
+    "h3+01",
+    having(but="never-private emulates-private write-protected"),
+    f"{having('emulates-private')} {WRITE_PROTECTED}",
+    empty=NEVER_PRIVATE,
+    source='Linux `arch/x86/kvm/mmu/mmu.c`, commit `989a84c93f59` ("KVM: x86/mmu: Trigger unprotect logic only on '
+    'write-protection page faults") (v6.12); Linux 6.12.117, kvm_mmu_do_page_fault(), kvm_mmu_page_fault()',
+)
+def _(c: Case, r: Revision) -> Any:
+    return c.given(_is_private(c, r), no(c.fault(r).emulation.called))
+
+
 @claim(
     "private-is-not-emulated",
-    "If the handler asks for the emulation of a private fault, user space gets -EFAULT and an exit that says "
-    "private; nothing is emulated, and nothing counted as emulated.",
+    "If the handler's answer to a private fault is EMULATE, user space gets -EFAULT and an exit that says private; "
+    "nothing is emulated, and nothing counted as emulated.",
     "h3+01",
     having(but="never-private emulates-private"),
     having("emulates-private"),
@@ -420,8 +478,9 @@ def _(c: Case, r: Revision) -> Any:
 
 
 @claim(
-    "mapped-means-agreed",
-    "No frame is mapped unless the fault's idea of the page, private or shared, is user space's.",
+    "goes-on-means-agreed",
+    "The fault-in lets a fault go on, to a frame or to emulated memory, only if the fault's idea of the page, private "
+    "or shared, is user space's.",
     "h3+01",
     COMPARES_FIRST,
     having(but="compares-first no-attributes"),
@@ -623,7 +682,7 @@ def _(c: Case, r: Revision) -> Any:
     "Borrowing bit 34 without a gate parts from posted there, and at bit 34 of every other VM.",
     holds="guest_enc_ungated",
     fails="before guest_enc_gated",
-    source="mail, TDX v19 013/130",
+    source="mail <c560cdadb7d0dc88b831cf1a5382cf6f166ff022.1708933498.git.isaku.yamahata@intel.com>, 2024-02-26",
 )
 def _(c: Case, r: Revision) -> Any:
     return _borrowed_differs(c, r, gated=False)
@@ -713,7 +772,8 @@ def _(c: Case, r: Revision) -> Any:
 
 DOORS: tuple[str | Callable[..., Any], ...] = (
     "kvm_mmu_page_fault", "source", "kvm_arch_async_page_ready", "kvm_arch_vcpu_pre_fault_memory", "kvm_faultin_pfn",
-    "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes",
+    "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes", "page_fault_can_be_fast",
+    "kvm_memslot_flush_zap_all",
     *(way.row for way in WAYS.values()),
 )  # fmt: skip
 """Functions from which every function of the path is reached."""
@@ -863,9 +923,17 @@ claim(
     '("KVM: x86/mmu: Use synthetic page fault error code to indicate private faults") (v6.10)',
 )(None)
 claim(
+    "private-mmio-is-the-guests-bug",
+    "A private access to emulated MMIO is a bug of the guest.",
+    holds=COMPARES_FIRST,
+    rung=STATED,
+    source="mail <ZbmenP05fo8hZU8N@google.com>, 2024-01-30",
+)(None)
+claim(
     "hardware-sets-bit-34",
     "A CPU that knows SNP sets bit 34 for every access with an effective C-bit of 1, of SEV and SEV-ES VMs too.",
     holds=BORROWS,
     rung=STATED,
-    source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22, after tests on two systems",
+    source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22, as far as its writer could tell; mail "
+    "<Zd9hrfJ5xRI6HeZp@google.com>, 2024-02-28: of two systems tested, the one that knows SNP",
 )(None)

@@ -29,7 +29,7 @@ PATCH_CLAIMS = (
 SERIES_CLAIMS = (
     "declared-is-private", "cpu-cannot-forge", "pf-codes-have-32-bits", "callers-may-say-private",
     "private-means-declared", "private-and-reserved-is-not-mmio", "private-and-reserved-is-refused",
-    "mapped-means-agreed", "private-is-never-mmio", "private-page-ready-is-stopped",
+    "goes-on-means-agreed", "private-is-never-mmio", "private-page-ready-is-stopped",
 )  # fmt: skip
 """The claims that the prerequisite and the later patches are about."""
 

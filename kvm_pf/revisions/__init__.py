@@ -197,6 +197,8 @@ TRAITS = {
     "compares-first": "kvm_faultin_pfn() begins with private against shared",
     "refuses-reserved": "a fault that is private and reserved is refused",
     "stops-ready": "a private fault that was put off is not taken up when its page is ready",
+    "compares-fast": "the fast path, too, holds private against shared, if the VM has private memory",
+    "write-protected": "a write to a page that is write-tracked has a result of its own",
     "tdx": "EPT violations of trust domains share the translation of qualifications",
 }
 """What distinguishes revisions, in a word each: what is claimed of them follows from these."""
@@ -233,11 +235,13 @@ ROWS = (
     ),
     Row(
         "v6_12", "v6_10", "Linux 6.12 (6.12.117)",
-        "callers-strip pf-32 compares-first refuses-reserved stops-ready", 4, (6, 12), "R3",
+        "callers-strip pf-32 compares-first refuses-reserved stops-ready compares-fast write-protected", 4, (6, 12),
+        "R3",
     ),
     Row(
-        "v7_3", "v6_12", "Linux 7.3 (7.3.4)", "callers-strip pf-32 compares-first refuses-reserved stops-ready tdx", 5,
-        (7, 3), "R4",
+        "v7_3", "v6_12", "Linux 7.3 (7.3.4)",
+        "callers-strip pf-32 compares-first refuses-reserved stops-ready compares-fast write-protected tdx", 5, (7, 3),
+        "R4",
     ),
     Row(
         "guest_enc_gated", "guest_enc_ungated",
@@ -252,7 +256,8 @@ ROWS = (
     ),
     Row(
         "posted_on_6_12", "v6_12", "6.12 with the posted patch's placement put back (a recording's kernel)",
-        "strips pf-32 compares-first stops-ready", 4, posted=("sanitize", "reserved_fault", "npf_synthetic"),
+        "strips pf-32 compares-first stops-ready compares-fast write-protected", 4,
+        posted=("sanitize", "reserved_fault", "npf_synthetic"),
     ),
     Row(
         "v6_1", "before", "Linux 6.1 (Debian 6.1.176): no private memory, 32-bit codes",

@@ -30,3 +30,13 @@ def is_private(vm: Vm, cr2_or_gpa: int, err: int) -> tuple[bool, Lookups]:
     Source: mail <20240227232100.478238-16-pbonzini@redhat.com>, 2024-02-27, kvm_mmu_do_page_fault().
     """
     return kvm_arch_has_private_mem(vm) and err & PFERR_GUEST_ENC_MASK != 0, NO_LOOKUP
+
+
+def page_ready_code(error_code: int) -> tuple[int, int]:
+    """Choose the code (u64) to hand in when the page is ready: 0.
+
+    Another patch of the proposal's series hands on the fault's own code; it is not part of this revision.
+
+    Source: mail <20240227232100.478238-16-pbonzini@redhat.com>, 2024-02-27, which leaves this as it was.
+    """
+    return 0, 0

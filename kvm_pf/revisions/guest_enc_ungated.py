@@ -11,7 +11,8 @@ from kvm_pf.state import KVM_X86_SW_PROTECTED_VM, NO_LOOKUP, Lookups, Vm, gpa_to
 def mark_private(vm: Vm, cr2_or_gpa: int, error_code: int) -> tuple[int, Lookups]:
     """Set the encryption bit if a software-protected VM declared the page private, reserved fault or not.
 
-    Source: mail, TDX v19 013/130, kvm_mmu_page_fault().
+    Source: mail <c560cdadb7d0dc88b831cf1a5382cf6f166ff022.1708933498.git.isaku.yamahata@intel.com>,
+    2024-02-26, kvm_mmu_page_fault().
     """
     lookups = NO_LOOKUP
     if vm.vm_type == KVM_X86_SW_PROTECTED_VM:
@@ -24,6 +25,16 @@ def mark_private(vm: Vm, cr2_or_gpa: int, error_code: int) -> tuple[int, Lookups
 def is_private(vm: Vm, cr2_or_gpa: int, err: int) -> tuple[bool, Lookups]:
     """Say whether the fault is to private memory: the encryption bit says so.
 
-    Source: mail, TDX v19 013/130, kvm_mmu_do_page_fault().
+    Source: mail <c560cdadb7d0dc88b831cf1a5382cf6f166ff022.1708933498.git.isaku.yamahata@intel.com>,
+    2024-02-26, kvm_mmu_do_page_fault().
     """
     return err & PFERR_GUEST_ENC_MASK != 0, NO_LOOKUP
+
+
+def page_ready_code(error_code: int) -> tuple[int, int]:
+    """Choose the code (u64) to hand in when the page is ready: of the fault's own, the encryption bit is kept.
+
+    Source: mail <c560cdadb7d0dc88b831cf1a5382cf6f166ff022.1708933498.git.isaku.yamahata@intel.com>,
+    2024-02-26, kvm_arch_setup_async_pf(), kvm_arch_async_page_ready().
+    """
+    return error_code & PFERR_GUEST_ENC_MASK, 0

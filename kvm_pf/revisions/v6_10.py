@@ -42,9 +42,11 @@ SPTE_NONPRESENT = 1 << 63
 def reserved_fault(error_code: int) -> tuple[int, int]:
     """Choose the way of a reserved fault: the MMIO path, or an error, with a warning, if private.
 
-    The error comes without an exit reason: user space cannot mend this.
+    The error comes without an exit reason: user space cannot mend this.  To go on would not be safe, for write
+    tracking is skipped for a fault with the reserved bit.
 
-    Source: Linux `arch/x86/kvm/mmu/mmu.c`, commit `07702e5a6d6d` (v6.10), kvm_mmu_page_fault().
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, commit `07702e5a6d6d` (v6.10), kvm_mmu_page_fault(); mail
+    <ZeEOC0mo8C4GL708@google.com>, 2024-02-29.
     """
     if error_code & PFERR_PRIVATE_ACCESS != 0:
         return REFUSED, WARN_PRIVATE_RSVD
@@ -84,7 +86,8 @@ def faultin_pfn(vcpu: Vcpu, fault: Fault, memory: Memory, before: Faultin) -> Fa
 def kvm_faultin_pfn(vcpu: Vcpu, fault: Fault, access: int, memory: Memory) -> Faultin:
     """Find the frame behind a filled fault: private against shared first, then the slot, then the frame.
 
-    No fault escapes the comparison, whatever its slot and whoever runs.
+    No fault that gets here escapes the comparison, whatever its slot and whoever runs.  Not all get here:
+    fast_page_fault() comes first, and compares from 6.11 on.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, commits from `44f42ef37deb` on (v6.10), kvm_faultin_pfn().
     """

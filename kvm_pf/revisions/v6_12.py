@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Linux 6.12 (stable, 6.12.117): write-protection faults have a result of their own, and counting moved."""
+"""Linux 6.12 (stable, 6.12.117): write-protection faults have a result of their own, and counting moved.
+
+On Intel an earlier 6.12.y differs: see `ept_error_code`.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ from kvm_pf.state import (
     EIO,
     EMULTYPE_ALLOW_RETRY_PF,
     ENOENT,
+    KVM_X86_DEFAULT_VM,
     NO_EMULATION,
     NO_LOOKUP,
     NO_STATS,
@@ -52,7 +56,9 @@ from kvm_pf.state import (
     RET_PF_EMULATE,
     RET_PF_RETRY,
     WARN_WP_MMIO_HIT,
+    Fault,
     Handled,
+    Lookups,
     Stats,
     Unprotect,
     Vcpu,
@@ -185,7 +191,14 @@ def ept_error_code(q: int, mbec: bool, private_gpa: bool) -> int:
 
     Without a valid linear address, it is neither the final access nor one of the guest's page tables.
 
-    Source: Linux `arch/x86/kvm/vmx/common.h`, Linux 6.12.117, __vmx_handle_ept_violation().
+    Linux 6.12 looked for the valid address in the error code instead of the qualification, where bit 7 is never
+    set: GUEST_FINAL and GUEST_PAGE never were either, and 0x782 became 0x2.  Stable kernels, 6.12.117 among them,
+    have the correction.
+
+    Source: Linux `arch/x86/kvm/vmx/vmx.c`, commit `f3009482512e` ("KVM: VMX: Set PFERR_GUEST_{FINAL,PAGE}_MASK
+    if and only if the GVA is valid") (v6.12); Linux `arch/x86/kvm/vmx/common.h`, commit `d0164c161923` ("KVM:
+    VMX: Fix check for valid GVA on an EPT violation") (v6.18), as in Linux 6.12.117,
+    __vmx_handle_ept_violation().
     """
     error_code = PFERR_USER_MASK if q & EPT_VIOLATION_ACC_READ != 0 else 0
     error_code |= PFERR_WRITE_MASK if q & EPT_VIOLATION_ACC_WRITE != 0 else 0
@@ -196,6 +209,29 @@ def ept_error_code(q: int, mbec: bool, private_gpa: bool) -> int:
     return error_code | (
         PFERR_GUEST_FINAL_MASK if q & EPT_VIOLATION_GVA_TRANSLATED != 0 else PFERR_GUEST_PAGE_MASK
     )
+
+
+def fast_path_compares(vm: Vm, fault: Fault) -> tuple[bool, Lookups]:
+    """Say whether the fast path refuses a fault: if the VM has private memory and user space sees the page otherwise.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, commit `b74d002d3d58` ("KVM: MMU: Disable fast path if
+    KVM_EXIT_MEMORY_FAULT is needed") (v6.11), page_fault_can_be_fast().
+    """
+    if not kvm_arch_has_private_mem(vm):
+        return False, NO_LOOKUP
+    private, lookups = kvm_mem_is_private(vm, fault.gfn)
+    return fault.is_private != private, lookups
+
+
+def kvm_memslot_flush_zap_all(vm: Vm, quirk: bool) -> bool:
+    """Say whether a slot that is deleted takes all entries with it: of an ordinary VM, unless the quirk is off.
+
+    Of any other VM only the entries that map the slot's own range go.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, commit `aa8d1f48d353` ("KVM: x86/mmu: Introduce a quirk to control
+    memslot zap behavior") (v6.12), as in Linux 6.12.117, kvm_arch_flush_shadow_memslot().
+    """
+    return vm.vm_type == KVM_X86_DEFAULT_VM and quirk
 
 
 def unprotects_virt(guest: Guest) -> bool:
@@ -286,7 +322,8 @@ def is_gfn_alias(vm: Vm, gfn: int) -> bool:
 def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     """Map the page at `request.gpa` ahead of the guest's access, as private memory if declared so.
 
-    Returns the bytes done: up to the end of the mapping, at most what was asked for.
+    Returns the bytes done: up to the end of the mapping, at most what was asked for.  A fault that ends in a
+    memory-fault exit gives -EFAULT, and the exit is written to vcpu->run although no KVM_RUN is under way.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, Linux 6.12.117, kvm_arch_vcpu_pre_fault_memory().
     """

@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Linux 7.3 (stable, 7.3.4): TDX, mode-based execute control, and the handler's own result handed up."""
+"""Linux 7.3 (stable, 7.3.4): TDX, mode-based execute control, and the handler's own result handed up.
+
+Where something is said to be so "from 7.3" on, 7.3 is the first of these revisions that has it; which release between
+6.12 and 7.3 brought it was not looked up.
+
+The handler picks a trust domain's page table, private or shared, by the address, not by is_private: two sources
+that must agree, as both exit handlers and pre-faulting see to (`arch/x86/kvm/mmu/tdp_mmu.h`,
+tdp_mmu_get_root_for_fault(), Linux 7.3.4).
+"""
 
 from __future__ import annotations
 

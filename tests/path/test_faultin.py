@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvm_pf import revisions
+from kvm_pf.fault import NO_FAULT
 from kvm_pf.faultin import Found, Invalidation, Memory, Slot, kvm_max_level_for_order
 from kvm_pf.mmio import MMIO_NPT
 from kvm_pf.run import tables
@@ -572,3 +573,39 @@ def test_each_slot_kind_has_its_flags():
 def test_nothing_is_left_to_the_caller_but_in_6_1():
     done = fault_in("posted")
     assert revisions.get("posted").link("handle_abnormal_pfn")(None, None, 7, None, done) is done
+
+
+class TestTheFastPath:
+    """Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_can_be_fast(): before commit b74d002d3d58 (v6.11) and after."""
+
+    VM = Vm(True, True, 1, 8, False, False, 0, 0)  # software-protected, the page private
+    WRITE = NO_FAULT.fault._replace(present=True, write=True, gfn=0x40)
+
+    def ask(self, revision, vm=VM, accessed_dirty=True, **fault):
+        asked = revisions.get(revision).link("page_fault_can_be_fast")
+        return asked(vm, self.WRITE._replace(**fault), accessed_dirty)
+
+    @pytest.mark.parametrize("revision", ["before", "posted", "v6_10"])
+    def test_takes_a_shared_write_to_a_private_page_up_to_6_10(self, revision):
+        assert self.ask(revision, is_private=False) == (True, (0, 0))
+
+    @pytest.mark.parametrize("revision", ["v6_12", "v7_3"])
+    def test_leaves_it_to_the_comparison_from_6_11_on(self, revision):
+        assert self.ask(revision, is_private=False) == (False, (1, 0x40))
+        assert self.ask(revision, is_private=True) == (True, (1, 0x40))
+
+    @pytest.mark.parametrize("vm_type", [0, 2, 3])
+    def test_does_not_ask_for_a_vm_without_private_memory(self, vm_type):
+        assert self.ask("v7_3", self.VM._replace(vm_type=vm_type, attrs=0)) == (True, (0, 0))
+
+    def test_never_takes_a_reserved_fault_and_does_not_look_it_up(self):
+        assert self.ask("v6_12", rsvd=True, is_private=True) == (False, (0, 0))
+
+    @pytest.mark.parametrize(("present", "write", "accessed_dirty", "fast"), [
+        (True, True, True, True), (True, False, True, False), (False, True, True, False), (False, False, False, True),
+    ])  # fmt: skip
+    def test_mends_writes_and_without_accessed_bits_what_is_tracked(
+        self, present, write, accessed_dirty, fast
+    ):
+        asked = self.ask("posted", accessed_dirty=accessed_dirty, present=present, write=write)
+        assert asked == (fast, (0, 0))

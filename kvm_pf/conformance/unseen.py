@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a recording may not show: one input to a fault that would explain every value on which it differs.
+
+A recording is only as good as its trace.  A debugger that changes a code, a system call that no step tells of, or a
+host that drops a mapping without an event leads to a fault that differs in twenty values for one reason.  Each
+differing fault is replayed with one input changed, such as the recorded values suggest; what makes all of its
+differences go is named.  That it explains them does not prove that it happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
+from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario
+from kvm_pf.conformance.replay import Replay, Report
+from kvm_pf.exits import Event
+from kvm_pf.guest.machine import Taken
+from kvm_pf.guest.memory import Given
+from kvm_pf.revisions import Revision
+from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGE_SHIFT
+
+MOST_FAULTS = 8
+"""For how many differing faults of a scenario an explanation is looked for."""
+MOST_IN_VAIN = 3
+"""After how many faults in a row that nothing explains a scenario is given up: the kernel is another one."""
+
+
+class Unseen(NamedTuple):
+    """One input to a fault that differs from what the recording shows, and in words."""
+
+    text: str
+    pf: int = 0  # bits that are flipped in kvm_mmu_page_fault()'s argument
+    cpu: int = 0  # bits that are flipped in what the CPU reported
+    attribute: bool = False  # the page was declared the other way
+    entry: bool = False  # the page's entry had gone
+    invalidated: bool | None = None  # whether host mappings were dropped meanwhile
+
+
+class Cause(NamedTuple):
+    """An unseen input that explains a fault: where, what, and how many differences it makes go, there and elsewhere."""
+
+    where: str
+    unseen: Unseen
+    here: int
+    elsewhere: int
+
+    def __str__(self) -> str:
+        here = f"all {self.here} differences go" if self.here > 1 else "the difference goes"
+        also = f", and {self.elsewhere} elsewhere" if self.elsewhere else ""
+        return f"{self.where}: {here}{also}, if {self.unseen.text}; the recording does not show it"
+
+
+class Supposing(Replay):
+    """A replay in which some faults get an input that the recording does not show."""
+
+    def __init__(self, recording: Recording, revision: Revision, unseen: Mapping[str, Unseen]) -> None:
+        super().__init__(recording, revision, Report(recording.name, recording.kernel, revision.name))
+        self.unseen = unseen
+        self.met: dict[str, tuple[FaultRow, Taken]] = {}
+
+    def before(self, where: str, event: Event, given: Given) -> tuple[Event, Given]:
+        """Change what is supposed of the fault at `where`."""
+        if (u := self.unseen.get(where)) is None:
+            return event, given
+        gfn = (event.addr if self.machine.mmu.direct else self.machine.translate(event.addr)[0]) >> PAGE_SHIFT
+        if u.attribute:
+            word = 0 if self.machine.private(gfn) else KVM_MEMORY_ATTRIBUTE_PRIVATE
+            self.machine.attributes.set(gfn, gfn + 1, word)
+        if u.entry:
+            self.machine.drop(gfn, gfn + 1)
+        if u.invalidated is not None:
+            given = given._replace(invalidated=u.invalidated)
+        return event._replace(info=event.info ^ u.cpu), given._replace(pf_flip=u.pf)
+
+    def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:
+        """Compare, and keep what was compared."""
+        self.met[where] = row, taken
+        super().fields(row, taken, before, where)
+
+
+def candidates(row: FaultRow, taken: Taken) -> Iterator[Unseen]:
+    """Yield the unseen inputs that a differing fault suggests, the likeliest first."""
+    reported = taken.event.info if taken.event else None
+    flips = []
+    if taken.source and row.trace_error_code is not None and taken.source.trace.called:
+        flip = row.trace_error_code ^ taken.source.trace.error_code
+        if flip and reported is not None:
+            yield Unseen(f"the CPU reported {reported ^ flip:#x}, not {reported:#x}", cpu=flip)
+    for recorded, told in (
+        (row.pf_err, taken.error_code),
+        (row.in_error_code, taken.handled.fault.error_code if taken.handled.called else taken.error_code),
+    ):
+        if recorded is not None and recorded != told and recorded ^ told not in flips:
+            flips.append(recorded ^ told)
+    for flip in dict.fromkeys([*flips, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, PFERR_IMPLICIT_ACCESS]):
+        code = taken.error_code
+        yield Unseen(f"kvm_mmu_page_fault() was entered with code {code ^ flip:#x}, not {code:#x}", pf=flip)
+    yield Unseen("the page was declared the other way, private or shared", attribute=True)
+    yield Unseen("KVM's entry for the page had gone", entry=True)
+    for dropped in (True, False):
+        how = "were" if dropped else "were not"
+        yield Unseen(f"the host's mappings {how} dropped during the fault", invalidated=dropped)
+
+
+def causes(recording: Recording, revision: Revision) -> list[Cause]:
+    """Look for one unseen input for each differing fault, in order, at most MOST_FAULTS of a scenario's.
+
+    `revision`: the one that the recording's kernel is replayed with.
+    """
+    found: list[Cause] = []
+    for scenario in recording.scenarios:
+        supposed: dict[str, Unseen] = {}
+
+        def again(unseen: dict[str, Unseen], scenario: Scenario = scenario) -> Supposing:
+            play = Supposing(recording, revision, unseen)
+            play.scenario(scenario)
+            return play
+
+        tried: set[str] = set()
+        in_vain = 0
+        while len(tried) < MOST_FAULTS and in_vain < MOST_IN_VAIN:
+            play = again(supposed)
+            differences = play.report.differences
+            where = next((d.fault for d in differences if d.fault in play.met and d.fault not in tried), None)
+            if where is None:
+                break
+            tried.add(where)
+            in_vain += 1
+            here = sum(d.fault == where for d in differences)
+            for unseen in candidates(*play.met[where]):
+                left = again({**supposed, where: unseen}).report.differences
+                if len(left) <= len(differences) - here and all(d.fault != where for d in left):
+                    in_vain = 0
+                    supposed[where] = unseen
+                    found.append(Cause(where, unseen, here, len(differences) - here - len(left)))
+                    break
+    return found
