@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from threading import Lock, Thread
 
-
 beginning = Lock()
 """Held while processes are begun: whoever ends them waits for it, for until then they are not known."""
 
