@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from kvm_pf.common.files import discard_unfinished
+from kvm_pf.common.processes import beginning
 from kvm_pf.common.text import visible
 
 OK, DIFFERENT, UNREADABLE, BROKEN = 0, 1, 2, 3
@@ -140,6 +141,7 @@ def end(number: int) -> None:
     last.daemon = True
     last.start()
     discard_unfinished()
+    beginning.acquire(timeout=0.3)
     for child in multiprocessing.active_children():
         child.kill()
     with suppress(OSError, ValueError):

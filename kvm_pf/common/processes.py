@@ -8,17 +8,21 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
-from threading import Thread
+from threading import Lock, Thread
+
+beginning = Lock()
+"""Held while processes are begun: whoever ends them waits for it, for until then they are not known."""
 
 
 @contextmanager
 def spared() -> Iterator[None]:
     """Begin processes that Ctrl-C does not reach: the one that began them ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with beginning:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_with_parent() -> None:
