@@ -953,7 +953,7 @@ DISGUISES = {
     "in a folder": lambda o: renamed(o, "a/src/linux/", "b/src/linux/"),
     "from inside a folder": lambda o: renamed(o, "a/", "b/", strip=1),
     "beside the original": lambda o: renamed(o, "", "", strip=1).replace("\t2024", ".orig\t2024", 1),
-    "absolute paths": lambda o: renamed(o, "/home/x/linux.orig/", "/home/x/linux/"),
+    "absolute paths": lambda o: renamed(o, "/src/linux.orig/", "/src/linux/"),
     "quoted with initials": lambda o: reply(o, "AW> "),
     "quoted with bars": lambda o: reply(o, "| "),
     "quoted, in colour": lambda o: quoted(coloured(o)),
