@@ -23,7 +23,7 @@ from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGE_SHIFT
 
 MOST_FAULTS = 8
 """For how many differing faults of a scenario an explanation is looked for."""
-MOST_IN_VAIN = 3
+MOST_IN_VAIN = 2
 """After how many faults in a row that nothing explains a scenario is given up: the kernel is another one."""
 
 
