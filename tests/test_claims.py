@@ -115,7 +115,7 @@ def test_a_falsified_claim_is_refuted():
 def test_a_solver_that_gives_up_makes_the_answer_unknown_and_never_expected():
     def hard(c, r):  # a product of two primes
         factors = (c.cr2_or_gpa > 1) & (c.gen > 1) & (c.cr2_or_gpa < 1 << 32) & (c.gen < 1 << 32)
-        return c.given(factors, c.cr2_or_gpa * c.gen != 4294967291 * 4294967279)
+        return c.given(factors, c.cr2_or_gpa * c.gen & U64_MASK != 4294967291 * 4294967279)
 
     with patience(50):
         answer = prove(made(hard, holds=("posted",)))
