@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from kvm_pf.attributes import kvm_mem_is_private
-from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
+from kvm_pf.bits import PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, U64_MASK
 from kvm_pf.common.errors import InputError
 from kvm_pf.patch.ledger import ledger
 from kvm_pf.proof import claims
