@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 VECTORS ?= $(wildcard data/vectors/*.parquet)
+KERNEL ?= prebuilt
+CPU ?= amd
+RECORD ?= build/record
 RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
 
 # What the tests of the path, and these alone, run must be the whole path, line by line and branch by branch.
@@ -27,10 +30,10 @@ LOCKED := --no-deps --require-hashes --requirement
 export MPLCONFIGDIR := $(CURDIR)/.venv/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants bench record test-record html notebooks lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ifeq ($(HEADLESS),1)
 walkthrough: env
@@ -91,6 +94,17 @@ mutants: env ## break the logic in every small way: do the curated cases notice?
 
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py
+
+record: env ## record a running KVM on a software CPU, then replay it (KERNEL=self, CPU=intel; see tools/recorder)
+	@set -e; for kernel in $(if $(filter self,$(KERNEL)),self posted,$(KERNEL)); do \
+	    out=$(RECORD)/$$kernel-$(CPU); \
+	    $(BIN)/python tools/recorder/record.py --kernel $$kernel --cpu $(CPU) --work $(RECORD) --out $$out \
+	        --boot-args "$(BOOT)" $(addprefix --scenario ,$(SCENARIOS)); \
+	    $(BIN)/kvm-pf replay $$out; \
+	done
+
+test-record: env ## the recorder: record a prebuilt kernel anew, twice, and replay it (a minute and a half)
+	@$(BIN)/pytest -q -rs tests/record $(SAY)
 
 html: env ## the notebooks as they are committed, as a site in build/html
 	@$(BIN)/python tools/site.py

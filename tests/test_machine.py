@@ -410,14 +410,14 @@ class TestShadowPaging:
 
     def test_what_the_guest_forbids_is_the_guest_s_own_fault(self):
         machine = self._machine()
-        machine.run(f"pde {SLOT:#x} {SLOT | 0x81:#x}")
+        machine.run(f"pde {SLOT:#x} 0x81")
         (fault,) = machine.access("w", SLOT).faults
         assert fault.handler.refused
         assert (fault.handler.ret, fault.stats["pf_guest"]) == (RETRY, 1)
 
     def test_no_execute_counts_only_if_enabled(self):
         machine = self._machine()
-        machine.run(f"pde {SLOT:#x} {SLOT | 0x81 | 1 << 63:#x}")
+        machine.run(f"pde {SLOT:#x} {0x81 | 1 << 63:#x}")
         assert machine.access("x", SLOT).faults[0].handler.refused
         machine.run("efer 0x500")
         assert not machine.access("x", SLOT).faults[0].handler.refused
@@ -494,7 +494,7 @@ def test_the_qualification_tells_of_the_guest_s_page():
     machine = Machine("default", "ept", "v6_12")
     machine.add_slot(1, SLOT, 0x200000, "touch")
     assert machine.exit_for("r", SLOT).info == 0x781
-    machine.run(f"pde {SLOT:#x} {SLOT | 0x81 | 1 << 63:#x}")
+    machine.run(f"pde {SLOT:#x} {0x81 | 1 << 63:#x}")
     assert machine.exit_for("r", SLOT).info == 0x981
 
 

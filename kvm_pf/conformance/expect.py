@@ -35,9 +35,9 @@ LATER = Why("it comes after the fault")
 INPUTS = frozenset(
     "recording kernel vendor mode scenario step op fault source first_line last_line pid complete address "
     "exit_reason exit_rip info1 info2 intr_info intr_error_code cpu_code cpu_address inject_at invalidated "
-    "emul_ret run last_of_run".split()
+    "emul_ret run last_of_run out_req_level".split()
 ) | {name for name in columns() if name.startswith("state_")}
-"""Columns that say what came to KVM, or where the row stands."""
+"""Columns that say what came to KVM (the level that the host's page allows, too), or where the row stands."""
 
 RUN_FIELDS = tuple(
     "rc errno exit memory_fault_gpa memory_fault_size memory_fault_flags".split()

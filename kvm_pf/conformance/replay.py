@@ -4,8 +4,8 @@
 A `Machine` carries out what user space did and takes each fault as the CPU reported it (after the change that
 was made on purpose, where one was).  What KVM then traced, returned, counted and warned of is compared with what
 the model says.  Nothing that is compared is also an input to it.  Given from the recording, and counted as
-given, are answers from outside the path: the emulator's, whether the host dropped mappings during a fault, and
-KVM's page-table entries as earlier events told them.
+given, are answers from outside the path: the emulator's, whether the host dropped mappings during a fault, how
+large its pages are, and KVM's page-table entries as earlier events told them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
 
     Raises InputError for a release that says no version or one older than all of them.
     """
-    if kernel and "seedv1" in kernel:
+    if kernel and ("seedv1" in kernel or kernel.endswith("-posted")):
         return get("posted_on_6_12"), ""
     found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", kernel or "")
     version = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -217,6 +217,15 @@ def _reported(row: FaultRow) -> tuple[int | None, int | None, tuple[str, ...]]:
         getattr(row, name) if value is None else value for name, value in zip(names, exit_, strict=True)
     )
     return code, addr, tuple(name for name, value in zip(names, exit_, strict=True) if value is None)
+
+
+def _host_level(row: FaultRow) -> tuple[int | None, str]:
+    """The level that the host's page let KVM ask for, and the column that tells it.
+
+    Where the handler's argument was not traced as it was left, the level of the mapping that was asked for.
+    """
+    column = "requested_level" if row.out_req_level is None else "out_req_level"
+    return getattr(row, column), column
 
 
 class Replay:
@@ -407,7 +416,9 @@ class Replay:
         emu_ret = row.emul_ret if row.emul_in_pf else None
         self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
         self.report.given.update({"host mappings dropped"} if row.invalidated else ())
-        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret)
+        level, _ = _host_level(row)
+        self.report.given.update({"size of the host's page"} if row.requested_level is not None else ())
+        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret, level)
 
     def sync(self, row: FaultRow, state: VmState, addr: int) -> None:
         """Set the entry for an address to what earlier events and, without the TDP MMU, the CPU tell of it.
@@ -440,6 +451,8 @@ class Replay:
         if taken.handler and not taken.handler.decided:
             self.report.given["handler's result"] += 1
         want |= dict.fromkeys(_reported(row)[2], Why("the exit does not show it: it was the input"))
+        if _host_level(row)[1] == "requested_level":
+            want["requested_level"] = Why("the host's memory decides: it was the input")
         changed = set((row.inject_at or "").split("+"))
         if taken.event and changed & {"npf", "ept"}:
             want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}

@@ -78,6 +78,7 @@ SLOT_FLAGS = {
     "gmem": faultin.KVM_MEM_GUEST_MEMFD,
     "touch": 0,  # user space writes to all of it first
     "thp": 0,  # the same, in huge pages
+    "small": 0,  # never in huge pages
 }
 
 # The guest's own page-directory entries.
@@ -123,14 +124,17 @@ class HostMemory:
         whole = [start <= first and first + PAGES[PG_LEVEL_2M] <= end for start, end, _ in meets]
         return self._page(gfn) == "huge" and all(whole) and all(what == "huge" for _, _, what in meets)
 
-    def look(self, gfn: int, write: bool) -> tuple[int, bool, bool]:
-        """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile."""
+    def look(self, gfn: int, write: bool, pages: int = 1) -> tuple[int, bool, bool]:
+        """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile.
+
+        A page that is touched for the first time comes with its neighbours: `pages` in all, aligned.
+        """
         verbs = {verb for start, end, verb in self._mapped if start <= gfn < end}
         if "unmap" in verbs or (write and "mprotro" in verbs):
             return faultin.GUP_FAULT, False, False
         was = self._page(gfn)
         if was == "absent" or (write and was == "zero"):
-            self._pages.append((gfn, gfn + 1, "own" if write else "zero"))
+            self._pages.append((gfn & -pages, (gfn & -pages) + pages, "own" if write else "zero"))
         writable = write or (was in ("own", "huge") and "mprotro" not in verbs)
         return faultin.GUP_OK, writable, write and was == "zero"
 
@@ -163,6 +167,7 @@ class Given(NamedTuple):
     emu_ret: int | None = None  # the emulator's answer
     invalidated: bool | None = None  # host mappings were dropped during the look-up
     handler_ret: int | None = None  # the handler's result, where it is UNDECIDED
+    level: int | None = None  # PG_LEVEL_* of the host's page, as far as KVM may use it
 
 
 @dataclass
@@ -380,7 +385,8 @@ class GuestMemory:
             if fault.write and memslot.flags & faultin.KVM_MEM_READONLY:
                 gup = faultin.GUP_RO_FAULT
             else:
-                gup, writable, dropped = self.host.look(fault.gfn, fault.write)
+                pages = PAGES.get(self.given.level or PG_LEVEL_4K, 1)
+                gup, writable, dropped = self.host.look(fault.gfn, fault.write, pages)
         if self.given.invalidated is not None:
             dropped = self.given.invalidated
         if dropped:
@@ -514,7 +520,8 @@ class GuestMemory:
         first = gfn & -PAGES[PG_LEVEL_2M]
         fits = memslot.base_gfn <= first and first + PAGES[PG_LEVEL_2M] <= memslot.end_gfn
         whole = not self.attributes.hugepage_mixed(gfn, PG_LEVEL_2M)
-        return PG_LEVEL_2M if fits and whole and self.host.huge(gfn) else PG_LEVEL_4K
+        huge = self.host.huge(gfn) if self.given.level is None else self.given.level >= PG_LEVEL_2M
+        return PG_LEVEL_2M if fits and whole and huge else PG_LEVEL_4K
 
 
 def _kind(fault: Fault) -> str:
