@@ -85,6 +85,15 @@ def test_the_same_again_gives_the_same_bytes(recorded, tmp_path):
     assert [name for name in names if (recorded / name).read_bytes() != (again / name).read_bytes()] == []
 
 
+@pytest.mark.parametrize(
+    ("option", "mode"), [("kvm_amd.npt=0", "shadow"), ("kvm.nx_huge_pages=force", "npt")]
+)
+def test_kvm_set_up_otherwise_agrees_too(option, mode, tmp_path):
+    out = record(tmp_path / "otherwise", "--boot-args", option)
+    assert read_recording(out).mode == mode
+    assert replay(out).differences == []
+
+
 def test_a_scenario_of_one_s_own_is_recorded(tmp_path):
     mine = tmp_path / "mine.scn"
     mine.write_text("vm default\nslot 1 0x40000000 0x1000 -\nw 0x40000000 5  # a comment\nfly 0x40000000\n")

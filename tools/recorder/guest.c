@@ -540,19 +540,39 @@ static void play(const char *path)
 
 /* --- process 1 --- */
 
+/* Add to a module's parameters those that the kernel's command line has for it: "kvm_amd.npt=0". */
+static void add_parameters(const char *name, char *parameters, size_t room)
+{
+	char *command = get("/proc/cmdline"), *rest = command, *word;
+	size_t length = strlen(name);
+
+	while ((word = strsep(&rest, " \n"))) {
+		bool same = word[0] && strlen(word) > length && word[length] == '.';
+
+		for (size_t n = 0; same && n < length; n++)
+			same = word[n] == name[n] || (word[n] == '_' && name[n] == '-');
+		if (same) {
+			strncat(parameters, " ", room - strlen(parameters) - 1);
+			strncat(parameters, word + length + 1, room - strlen(parameters) - 1);
+		}
+	}
+	free(command);
+}
+
 /* Load a module if the kernel does not have it built in. */
 static void load(const char *name)
 {
-	char path[64], *parameters;
+	char path[64], parameters[512], *given;
 	int fd;
 
 	snprintf(path, sizeof(path), "/modules/%s.ko", name);
 	if ((fd = open(path, O_RDONLY)) < 0)
 		return;
 	snprintf(path, sizeof(path), "/modules/%s.parameters", name);
-	parameters = get(path);
-	printf("recorder: module %s: %s\n", name,
-	       syscall(SYS_finit_module, fd, parameters ? parameters : "", 0) ? strerror(errno) : "loaded");
+	given = get(path);
+	snprintf(parameters, sizeof(parameters), "%s", given ? given : "");
+	add_parameters(name, parameters, sizeof(parameters));
+	printf("recorder: module %s: %s\n", name, syscall(SYS_finit_module, fd, parameters, 0) ? strerror(errno) : "loaded");
 	close(fd);
 }
 
