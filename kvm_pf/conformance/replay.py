@@ -174,8 +174,12 @@ def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
     ]
     spaces = next((gen // updates for gen, updates in grown if gen and updates), 1)
     ept = any(row.source in ("ept", "miscfg") for row in rows)
-    made = next((row for row in rows if row.mark_gfn is not None and row.changed_gfn == row.mark_gfn), None)
-    kept = (made.changed_new or 0) & _ADDRESS & ~((made.mark_gfn or 0) << PAGE_SHIFT) if made else 0
+    made = [(row.changed_new, row.mark_gfn) for row in rows if row.changed_gfn == row.mark_gfn]
+    made += [
+        (row.check_spte, row.mmio_gfn) for row in rows
+    ]  # without the TDP MMU: the first that is met again
+    spte, gfn = next(((spte, gfn) for spte, gfn in made if spte is not None and gfn is not None), (0, 0))
+    kept = spte & _ADDRESS & ~(gfn << PAGE_SHIFT)
     return Options(
         sw_protected=known and caps.get("vm_types", 2) & 2 != 0,
         private_mem=known and caps.get("memory_attributes", 8) & 8 != 0,

@@ -367,8 +367,8 @@ class Machine(GuestMemory):
             case "ioeventfd":
                 self.ioeventfds[number(0)] = number(1)
             case "pde":
-                number_of, flags = number(0) >> PDE_SHIFT, number(1) & ~PDE_ADDRESS
-                self.pdes[number_of] = number_of << PDE_SHIFT | flags
+                index = number(0) >> PDE_SHIFT
+                self.pdes[index] = index << PDE_SHIFT | number(1) & ~PDE_ADDRESS
             case "efer" | "smap":
                 self.nx = number(0) & EFER_NX != 0 if verb == "efer" else self.nx
                 if not self.mmu.direct:  # another kind of shadow pages; kvm_mmu_sync_roots() clears the cache
