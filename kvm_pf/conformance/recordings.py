@@ -572,6 +572,7 @@ def read_recording(directory: str | Path, limit: int = LIMIT) -> Recording:
     """
     directory = Path(directory)
     traces, told = _named(directory, "trace"), _named(directory, "json")
+    told.pop("provenance", None)  # what the recording was made from, no scenario
     if not traces:
         raise InputError(f"{directory}: no N-NAME.trace here; a directory of one boot's recordings is wanted")
     left = limit

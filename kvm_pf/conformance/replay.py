@@ -25,6 +25,7 @@ from kvm_pf.common.text import one_line
 from kvm_pf.conformance.expect import (
     COMPARED,
     EMULATOR,
+    HOST_SIZE,
     LATER,
     NOT_COMPARED,
     RUN_FIELDS,
@@ -420,9 +421,7 @@ class Replay:
         emu_ret = row.emul_ret if row.emul_in_pf else None
         self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
         self.report.given.update({"host mappings dropped"} if row.invalidated else ())
-        level, _ = _host_level(row)
-        self.report.given.update({"size of the host's page"} if row.requested_level is not None else ())
-        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret, level)
+        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret, _host_level(row)[0])
 
     def sync(self, row: FaultRow, state: VmState, addr: int) -> None:
         """Set the entry for an address to what earlier events and, without the TDP MMU, the CPU tell of it.
@@ -452,11 +451,13 @@ class Replay:
         """Compare every column of a row."""
         machine = self.machine
         want = expected(taken, machine, before, self.recording.vendor == "amd")
+        if taken.handler and taken.handler.host_sized:
+            self.report.given["size of the host's page"] += 1
         if taken.handler and not taken.handler.decided:
             self.report.given["handler's result"] += 1
         want |= dict.fromkeys(_reported(row)[2], Why("the exit does not show it: it was the input"))
-        if _host_level(row)[1] == "requested_level":
-            want["requested_level"] = Why("the host's memory decides: it was the input")
+        if taken.handler and taken.handler.host_sized and _host_level(row)[1] == "requested_level":
+            want["requested_level"] = HOST_SIZE
         changed = set((row.inject_at or "").split("+"))
         if taken.event and changed & {"npf", "ept"}:
             want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}

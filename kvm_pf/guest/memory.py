@@ -187,6 +187,7 @@ class Handler:
     gup_failed: bool = False  # the host's look-up failed
     gmem_ret: int = 0  # guest_memfd's answer, if asked
     mapped: bool = False  # an entry was asked for
+    host_sized: bool = False  # how large it could be was up to the host's page
     mmio_spte: int | None = None  # the MMIO entry that was made
     spte_before: int = 0
     stats: Counter[str] = field(default_factory=Counter)
@@ -385,7 +386,7 @@ class GuestMemory:
             if fault.write and memslot.flags & faultin.KVM_MEM_READONLY:
                 gup = faultin.GUP_RO_FAULT
             else:
-                pages = PAGES.get(self.given.level or PG_LEVEL_4K, 1)
+                pages = PAGES[self.mapping_level(fault.gfn, memslot, PG_LEVEL_2M)] if self.given.level else 1
                 gup, writable, dropped = self.host.look(fault.gfn, fault.write, pages)
         if self.given.invalidated is not None:
             dropped = self.given.invalidated
@@ -493,6 +494,7 @@ class GuestMemory:
             self.put(fault.gfn, h.mmio_spte)
             return self.constant("RET_PF_EMULATE")
         requested = self.mapping_level(fault.gfn, memslot, found.max_level)
+        h.host_sized = self._largest(fault.gfn, memslot, found.max_level) > PG_LEVEL_4K
         goal, split = requested, fault.gfn // PAGES[PG_LEVEL_2M]
         if fault.nx_huge_page_workaround_enabled and requested > PG_LEVEL_4K:
             if fault.exec:
@@ -515,13 +517,17 @@ class GuestMemory:
 
     def mapping_level(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
         """Return the largest level at which host, slot and attributes let a gfn be mapped: 4K or 2M."""
+        huge = self.host.huge(gfn) if self.given.level is None else self.given.level >= PG_LEVEL_2M
+        return self._largest(gfn, memslot, max_level) if huge else PG_LEVEL_4K
+
+    def _largest(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
+        """Return the largest level at which slot and attributes let a gfn be mapped: 4K or 2M."""
         if memslot is None or max_level < PG_LEVEL_2M or memslot.flags & faultin.KVM_MEM_LOG_DIRTY_PAGES:
             return PG_LEVEL_4K
         first = gfn & -PAGES[PG_LEVEL_2M]
         fits = memslot.base_gfn <= first and first + PAGES[PG_LEVEL_2M] <= memslot.end_gfn
         whole = not self.attributes.hugepage_mixed(gfn, PG_LEVEL_2M)
-        huge = self.host.huge(gfn) if self.given.level is None else self.given.level >= PG_LEVEL_2M
-        return PG_LEVEL_2M if fits and whole and huge else PG_LEVEL_4K
+        return PG_LEVEL_2M if fits and whole else PG_LEVEL_4K
 
 
 def _kind(fault: Fault) -> str:
