@@ -325,6 +325,8 @@ def test_without_marks_nothing_is_known_of_the_guest(tmp_path):
         ("6.11.11", "v6_10", "the nearest older than 6.11"),
         ("6.12.95-kvmlab", "v6_12", ""),
         ("6.12.95-kvmlab-seedv1", "posted_on_6_12", ""),
+        ("6.12.117-recorder-posted", "posted_on_6_12", ""),
+        ("6.12.117-recorder-self", "v6_12", ""),
         ("6.18.2", "v6_12", "the nearest older than 6.18"),
         ("7.3.4-kvmlab", "v7_3", ""),
         ("8.0.1", "v7_3", "the nearest older than 8.0"),

@@ -258,8 +258,9 @@ def prebuilt(scratch: Scratch, release: str, cpu: str) -> Kernel:
 def _place_check(source: Path, as_posted: bool) -> None:
     """Put the check of the synthetic bits where the patch as posted has it, or back.
 
-    6.12 has it in the handler of the nested page fault; as posted it stands in kvm_mmu_page_fault(), before the
-    fault is taken.  The lines are cut and pasted as they stand in the source at hand.
+    6.12 has it in the handler of the nested page fault; as posted it comes first in kvm_mmu_page_fault(),
+    before attributes are looked up and KVM sets the private bit itself.  The lines are cut and pasted as they
+    stand in the source at hand.
     """
     files = [source / "arch/x86/kvm" / name for name in ("svm/svm.c", "mmu/mmu.c")]
     texts = []
@@ -273,7 +274,9 @@ def _place_check(source: Path, as_posted: bool) -> None:
         check = re.search(
             r"\tif \(WARN_ON_ONCE\(error_code & PFERR_SYNTHETIC_MASK\)\)\n\t\terror_code &= .*\n", svm
         )
-        place = re.search(r"\nint (?:\w+ )?kvm_mmu_page_fault\((?:.*\n)+?(?=\tr = RET_PF_INVALID;)", mmu)
+        place = re.search(
+            r"\nint (?:\w+ )?kvm_mmu_page_fault\((?:.*\n)+?(?=\tif \(WARN_ON_ONCE\(!VALID_PAGE\()", mmu
+        )
         if not check or not place:
             sys.exit(f"record: the check, or its place, is not found in {source}; 6.12's form is known")
         texts = [svm.replace(check[0], ""), f"{mmu[: place.end()]}{check[0]}\n{mmu[place.end() :]}"]
