@@ -103,7 +103,7 @@ record: env ## record a running KVM on a software CPU, then replay it (KERNEL=se
 	    $(BIN)/kvm-pf replay $$out; \
 	done
 
-test-record: env ## the recorder: record a prebuilt kernel anew, twice, and replay it (a minute and a half)
+test-record: env ## the recorder: record a prebuilt kernel anew, twice, and replay it (some two minutes)
 	@$(BIN)/pytest -q -rs tests/record $(SAY)
 
 html: env ## the notebooks as they are committed, as a site in build/html
