@@ -7,6 +7,9 @@ VENV := .venv$(if $(filter command line,$(origin PYTHON)),-$(or $(VERSION),$(err
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 VECTORS ?= $(wildcard data/vectors/*.parquet)
+KERNEL ?= prebuilt
+CPU ?= amd
+RECORD ?= build/record
 RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
 
 # What the tests of the path, and these alone, run must be the whole path, line by line and branch by branch.
@@ -30,10 +33,10 @@ LOCKED := --no-deps --require-hashes --requirement
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html notebooks lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ifeq ($(HEADLESS),1)
 walkthrough: env
@@ -104,6 +107,17 @@ newest: ## the tests with the newest versions that pyproject.toml allows, in .ve
 
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py
+
+record: env ## record a running KVM on a software CPU, then replay it (KERNEL=self, CPU=intel; see tools/recorder)
+	@set -e; for kernel in $(if $(filter self,$(KERNEL)),self posted,$(KERNEL)); do \
+	    out=$(RECORD)/$$kernel-$(CPU); \
+	    $(BIN)/python tools/recorder/record.py --kernel $$kernel --cpu $(CPU) --work $(RECORD) --out $$out \
+	        --boot-args "$(BOOT)" $(addprefix --scenario ,$(SCENARIOS)); \
+	    $(BIN)/kvm-pf replay $$out; \
+	done
+
+test-record: env ## the recorder: record a prebuilt kernel anew, twice, and replay it (some two minutes)
+	@$(BIN)/pytest -q -rs tests/record $(SAY)
 
 html: env ## the notebooks as they are committed, as a site in build/html
 	@$(BIN)/python tools/site.py

@@ -13,7 +13,7 @@ from kvm_pf.bits import encode
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.recordings import faults, read_recording
 from kvm_pf.guest.machine import Access, Exit, Machine, nested_lookup_example
-from kvm_pf.guest.memory import BASE_SLOT_SIZE, HARDWARE
+from kvm_pf.guest.memory import BASE_SLOT_SIZE, HARDWARE, Given
 from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.state import MemoryFault
 
@@ -346,6 +346,46 @@ class TestHugePages:
         assert fault.handler.fault.goal_level == 1
 
 
+class TestWhatTheHostGives:
+    """Plain memory: how large the host's pages are is an input; slot and attributes still limit what KVM does."""
+
+    def _taken(self, machine, kind="r", addr=0x80005000, level=2):
+        return machine.take(machine.exit_for(kind, addr), Given(level=level))
+
+    def test_a_large_page_is_mapped_as_one(self):
+        machine = Machine(revision="v6_12")
+        machine.add_slot(1, 0x80000000, 0x200000)
+        fault = self._taken(machine, "w").handler.fault
+        assert (fault.req_level, fault.goal_level) == (2, 2)
+        assert machine.access("w", 0x801FF000).faults == ()
+
+    def test_a_slot_that_does_not_hold_all_of_it_is_mapped_in_small_pages(self):
+        machine = Machine(revision="v6_12")
+        machine.add_slot(1, 0x80000000, 0x1FF000)
+        assert self._taken(machine).handler.fault.req_level == 1
+
+    def test_so_is_memory_of_which_a_part_is_private(self):
+        machine = Machine("sw-protected", revision="v6_12")
+        machine.add_slot(1, 0x80000000, 0x200000)
+        machine.set_attributes(0x80001000, 0x1000, private=True)
+        assert self._taken(machine).handler.fault.req_level == 1
+
+    def test_small_pages_are_small_though_user_space_asked_for_large_ones(self):
+        machine = Machine(revision="v6_12")
+        machine.add_slot(1, 0x80000000, 0x200000, "thp")
+        assert self._taken(machine, level=1).handler.fault.req_level == 1
+
+    def test_the_write_to_a_large_page_makes_its_neighbours_writable(self):
+        """The host gave 2M of memory of its own to the write; part of it is taken back, the rest is still there."""
+        machine = Machine(revision="v6_12")
+        machine.add_slot(1, 0x80000000, 0x200000)
+        self._taken(machine, "w")
+        machine.run("zap 0x80000000 0x1000")
+        there, gone = (self._taken(machine, "r", addr, 1) for addr in (0x80001000, 0x80000000))
+        assert there.handler.finished.found.map_writable
+        assert not gone.handler.finished.found.map_writable
+
+
 class TestPreFault:
     def test_the_guest_does_not_fault_on_what_was_mapped_ahead(self):
         machine = _machine()
@@ -410,14 +450,25 @@ class TestShadowPaging:
 
     def test_what_the_guest_forbids_is_the_guest_s_own_fault(self):
         machine = self._machine()
-        machine.run(f"pde {SLOT:#x} {SLOT | 0x81:#x}")
+        machine.run(f"pde {SLOT:#x} 0x81")
         (fault,) = machine.access("w", SLOT).faults
         assert fault.handler.refused
         assert (fault.handler.ret, fault.stats["pf_guest"]) == (RETRY, 1)
 
+    @pytest.mark.parametrize("flags", [0x83, 0x87, 1 << 63 | 0x87])
+    def test_flags_of_the_guest_s_entry_leave_the_page_where_it_is(self, flags):
+        """0x40205123 is in page 0x40205: the entry for 0x40200000 maps 2M to themselves, whatever it allows."""
+        machine = Machine("default", "shadow", "v6_12", tdp_mmu=False)
+        machine.add_slot(1, 0x40000000, 0x400000, "touch")
+        machine.run(f"pde 0x40200000 {flags:#x}")
+        (fault,) = machine.access("r", 0x40205123).faults
+        assert fault.handler.fault.gfn == 0x40205
+        assert machine.translate(0x40205123) == (0x40205123, 0x40200000 | flags)
+        assert machine.translate(0x401FFFFF)[0] == 0x401FFFFF
+
     def test_no_execute_counts_only_if_enabled(self):
         machine = self._machine()
-        machine.run(f"pde {SLOT:#x} {SLOT | 0x81 | 1 << 63:#x}")
+        machine.run(f"pde {SLOT:#x} {0x81 | 1 << 63:#x}")
         assert machine.access("x", SLOT).faults[0].handler.refused
         machine.run("efer 0x500")
         assert not machine.access("x", SLOT).faults[0].handler.refused
@@ -494,7 +545,7 @@ def test_the_qualification_tells_of_the_guest_s_page():
     machine = Machine("default", "ept", "v6_12")
     machine.add_slot(1, SLOT, 0x200000, "touch")
     assert machine.exit_for("r", SLOT).info == 0x781
-    machine.run(f"pde {SLOT:#x} {SLOT | 0x81 | 1 << 63:#x}")
+    machine.run(f"pde {SLOT:#x} {0x81 | 1 << 63:#x}")
     assert machine.exit_for("r", SLOT).info == 0x981
 
 

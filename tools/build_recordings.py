@@ -15,6 +15,7 @@ import argparse
 import gzip
 import io
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -30,7 +31,7 @@ KEEP = {
         r"((?:\[ *\d+\.\d+\] )?"
         r"(?:Linux version \S+|Command line: .*|(?:SVM: )?kvm(?:_amd|_intel)?: .*|WARNING: .*))"
     ),
-    "console.log": re.compile(r"(LAB (?:boot|/sys|pfinject|scenario|rc).*|[prf]\d*:lab/.*)"),
+    "console.log": re.compile(r"(LAB (?:boot|/sys|pfinject|scenario|rc).*|recorder: .*|[prf]\d*:lab/.*)"),
 }
 """Lines of the logs that are carried, and of each line the part."""
 
@@ -47,7 +48,9 @@ def carry(source: Path, target: Path) -> None:
     """Carry one boot's directory over."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
-        if path.name in KEEP:
+        if path.name == "provenance.json":
+            shutil.copy(path, target)
+        elif path.name in KEEP:
             lines = path.read_text(errors="replace").splitlines()
             kept = [found[1] for line in lines if (found := KEEP[path.name].match(line))]
             (target / path.name).write_text("".join(f"{line}\n" for line in kept))

@@ -25,6 +25,7 @@ class Why(NamedTuple):
 
 
 HOST = Why("the host's memory decides")
+HOST_SIZE = Why("the size of the host's page, an input")
 ENTRY = Why("it holds or follows a frame number of the host")
 POINTER = Why("a kernel address")
 EMULATOR = Why("the emulator's work")
@@ -147,6 +148,8 @@ def _from_handler(h: Handler, machine: Machine) -> dict[str, object]:
         left |= {"max_level": found.max_level, "pfn": _frame(found), "hva": HOST if looked_up else found.hva}
         told = not (h.gup_failed or (looked_up and fault.gfn < BASE_SLOT_SIZE >> PAGE_SHIFT))
         left["map_writable"] = found.map_writable if told else HOST
+        if h.host_sized:
+            left["req_level"] = HOST_SIZE
         if h.mapped:
             split = fault.exec and fault.nx_huge_page_workaround_enabled
             want |= {"requested_gfn": fault.gfn, "requested_pfn": _frame(found)}

@@ -44,7 +44,8 @@ memslots' generation grows once (by the number of address spaces: 1, or 2 with S
                            descriptor tables comes with it: 1 update.  The guest maps gva = gpa, 2M pages
     slot ID GPA SIZE FLAGS set a memslot: 1 update, also when only flags change.  FLAGS is `-` or a list of
                            touch (user space writes to it first; else reads meet the zero page), thp (huge
-                           host pages), ro (read-only slot), log (dirty logging), gmem (bind a guest_memfd)
+                           host pages), small (never those; else the host decides), ro (read-only slot), log
+                           (dirty logging), gmem (bind a guest_memfd)
     attr GPA SIZE KIND     set the memory attribute of a range to private or shared; no update
     r|w|x|i GPA [VALUE]    run the guest: read, write VALUE, fetch, locked read-modify-write.  `run0`,
                            `run1`, … are the KVM_RUNs that it took
@@ -52,7 +53,7 @@ memslots' generation grows once (by the number of address spaces: 1, or 2 with S
                            load that reads the descriptor table)
     smap SMAP AC           the guest's CR4.SMAP and EFLAGS.AC (inferred from what the accesses then do)
     efer VALUE             the guest's EFER
-    pde GPA VALUE          the guest's 2M page-directory entry for GPA
+    pde GPA FLAGS          the flags of the guest's 2M page-directory entry for GPA; it goes on mapping gva = gpa
     poke GPA VALUE         user space writes a byte of guest memory through its own mapping
     mprotro GPA SIZE       host mapping read-only; no update, SPTEs are dropped (kvm_unmap_hva_range)
     unmap GPA SIZE         host mapping removed; likewise
@@ -571,6 +572,7 @@ def read_recording(directory: str | Path, limit: int = LIMIT) -> Recording:
     """
     directory = Path(directory)
     traces, told = _named(directory, "trace"), _named(directory, "json")
+    told.pop("provenance", None)  # what the recording was made from, no scenario
     if not traces:
         raise InputError(f"{directory}: no N-NAME.trace here; a directory of one boot's recordings is wanted")
     left = limit

@@ -4,8 +4,8 @@
 A `Machine` carries out what user space did and takes each fault as the CPU reported it (after the change that
 was made on purpose, where one was).  What KVM then traced, returned, counted and warned of is compared with what
 the model says.  Nothing that is compared is also an input to it.  Given from the recording, and counted as
-given, are answers from outside the path: the emulator's, whether the host dropped mappings during a fault, and
-KVM's page-table entries as earlier events told them.
+given, are answers from outside the path: the emulator's, whether the host dropped mappings during a fault, how
+large its pages are, and KVM's page-table entries as earlier events told them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from kvm_pf.common.text import one_line
 from kvm_pf.conformance.expect import (
     COMPARED,
     EMULATOR,
+    HOST_SIZE,
     LATER,
     NOT_COMPARED,
     RUN_FIELDS,
@@ -62,7 +63,7 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
 
     Raises InputError for a release that says no version or one older than all of them.
     """
-    if kernel and "seedv1" in kernel:
+    if kernel and ("seedv1" in kernel or kernel.endswith("-posted")):
         return get("posted_on_6_12"), ""
     found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", kernel or "")
     version = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -177,8 +178,12 @@ def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
     ]
     spaces = next((gen // updates for gen, updates in grown if gen and updates), 1)
     ept = any(row.source in ("ept", "miscfg") for row in rows)
-    made = next((row for row in rows if row.mark_gfn is not None and row.changed_gfn == row.mark_gfn), None)
-    kept = (made.changed_new or 0) & _ADDRESS & ~((made.mark_gfn or 0) << PAGE_SHIFT) if made else 0
+    made = [(row.changed_new, row.mark_gfn) for row in rows if row.changed_gfn == row.mark_gfn]
+    made += [
+        (row.check_spte, row.mmio_gfn) for row in rows
+    ]  # without the TDP MMU: the first that is met again
+    spte, gfn = next(((spte, gfn) for spte, gfn in made if spte is not None and gfn is not None), (0, 0))
+    kept = spte & _ADDRESS & ~(gfn << PAGE_SHIFT)
     return Options(
         sw_protected=known and caps.get("vm_types", 2) & 2 != 0,
         private_mem=known and caps.get("memory_attributes", 8) & 8 != 0,
@@ -220,6 +225,15 @@ def _reported(row: FaultRow) -> tuple[int | None, int | None, tuple[str, ...]]:
         getattr(row, name) if value is None else value for name, value in zip(names, exit_, strict=True)
     )
     return code, addr, tuple(name for name, value in zip(names, exit_, strict=True) if value is None)
+
+
+def _host_level(row: FaultRow) -> tuple[int | None, str]:
+    """The level that the host's page let KVM ask for, and the column that tells it.
+
+    Where the handler's argument was not traced as it was left, the level of the mapping that was asked for.
+    """
+    column = "requested_level" if row.out_req_level is None else "out_req_level"
+    return getattr(row, column), column
 
 
 class Replay:
@@ -414,7 +428,7 @@ class Replay:
         emu_ret = row.emul_ret if row.emul_in_pf else None
         self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
         self.report.given.update({"host mappings dropped"} if row.invalidated else ())
-        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret)
+        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret, _host_level(row)[0])
 
     def sync(self, row: FaultRow, state: VmState, addr: int) -> None:
         """Set the entry for an address to what earlier events and, without the TDP MMU, the CPU tell of it.
@@ -444,9 +458,13 @@ class Replay:
         """Compare every column of a row."""
         machine = self.machine
         want = expected(taken, machine, before, self.recording.vendor == "amd")
+        if taken.handler and taken.handler.host_sized:
+            self.report.given["size of the host's page"] += 1
         if taken.handler and not taken.handler.decided:
             self.report.given["handler's result"] += 1
         want |= dict.fromkeys(_reported(row)[2], Why("the exit does not show it: it was the input"))
+        if taken.handler and taken.handler.host_sized and _host_level(row)[1] == "requested_level":
+            want["requested_level"] = HOST_SIZE
         changed = set((row.inject_at or "").split("+"))
         if taken.event and changed & {"npf", "ept"}:
             want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}

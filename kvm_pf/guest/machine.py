@@ -36,6 +36,7 @@ from kvm_pf.exits import SOURCE_WARN_NAMES, Event, SourceOutcome
 from kvm_pf.faultin import FAULTIN_WARN_NAMES
 from kvm_pf.guest.memory import (
     HARDWARE,
+    PDE_ADDRESS,
     PDE_NX,
     PDE_SHIFT,
     PDE_USER,
@@ -385,7 +386,8 @@ class Machine(GuestMemory):
             case "ioeventfd":
                 self.ioeventfds[number(0)] = number(1)
             case "pde":
-                self.pdes[number(0) >> PDE_SHIFT] = number(1)
+                index = number(0) >> PDE_SHIFT
+                self.pdes[index] = index << PDE_SHIFT | number(1) & ~PDE_ADDRESS
             case "efer" | "smap":
                 self.nx = number(0) & EFER_NX != 0 if verb == "efer" else self.nx
                 if not self.mmu.direct:  # another kind of shadow pages; kvm_mmu_sync_roots() clears the cache

@@ -81,6 +81,7 @@ SLOT_FLAGS = {
     "gmem": faultin.KVM_MEM_GUEST_MEMFD,
     "touch": 0,  # user space writes to all of it first
     "thp": 0,  # the same, in huge pages
+    "small": 0,  # never in huge pages
 }
 
 # The guest's own page-directory entries.
@@ -126,14 +127,17 @@ class HostMemory:
         whole = [start <= first and first + PAGES[PG_LEVEL_2M] <= end for start, end, _ in meets]
         return self._page(gfn) == "huge" and all(whole) and all(what == "huge" for _, _, what in meets)
 
-    def look(self, gfn: int, write: bool) -> tuple[int, bool, bool]:
-        """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile."""
+    def look(self, gfn: int, write: bool, pages: int = 1) -> tuple[int, bool, bool]:
+        """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile.
+
+        A page that is touched for the first time comes with its neighbours: `pages` in all, aligned.
+        """
         verbs = {verb for start, end, verb in self._mapped if start <= gfn < end}
         if "unmap" in verbs or (write and "mprotro" in verbs):
             return faultin.GUP_FAULT, False, False
         was = self._page(gfn)
         if was == "absent" or (write and was == "zero"):
-            self._pages.append((gfn, gfn + 1, "own" if write else "zero"))
+            self._pages.append((gfn & -pages, (gfn & -pages) + pages, "own" if write else "zero"))
         writable = write or (was in ("own", "huge") and "mprotro" not in verbs)
         return faultin.GUP_OK, writable, write and was == "zero"
 
@@ -168,6 +172,7 @@ class Given(NamedTuple):
     invalidated: bool | None = None  # host mappings were dropped during the look-up
     handler_ret: int | None = None  # the handler's result, where it is UNDECIDED
     pf_flip: int = 0  # bits to flip where `pf_set` and `pf_clear` are, after them
+    level: int | None = None  # PG_LEVEL_* of the host's page, as far as KVM may use it
 
 
 @dataclass
@@ -188,6 +193,7 @@ class Handler:
     gup_failed: bool = False  # the host's look-up failed
     gmem_ret: int = 0  # guest_memfd's answer, if asked
     mapped: bool = False  # an entry was asked for
+    host_sized: bool = False  # how large it could be was up to the host's page
     mmio_spte: int | None = None  # the MMIO entry that was made
     spte_before: int = 0
     stats: Counter[str] = field(default_factory=Counter)
@@ -425,7 +431,8 @@ class GuestMemory:
             if fault.write and memslot.flags & faultin.KVM_MEM_READONLY:
                 gup = faultin.GUP_RO_FAULT
             else:
-                gup, writable, dropped = self.host.look(fault.gfn, fault.write)
+                pages = PAGES[self.mapping_level(fault.gfn, memslot, PG_LEVEL_2M)] if self.given.level else 1
+                gup, writable, dropped = self.host.look(fault.gfn, fault.write, pages)
         if self.given.invalidated is not None:
             dropped = self.given.invalidated
         if dropped:
@@ -534,6 +541,7 @@ class GuestMemory:
             self.put(fault.gfn, h.mmio_spte)
             return self.constant("RET_PF_EMULATE")
         requested = self.mapping_level(fault.gfn, memslot, found.max_level)
+        h.host_sized = self._largest(fault.gfn, memslot, found.max_level) > PG_LEVEL_4K
         goal, split = requested, fault.gfn // PAGES[PG_LEVEL_2M]
         if fault.nx_huge_page_workaround_enabled and requested > PG_LEVEL_4K:
             if fault.exec:
@@ -557,12 +565,17 @@ class GuestMemory:
     @typed(gfn=52)
     def mapping_level(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
         """Return the largest level at which host, slot and attributes let a gfn be mapped: 4K or 2M."""
+        huge = self.host.huge(gfn) if self.given.level is None else self.given.level >= PG_LEVEL_2M
+        return self._largest(gfn, memslot, max_level) if huge else PG_LEVEL_4K
+
+    def _largest(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
+        """Return the largest level at which slot and attributes let a gfn be mapped: 4K or 2M."""
         if memslot is None or max_level < PG_LEVEL_2M or memslot.flags & faultin.KVM_MEM_LOG_DIRTY_PAGES:
             return PG_LEVEL_4K
         first = gfn & -PAGES[PG_LEVEL_2M]
         fits = memslot.base_gfn <= first and first + PAGES[PG_LEVEL_2M] <= memslot.end_gfn
         whole = not self.attributes.hugepage_mixed(gfn, PG_LEVEL_2M)
-        return PG_LEVEL_2M if fits and whole and self.host.huge(gfn) else PG_LEVEL_4K
+        return PG_LEVEL_2M if fits and whole else PG_LEVEL_4K
 
 
 def _kind(fault: Fault) -> str:
