@@ -144,6 +144,21 @@ def test_cut_to_64_bits_all_of_it_has_a_meaning(text):
         assert run(*row) == solve(*row) & U64_MASK
 
 
+@pytest.mark.parametrize(
+    ("text", "row", "answer"),
+    [
+        ("((9223372036854775808 + ((c << 63) & (a << 60))) & MASK)", (11, 0, 5), 0),
+        ("((a << 63) + (b << 63)) & MASK", (1, 1, 0), 0),
+        ("((a | (1 << 63)) - (1 << 63)) & MASK", (1 << 63, 0, 0), 0),
+        ("(a * (1 << 63)) & MASK", (2, 0, 0), 0),
+    ],
+)
+def test_what_overflows_keeps_its_low_64_bits(text, row, answer):
+    """LLVM is not told that `+ - *` cannot overflow."""
+    assert in_compiled_code(step_of(text))(*row) == answer
+    assert in_solver_terms(step_of(text))(*row) == answer
+
+
 def test_signed_values_are_compared_as_signed():
     uses = Uses()
 

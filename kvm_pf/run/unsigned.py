@@ -3,6 +3,8 @@
 
 Compiled code holds every value in int64.  What `kvm_pf.run.ranges` found to be unsigned is put in place of the
 operators in numba's intermediate form, before types are inferred; the function's text stays as it is.
+So are `+ - *`, always: numba promises LLVM that signed ones never overflow, and LLVM computes with that promise;
+the low 64 bits are right of unsigned ones only.
 """
 
 from __future__ import annotations
@@ -38,16 +40,25 @@ def _unsigned(of: Callable[[Any, Any], Any], number: bool) -> Callable[[Any, Any
     return stands_for
 
 
+WRAPPING = "+ - *"
+"""The operators whose low 64 bits need only those of their operands."""
+
 _COMPARE = {of: _unsigned(of, False) for of in (operator.lt, operator.le, operator.gt, operator.ge)}
 _NUMBER = {
-    RIGHT_SHIFT: (operator.rshift, operator.irshift),
-    DIVISION: (operator.floordiv, operator.ifloordiv),
-    REMAINDER: (operator.mod, operator.imod),
+    RIGHT_SHIFT: [(operator.rshift, operator.irshift)],
+    DIVISION: [(operator.floordiv, operator.ifloordiv)],
+    REMAINDER: [(operator.mod, operator.imod)],
+    WRAPPING: [
+        (operator.add, operator.iadd),
+        (operator.sub, operator.isub),
+        (operator.mul, operator.imul),
+    ],
 }
 _BY_KIND: dict[str, dict[Any, Any]] = {ORDER: _COMPARE}
-for _kind, (_of, _in_place) in _NUMBER.items():
-    _made = _unsigned(_of, True)
-    _BY_KIND[_kind] = {_of: _made, _in_place: _made}
+for _kind, _operators in _NUMBER.items():
+    _BY_KIND[_kind] = {}
+    for _pair in _operators:
+        _BY_KIND[_kind].update(dict.fromkeys(_pair, _unsigned(_pair[0], True)))
 
 
 @numba.njit(inline="never")
@@ -73,7 +84,7 @@ class _ReadUnsigned(FunctionPass):  # type: ignore[misc]
         """Replace the operators of one function; say whether there were any."""
         instead = {
             of: new
-            for kind in getattr(state.func_id.func, "unsigned", ())
+            for kind in (WRAPPING, *getattr(state.func_id.func, "unsigned", ()))
             for of, new in _BY_KIND[kind].items()
         }
         changed = False
