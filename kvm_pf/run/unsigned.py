@@ -19,6 +19,7 @@ import numpy as np
 from numba.core import ir
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.ir_utils import build_definitions
 from numba.core.untyped_passes import IRProcessing
 from numba.extending import overload
 
@@ -61,6 +62,21 @@ for _kind, _operators in _NUMBER.items():
         _BY_KIND[_kind].update(dict.fromkeys(_pair, _unsigned(_pair[0], True)))
 
 
+_OPERATIONS = ("binop", "inplace_binop", "unary")
+
+
+def _inverted(a):  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+@overload(_inverted)
+def _made_inverted(a):  # type: ignore[no-untyped-def]  # a truth value, too, is the number 0 or 1
+    return lambda a: ~np.int64(a)
+
+
+_BY_KIND[WRAPPING][operator.invert] = _inverted
+
+
 @numba.njit(inline="never")
 def _least(a, b):  # type: ignore[no-untyped-def]
     return np.int64(min(np.uint64(a), np.uint64(b)))
@@ -91,14 +107,14 @@ class _ReadUnsigned(FunctionPass):  # type: ignore[misc]
         for block in state.func_ir.blocks.values():
             for assign in block.find_insts(ir.Assign):
                 value = assign.value
-                if (
-                    isinstance(value, ir.Expr)
-                    and value.op in ("binop", "inplace_binop")
-                    and value.fn in instead
-                ):
-                    assign.value = ir.Expr.binop(operator.add, value.lhs, value.rhs, value.loc)
+                if isinstance(value, ir.Expr) and value.op in _OPERATIONS and value.fn in instead:
+                    operands = [value.value] if value.op == "unary" else [value.lhs, value.rhs]
+                    make = ir.Expr.unary if value.op == "unary" else ir.Expr.binop
+                    assign.value = make(value.fn, *operands, value.loc)
                     assign.value.fn = instead[value.fn]
                     changed = True
+        # Numba decides branches on constants by what it noted of each variable's definition.
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
         return changed
 
 
