@@ -428,7 +428,14 @@ class Replay:
         emu_ret = row.emul_ret if row.emul_in_pf else None
         self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
         self.report.given.update({"host mappings dropped"} if row.invalidated else ())
-        return Given(set_, clear, emu_ret, row.invalidated, row.handler_ret, _host_level(row)[0])
+        return Given(
+            pf_set=set_,
+            pf_clear=clear,
+            emu_ret=emu_ret,
+            invalidated=row.invalidated,
+            handler_ret=row.handler_ret,
+            level=_host_level(row)[0],
+        )
 
     def sync(self, row: FaultRow, state: VmState, addr: int) -> None:
         """Set the entry for an address to what earlier events and, without the TDP MMU, the CPU tell of it.

@@ -153,13 +153,30 @@ class Bool:
         return as_int(self) | other
 
     def __eq__(self, other: object) -> Any:
-        return Bool(self.term == bool_term(other))
+        if isinstance(other, (Bool, bool)):
+            return Bool(self.term == bool_term(other))
+        return as_int(self) == other
 
     def __ne__(self, other: object) -> Any:
-        return Bool(self.term != bool_term(other))
+        if isinstance(other, (Bool, bool)):
+            return Bool(self.term != bool_term(other))
+        return as_int(self) != other
 
     __rand__, __ror__ = __and__, __or__
     __hash__ = object.__hash__
+
+    def _number(operator: str) -> Any:  # type: ignore[misc]
+        def operate(self: Bool, *other: Any) -> Any:
+            return getattr(as_int(self), operator)(*map(as_int, other))
+
+        return operate
+
+    __add__, __sub__, __mul__ = _number("__add__"), _number("__sub__"), _number("__mul__")
+    __lshift__, __rshift__ = _number("__lshift__"), _number("__rshift__")
+    __floordiv__, __mod__ = _number("__floordiv__"), _number("__mod__")
+    __lt__, __le__, __gt__, __ge__ = map(_number, ("__lt__", "__le__", "__gt__", "__ge__"))
+    __invert__, __neg__ = _number("__invert__"), _number("__neg__")
+    __radd__, __rmul__, __rsub__ = __add__, __mul__, _number("__rsub__")
 
     def __repr__(self) -> str:
         return f"Bool({self.term})"
@@ -188,7 +205,7 @@ class Int:
         return _ring(self, other, ranges.ored, self.term | int_term(other))
 
     def __xor__(self, other: Any) -> Int:
-        return _ring(self, other, ranges.ored, self.term ^ int_term(other))
+        return _ring(self, other, ranges.xored, self.term ^ int_term(other))
 
     def __add__(self, other: Any) -> Int:
         return _ring(self, other, ranges.added, self.term + int_term(other))

@@ -28,7 +28,7 @@ from kvm_pf.common.text import bit_names
 from kvm_pf.revisions import Revision, get, logic_names
 from kvm_pf.revisions.link import digest, link
 from kvm_pf.run.inputs import brief, entry_point, limits, outputs, parse, takes, words
-from kvm_pf.run.ranges import Uses, as_int64
+from kvm_pf.run.ranges import Uses, as_int64, span_of
 from kvm_pf.run.tables import CASE_LABELS, ENTRY_POINTS, MODE_COLUMNS, MODES, EntryPoint, Input, Output
 from kvm_pf.state import PAGE_SHIFT
 
@@ -107,7 +107,24 @@ def uses(kind: str, revision: Revision) -> Uses:
     made: list[list[Any]] = [[0] for _ in (*wanted, *_gates(wanted))]
     loop = link(_loop(table, wanted), revision.names, bind, found.constant)
     loop(0, 1, [0] * len(given), *given, *made)
+    for output, (value,) in zip(wanted, made, strict=False):
+        _check_output(output, revision.name, *span_of(value))
     return found
+
+
+def _check_output(output: Output, revision: str, least: int, greatest: int) -> None:
+    """Raise InputError unless all that an output can be fits into its column; a u64 holds the low 64 bits."""
+    if output.kind == "u64":
+        return
+    limit = np.iinfo(_OUT_TYPES[output.kind])
+    low, high = int(limit.min), int(limit.max)
+    if output.labels:
+        low, high = 0, (1 << len(output.labels) if output.kind == "warns" else len(output.labels)) - 1
+    if least < low or greatest > high:
+        raise InputError(
+            f"revision {revision!r}: what it says for column {output.column!r} can be {least} to {greatest}, "
+            f"and the column holds {low} to {high}"
+        )
 
 
 def _fingerprint(table: EntryPoint, revision: Revision) -> str:
@@ -190,16 +207,23 @@ def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: li
 
 
 def _run_plain(
-    loop: Any, kinds: list[str], rows: int, strides: Any, given: list[Any], made: list[Any]
+    loop: Any,
+    kinds: list[str],
+    rows: int,
+    strides: Any,
+    given: list[Any],
+    made: list[Any],
+    check: Callable[[int, int, int], None],
 ) -> None:
-    """Run the loop uncompiled: unsigned values as they are, in lists."""
+    """Run the loop uncompiled: unsigned values as they are, in lists; `check` the ends of every small column."""
     lists = [(a.view(np.uint64) if k == "u64" else a).tolist() for a, k in zip(given, kinds, strict=True)]
     results: list[list[Any]] = [[0] * rows for _ in made]
     loop(0, rows, strides.tolist(), *lists, *results)
-    for array, values in zip(made, results, strict=True):
+    for n, (array, values) in enumerate(zip(made, results, strict=True)):
         if array.dtype in (np.int64, np.uint64):  # a u64 holds what is left modulo 2^64
             array.view(np.uint64)[:] = [value & U64_MASK for value in values]
         else:
+            check(n, min(values), max(values))
             array[:] = values
 
 
@@ -371,12 +395,15 @@ def evaluate(
     is_tdp, guest_mode and nested.  `pf_ret`, the handler's answer, is a name (FIXED, EMULATE, …), a negative errno, or
     the revision's own number.  Output columns that ride along are not read.
     `engine`: "compiled", "plain" (the same functions, uncompiled), or "auto": plain for a short table.
+    The plain run computes with exact integers, which is what a step means; compiled code gives the same numbers or
+    refuses a step whose numbers 64 bits cannot hold, which engine="plain" still runs.
 
     Returns a DataFrame with the same index and every output column of the entry point that `revision` has: 64-bit
     values UInt64, small numbers Int16, flags UInt8 (0 or 1), `warns` text joined by "|", and <NA> for what was not
     reached.
 
-    Raises InputError naming column and row of what is wrong.
+    Raises InputError naming column and row of what is wrong; step and operator of what cannot be compiled; and a
+    column of small numbers that could not hold what a derived revision's step says.
     """
     if not isinstance(engine, str) or engine not in ("auto", "plain", "compiled"):
         raise InputError(f"engine {brief(engine)}: it takes auto, plain or compiled")
@@ -408,7 +435,12 @@ def evaluate(
         _run_compiled(compiled_loop(kind, revision), rows, strides, given, made)
     elif rows:
         kinds = [i.kind for i in table.inputs]
-        _run_plain(link(_loop(table, wanted), revision.names), kinds, rows, strides, given, made)
+
+        def check(n: int, least: int, greatest: int) -> None:
+            if n < len(wanted):
+                _check_output(wanted[n], revision.name, least, greatest)
+
+        _run_plain(link(_loop(table, wanted), revision.names), kinds, rows, strides, given, made, check)
     absent = {gate: values == 0 for gate, values in zip(gates, made[len(wanted) :], strict=True)}
     columns = list(zip(wanted, made, strict=False))
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from types import CellType, CodeType, FunctionType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from kvm_pf.bits import U64_MASK
 from kvm_pf.common.errors import InputError
+from kvm_pf.revisions.link import global_names
 
 SIGNED_MIN, SIGNED_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -62,7 +63,7 @@ def refuse(step: str, operator: str, *spans: Span) -> NoReturn:
     seen = " and ".join(f"{_number(s.low)} to {_number(s.high)}" for s in spans)
     raise InputError(
         f"step {step!r}, operator {operator}: operands of {seen} have no common 64-bit meaning; "
-        f"reduce them first, e.g. (a - b) & U64_MASK, as a u64 of the kernel does"
+        f"reduce them first, e.g. (a - b) & U64_MASK, as a u64 of the kernel does; engine='plain' computes exactly"
     )
 
 
@@ -93,7 +94,13 @@ def anded(a: Span, b: Span) -> Span:
 
 
 def ored(a: Span, b: Span) -> Span:
-    """The span of `a | b` and of `a ^ b`."""
+    """The span of `a | b`: of two values that are not negative, no bit is lost."""
+    low, high = xored(a, b)
+    return Span(max(a.low, b.low) if low == 0 else low, high)
+
+
+def xored(a: Span, b: Span) -> Span:
+    """The span of `a ^ b`."""
     return Span(0 if min(a.low, b.low) >= 0 else -(1 << _width(a, b)), (1 << _width(a, b)) - 1)
 
 
@@ -242,7 +249,8 @@ class Range:
         return operate
 
     __and__ = __rand__ = _ring(anded)
-    __or__ = __ror__ = __xor__ = __rxor__ = _ring(ored)
+    __or__ = __ror__ = _ring(ored)
+    __xor__ = __rxor__ = _ring(xored)
     __add__ = __radd__ = _ring(added)
     __mul__ = __rmul__ = _ring(multiplied)
     __sub__, __rsub__ = _ring(subtracted), _ring(subtracted, swap=True)
@@ -374,6 +382,10 @@ class _Watched:
             check.step, check.code, check.run = self.function.__name__, self.code, run
             try:
                 result = self.function(*args)
+            except (TypeError, AttributeError) as error:
+                raise InputError(
+                    f"step {check.step!r} cannot be compiled ({error}); engine='plain' runs it"
+                ) from error
             finally:
                 check.step, check.code, check.run = outer
             todo += run.open
@@ -383,6 +395,33 @@ class _Watched:
                     f"step {self.function.__name__!r} has too many ways through it to be compiled"
                 )
             yield _decided(result, run)
+
+
+EXACT = frozenset({"bool", "int", "len", "max", "min", "range"})
+"""The built-in functions that mean the same compiled."""
+
+
+def _check_names(function: FunctionType) -> None:
+    """Raise InputError if a step uses what computes where its operators are not seen."""
+    code, scope = function.__code__, function.__globals__
+    held = dict(zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
+    named = {n: scope[n] for n in global_names(code) if n in scope}
+    wrong = [n for n in global_names(code) if n not in scope and n not in EXACT]
+    wrong += [n for n, value in {**named, **held}.items() if not _is_seen(value)]
+    wrong += ["a function of its own" for value in code.co_consts if isinstance(value, CodeType)]
+    if wrong:
+        raise InputError(
+            f"step {function.__name__!r} uses {wrong[0]}, which compiled code may compute differently; "
+            f"engine='plain' runs it"
+        )
+
+
+def _is_seen(value: Any) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, tuple)
+    return isinstance(value, (FunctionType, _Watched)) or not (
+        callable(value) or isinstance(value, ModuleType)
+    )
 
 
 class Uses:
@@ -402,6 +441,7 @@ class Uses:
     def bind(self, function: FunctionType) -> Any:
         """Watch a function of the path."""
         code = function.__code__
+        _check_names(function)
         wrapped = [c if type(c) is not int or abs(c) < 1 << 62 else self.constant(c) for c in code.co_consts]
         copy = _with(function, code.replace(co_consts=tuple(wrapped)), self.constant)
         return _Watched(copy, code, self.check)

@@ -3,6 +3,8 @@
 
 Compiled code holds every value in int64.  What `kvm_pf.run.ranges` found to be unsigned is put in place of the
 operators in numba's intermediate form, before types are inferred; the function's text stays as it is.
+So are `+ - *`, always: numba promises LLVM that signed ones never overflow, and LLVM computes with that promise;
+the low 64 bits are right of unsigned ones only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from numba.core import ir
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.ir_utils import build_definitions
 from numba.core.untyped_passes import IRProcessing
 from numba.extending import overload
 
@@ -38,16 +41,40 @@ def _unsigned(of: Callable[[Any, Any], Any], number: bool) -> Callable[[Any, Any
     return stands_for
 
 
+WRAPPING = "+ - *"
+"""The operators whose low 64 bits need only those of their operands."""
+
 _COMPARE = {of: _unsigned(of, False) for of in (operator.lt, operator.le, operator.gt, operator.ge)}
 _NUMBER = {
-    RIGHT_SHIFT: (operator.rshift, operator.irshift),
-    DIVISION: (operator.floordiv, operator.ifloordiv),
-    REMAINDER: (operator.mod, operator.imod),
+    RIGHT_SHIFT: [(operator.rshift, operator.irshift)],
+    DIVISION: [(operator.floordiv, operator.ifloordiv)],
+    REMAINDER: [(operator.mod, operator.imod)],
+    WRAPPING: [
+        (operator.add, operator.iadd),
+        (operator.sub, operator.isub),
+        (operator.mul, operator.imul),
+    ],
 }
 _BY_KIND: dict[str, dict[Any, Any]] = {ORDER: _COMPARE}
-for _kind, (_of, _in_place) in _NUMBER.items():
-    _made = _unsigned(_of, True)
-    _BY_KIND[_kind] = {_of: _made, _in_place: _made}
+for _kind, _operators in _NUMBER.items():
+    _BY_KIND[_kind] = {}
+    for _pair in _operators:
+        _BY_KIND[_kind].update(dict.fromkeys(_pair, _unsigned(_pair[0], True)))
+
+
+_OPERATIONS = ("binop", "inplace_binop", "unary")
+
+
+def _inverted(a):  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+@overload(_inverted)
+def _made_inverted(a):  # type: ignore[no-untyped-def]  # a truth value, too, is the number 0 or 1
+    return lambda a: ~np.int64(a)
+
+
+_BY_KIND[WRAPPING][operator.invert] = _inverted
 
 
 @numba.njit(inline="never")
@@ -73,21 +100,21 @@ class _ReadUnsigned(FunctionPass):  # type: ignore[misc]
         """Replace the operators of one function; say whether there were any."""
         instead = {
             of: new
-            for kind in getattr(state.func_id.func, "unsigned", ())
+            for kind in (WRAPPING, *getattr(state.func_id.func, "unsigned", ()))
             for of, new in _BY_KIND[kind].items()
         }
         changed = False
         for block in state.func_ir.blocks.values():
             for assign in block.find_insts(ir.Assign):
                 value = assign.value
-                if (
-                    isinstance(value, ir.Expr)
-                    and value.op in ("binop", "inplace_binop")
-                    and value.fn in instead
-                ):
-                    assign.value = ir.Expr.binop(operator.add, value.lhs, value.rhs, value.loc)
+                if isinstance(value, ir.Expr) and value.op in _OPERATIONS and value.fn in instead:
+                    operands = [value.value] if value.op == "unary" else [value.lhs, value.rhs]
+                    make = ir.Expr.unary if value.op == "unary" else ir.Expr.binop
+                    assign.value = make(value.fn, *operands, value.loc)
                     assign.value.fn = instead[value.fn]
                     changed = True
+        # Numba decides branches on constants by what it noted of each variable's definition.
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
         return changed
 
 
