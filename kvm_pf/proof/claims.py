@@ -905,12 +905,14 @@ def _tables_agree(name: str, rows: list[dict[str, int]], r: Revision) -> bool:
 
 
 def any_number(column: Input, draw: random.Random) -> int:
-    """Draw a number that a column takes: its default, a mask of few bits, or anything."""
+    """Draw a number that a column takes: its default, a mask of few bits, with bit 63 or at a border, or anything."""
     low, high, _ = limits(column)
     if column.kind != "u64":
         return draw.randint(0 if column.column == "pf_ret" else low, high)
-    few = 1 << draw.randrange(64) | 1 << draw.randrange(64)
-    return draw.choice((default(column), few, draw.getrandbits(64))) & high
+    few, top = 1 << draw.randrange(64) | 1 << draw.randrange(64), 1 << 63
+    borders = (top - 1, top, high - 1, high, top | default(column), top | few)
+    usual, anything = draw.choice((default(column), few)), draw.getrandbits(64)
+    return draw.choice((usual, usual, anything, draw.choice(borders))) & high
 
 
 claim(
