@@ -1,0 +1,564 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From events to faults: one row each, with what its code says and how it ended.
+
+A row begins at an exit for a page fault (nested page fault, EPT violation or misconfiguration, #PF) or, where exits
+were not recorded, at `kvm_page_fault`; it ends at the next entry, exit or return to user space of the same task.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvm_pf.bits import (
+    EPT_VIOLATION_GVA_IS_VALID,
+    PFERR_FETCH_MASK,
+    PFERR_GUEST_ENC_MASK,
+    PFERR_GUEST_FINAL_MASK,
+    PFERR_GUEST_PAGE_MASK,
+    PFERR_PRESENT_MASK,
+    PFERR_PRIVATE_ACCESS,
+    PFERR_RSVD_MASK,
+    PFERR_SYNTHETIC_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+    describe,
+)
+from kvm_pf.revisions import Revision, get
+from kvm_pf.state import PAGE_SHIFT
+from kvm_pf.trace.lines import Event
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STAGE = PFERR_GUEST_FINAL_MASK | PFERR_GUEST_PAGE_MASK
+MEMORY_FAULT_PRIVATE = 1 << 3
+"""KVM_MEMORY_EXIT_FLAG_PRIVATE.  Source: Linux `include/uapi/linux/kvm.h` (v6.8)."""
+
+KVM_HC_MAP_GPA_RANGE, MAP_GPA_ENCRYPTED = 12, 1 << 4
+"""The hypercall that converts memory.  Source: Linux `include/uapi/linux/kvm_para.h` (v5.16)."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """One fault as the trace shows it; the columns that follow from it are made by `frame`.
+
+    `source` is npf, ept, misconfig or pf if an exit says so, "" if only `kvm_page_fault` was recorded,
+    memory_fault for an exit to user space that a VMM reported, guest_pf for a guest's own report, hvf for
+    macOS' Hypervisor.framework.
+    """
+
+    line: int
+    time: float | None = None
+    cpu: int | None = None
+    task: str | None = None
+    pid: int | None = None
+    vcpu: int | None = None
+    rip: int | None = None
+    address: int | None = None
+    raw_code: int | None = None
+    whole: bool = True
+    source: str = ""
+    nested: bool = False
+    handler_code: int | None = None
+    vectoring: int | None = None
+    mmio: str = ""
+    insn: str | None = None
+    failed: bool = False
+    exception: str | None = None
+    mapped_now: bool = False
+    zapped: bool = False
+    to_l1: bool = False
+    user_exit: str | None = None
+    entered: bool = False
+    size: int | None = None
+    traced: bool = False
+    step: str | None = None
+
+    @property
+    def outcome(self) -> str:
+        """How the fault ended, as far as the trace shows it."""
+        if self.to_l1:
+            return "passed to L1"
+        if self.failed and self.mmio == "guest-reserved":
+            return "emulation failed: a reserved bit in the guest's own page tables"
+        if self.failed:
+            return f"emulation failed, {self.exception} injected" if self.exception else "emulation failed"
+        if self.exception:
+            return f"{self.exception} injected"
+        if self.user_exit:
+            return f"to user space: {self.user_exit}"
+        if self.mmio in ("read", "write", "unsatisfied-read", "fast"):
+            return {"fast": "fast MMIO", "unsatisfied-read": "MMIO read"}.get(self.mmio, f"MMIO {self.mmio}")
+        if self.insn is not None:
+            return "emulated"
+        if self.mapped_now:
+            return "mapped"
+        return "resumed" if self.entered else "not shown"
+
+
+class Span(NamedTuple):
+    """A conversion: `private` says to what; by whom is `how`."""
+
+    line: int
+    time: float | None
+    gpa: int
+    size: int
+    private: bool
+    how: str
+
+
+def fault_kind(fields: dict[str, Any]) -> str | None:
+    """Say which kind of fault an exit is; None for any other exit."""
+    reason = str(fields.get("reason", "")).upper().removeprefix("EXIT_")
+    kind = {"NPF": "npf", "EPT_VIOLATION": "ept", "EPT_MISCONFIG": "misconfig", "PF EXCP": "pf"}.get(reason)
+    if kind is None and reason == "EXCEPTION_NMI":
+        info = fields.get("intr_info", fields.get("int_info", 0))
+        if info >> 31 & 1 and info & 0xFF == 14 and info >> 8 & 7 == 3:
+            return "pf"
+    return kind
+
+
+class Joiner:
+    """Join events into faults; what else the trace tells stands in the attributes.
+
+    `events` counts the events by name, `exits` the exits by reason, `conversions` lists ranges that were made
+    private or shared, `sptes` the entries that get_mmio_spte() complained about, `counts` bpftrace's maps,
+    `amd` and `intel` count the evidence for either, `tdp` is True once the trace shows that TDP is in use.
+    """
+
+    OPEN = 65536
+
+    def __init__(self) -> None:
+        self.open: dict[object, Fault] = {}
+        self.events: Counter[str] = Counter()
+        self.exits: Counter[str] = Counter()
+        self.conversions: list[Span] = []
+        self.sptes: list[dict[str, Any]] = []
+        self.counts: list[dict[str, Any]] = []
+        self.amd = self.intel = 0
+        self.tdp = False
+        self.first: float | None = None
+        self.last: float | None = None
+        self._step: str | None = None
+        self._address: int | None = None
+        self._walk: Fault | None = None
+
+    def join(self, events: Iterable[Event]) -> Iterator[Fault]:
+        """Yield the faults, each when it has ended."""
+        for event in events:
+            yield from self.feed(event)
+        yield from self.open.values()
+        self.open = {}
+
+    def feed(self, event: Event) -> Iterator[Fault]:
+        """Take one event; yield the faults that it ends."""
+        self.events[event.name] += 1
+        if event.time is not None:
+            self.first = event.time if self.first is None else min(self.first, event.time)
+            self.last = event.time if self.last is None else max(self.last, event.time)
+        f = event.fields
+        key: object = event.pid if event.pid is not None else event.task
+        take = getattr(self, f"_{event.name}", None)
+        if take is not None:
+            yield from take(event, f, key)
+        elif event.name.startswith(("kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match")):
+            self._aside(event, f, self.open.get(key))
+
+    def _begin(self, event: Event, key: object, **given: Any) -> Iterator[Fault]:
+        if key in self.open:
+            yield self.open.pop(key)
+        if len(self.open) >= self.OPEN:
+            yield self.open.pop(next(iter(self.open)))
+        self.open[key] = Fault(
+            event.line, event.time, event.cpu, event.task, event.pid, event.fields.get("vcpu"), event.fields.get("rip"),
+            step=self._step, **given,
+        )  # fmt: skip
+
+    def _kvm_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        self.exits[str(f["reason"])] += 1
+        kind = fault_kind(f)
+        if kind is None:
+            if key in self.open:
+                yield self.open.pop(key)
+            return
+        self.amd += kind == "npf"
+        self.intel += kind in ("ept", "misconfig")
+        yield from self._begin(event, key, **self._of_exit(kind, f))
+
+    @staticmethod
+    def _of_exit(kind: str, f: dict[str, Any]) -> dict[str, Any]:
+        code, address = f.get("info1"), f.get("info2")
+        if kind == "ept":
+            return {"source": kind, "raw_code": code, "vectoring": address or None}
+        if kind == "misconfig":
+            return {"source": kind}
+        if "EXCEPTION_NMI" in str(f["reason"]):  # Intel: the qualification is the address
+            code, address = f.get("error_code", f.get("int_info_err")), code
+        return {"source": kind, "raw_code": code, "address": address}
+
+    def _kvm_nested_vmexit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        kind = fault_kind(f)
+        if kind is None:
+            return
+        row = self.open.get(key)
+        if row is None or row.source != kind:
+            yield from self._begin(event, key, **self._of_exit(kind, f))
+            row = self.open[key]
+        row.nested = True
+        row.vcpu = f.get("vcpu", row.vcpu)
+
+    def _kvm_nested_vmexit_inject(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if (row := self.open.get(key)) is not None and (kind := fault_kind(f)) is not None:
+            row.nested = True
+            row.to_l1 = kind == row.source or not row.source
+        yield from ()
+
+    def _kvm_page_fault(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        row = self.open.get(key)
+        rip = f.get("rip")
+        if row is None or row.traced or (None not in (row.rip, rip) and row.rip != rip):
+            yield from self._begin(event, key)
+            row = self.open[key]
+        row.traced = True
+        row.vcpu, row.rip = f.get("vcpu", row.vcpu), f.get("rip", row.rip)
+        code = f["error_code"]
+        row.address = f["address"]
+        exact = row.raw_code is not None and not event.whole and row.raw_code & 0xFFFFFFFF == code
+        if not exact:
+            row.raw_code, row.whole = code, event.whole or code >> 32 != 0
+        self.amd += code & STAGE != 0
+        self.intel += code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID != 0
+
+    def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if key in self.open:
+            row = self.open.pop(key)
+            row.entered = True
+            yield row
+
+    def _kvm_userspace_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if key in self.open:
+            row = self.open.pop(key)
+            row.user_exit = str(f.get("reason", "?"))
+            yield row
+
+    def _aside(self, event: Event, f: dict[str, Any], row: Fault | None) -> None:
+        name = event.name
+        self.tdp = self.tdp or name == "kvm_tdp_mmu_spte_changed"
+        if row is None:
+            return
+        if name in ("mark_mmio_spte", "handle_mmio_page_fault", "vcpu_match_mmio"):
+            row.mmio = row.mmio or "yes"
+        elif name == "fast_page_fault":
+            row.mapped_now = row.mapped_now or bool(f.get("fixed"))
+        elif name in ("kvm_mmu_set_spte", "kvm_mmu_spte_requested"):
+            row.mapped_now = row.mapped_now or not row.mmio
+        elif name == "kvm_tdp_mmu_spte_changed":
+            row.zapped = row.zapped or bool(f.get("old_spte", 0) & 1 and not f.get("new_spte", 1) & 1)
+
+    def _kvm_mmio(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if (row := self.open.get(key)) is not None and f.get("type") in ("read", "write", "unsatisfied-read"):
+            row.mmio = str(f["type"])
+            if row.address is None:
+                row.address = f.get("gpa")
+        yield from ()
+
+    def _kvm_fast_mmio(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if (row := self.open.get(key)) is not None:
+            row.mmio = "fast"
+            row.address = f.get("gpa", row.address)
+        yield from ()
+
+    def _kvm_emulate_insn(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if (row := self.open.get(key)) is not None:
+            row.insn = row.insn or f["insn"]
+            row.failed = row.failed or f["failed"]
+        yield from ()
+
+    def _kvm_inj_exception(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if (row := self.open.get(key)) is not None and not f["again"]:
+            row.exception = f["exception"]
+        yield from ()
+
+    def _kvm_mmu_walker_error(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if (row := self.open.get(key)) is not None and f.get("pferr", 0) & PFERR_RSVD_MASK:
+            row.mmio = row.mmio or "guest-reserved"
+        yield from ()
+
+    def _pf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        row = self.open.get(key)
+        if row is not None and row.handler_code is None:
+            row.handler_code = f.get("err")
+            if row.address is None:
+                row.address = f.get("gpa")
+        yield from ()
+
+    def _kvm_hypercall(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if f.get("nr") == KVM_HC_MAP_GPA_RANGE and {"a0", "a1", "a2"} <= f.keys():
+            size = f["a1"] << PAGE_SHIFT
+            private = bool(f["a2"] & MAP_GPA_ENCRYPTED)
+            self.conversions.append(Span(event.line, event.time, f["a0"], size, private, "the guest's hypercall"))
+        yield from ()
+
+    def _tracing_mark_write(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        self._step = f["text"].removeprefix("tracing_mark_write:").strip()
+        words = self._step.split()
+        if "attr" in words and len(words) >= words.index("attr") + 4:
+            gpa, size, kind = words[words.index("attr") + 1 :][:3]
+            if kind in ("private", "shared") and gpa[:2] == size[:2] == "0x":
+                how = "user space, marked in the trace"
+                self.conversions.append(
+                    Span(event.line, event.time, int(gpa, 16), int(size, 16), kind == "private", how)
+                )
+        yield from ()
+
+    _print = _bprint = _tracing_mark_write
+
+    def _conversion(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        self.conversions.append(Span(event.line, event.time, f["gpa"], f["size"], f["private"], "user space"))
+        yield from ()
+
+    def _memory_fault(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        yield Fault(
+            event.line, event.time, address=f["gpa"], raw_code=f["flags"], source="memory_fault", size=f["size"],
+            user_exit="KVM_EXIT_MEMORY_FAULT",
+        )  # fmt: skip
+
+    def _guest_pf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        yield Fault(event.line, event.time, raw_code=f["error_code"], source="guest_pf")
+
+    def _mmio_sptes(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        self._address = f["address"]
+        yield from ()
+
+    def _spte(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        rsvd = f["rsvd"]
+        hit = f["spte"] & rsvd if rsvd is not None else None
+        self.sptes.append({"line": event.line, "time": event.time, "address": self._address, **f, "reserved": hit})
+        yield from ()
+
+    def _count(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        self.counts.append({"line": event.line, **f})
+        yield from ()
+
+    def _hvf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        row = self._walk
+        if "guest_physical_address" in f:
+            if row is not None:
+                yield row
+            self._walk = row = Fault(event.line, event.time, source="hvf", address=f["guest_physical_address"])
+            self.intel += 1
+        if row is not None and "exit_qualification" in f:
+            row.raw_code = f["exit_qualification"]
+            self._walk = None
+            yield row
+
+
+# --- what a code is, and what it says ---
+
+
+class Sense(NamedTuple):
+    """What a code is taken for (`encoding`, `why`) and what follows: the fault path's error code and its parts."""
+
+    encoding: str | None
+    why: str
+    error_code: int | None
+    flags: str | None
+    access: str | None
+    mapped: bool | None
+    private: bool | None
+    meaning: str
+
+
+_SOURCES = {
+    "npf": ("npf", "the exit's reason is npf"),
+    "ept": ("ept", "the exit's reason is EPT_VIOLATION"),
+    "misconfig": ("misconfig", "the exit's reason is EPT_MISCONFIG, which has no code"),
+    "pf": ("pf", "the exit is an intercepted #PF"),
+    "memory_fault": ("memfault", "flags of a memory-fault exit"),
+    "guest_pf": ("pf", "Linux in the guest reports its own #PF"),
+    "hvf": ("ept", "called an exit qualification"),
+}
+
+
+def _encoding(source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool) -> tuple[str | None, str]:
+    """Choose the encoding of a code, and say why.
+
+    Source: what `kvm_page_fault` prints, by vendor: Linux `arch/x86/kvm/vmx/vmx.c`, `arch/x86/kvm/svm/svm.c`,
+    `arch/x86/kvm/mmu/mmu.c` (v6.9); the cut to 32 bits ended with commit `bff0adc40c00` ("KVM: x86: Use u64 for
+    address and error code in page fault tracepoint") (v6.1).
+    """
+    if source:
+        return _SOURCES[source]
+    if code is None:
+        return None, "no code was recorded"
+    if code & (STAGE | PFERR_SYNTHETIC_MASK):
+        return "npf", "bit 32 or 33 is set, which only a nested page fault of AMD has"
+    if code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID:
+        return "ept", "bit 7 is set, which an exit qualification has and no error code"
+    if whole:
+        return "pf", "printed whole, with neither bit 7 (EPT) nor bit 32 or 33 (#NPF): shadow paging"
+    if vendor == "amd":
+        return "npf", "cut to 32 bits; other faults of this trace are AMD's"
+    if vendor == "intel":
+        return "pf", "bit 7 is clear, which EPT sets; other faults of this trace are Intel's"
+    if tdp:
+        return "npf", "cut to 32 bits; the TDP MMU is in use and bit 7 is clear, so it is AMD's"
+    if code & PFERR_USER_MASK or code == PFERR_WRITE_MASK | PFERR_USER_MASK:
+        return "npf", "likely: cut to 32 bits, and nested accesses count as user; else a #PF (shadow paging)"
+    return "pf", "likely: a small code without the user bit that nested page faults have (shadow paging)"
+
+
+def whole_code(code: int) -> int | None:
+    """Restore an #NPF code (u64) of which 32 bits were printed; None if it can be either of two.
+
+    A walk of the guest's page tables counts as a write, so only a write can have been either.
+
+    Source: AMD APM vol. 2, section 15.25.6.
+    """
+    if code >> 32:
+        return code
+    if code & PFERR_WRITE_MASK and not code & PFERR_FETCH_MASK:
+        return None
+    return code | PFERR_GUEST_FINAL_MASK
+
+
+def _access(code: int) -> str:
+    if code & STAGE == PFERR_GUEST_PAGE_MASK:
+        return "walk"
+    return "fetch" if code & PFERR_FETCH_MASK else "write" if code & PFERR_WRITE_MASK else "read"
+
+
+_WORDS = {
+    "walk": "a walk of the guest's page tables", "fetch": "an instruction fetch", "write": "a write",
+    "read": "a read",
+}  # fmt: skip
+
+
+def _page(code: int, access: str) -> str:
+    if code & PFERR_RSVD_MASK:
+        return "on an entry with a reserved bit: MMIO"
+    if not code & PFERR_PRESENT_MASK:
+        return "on a page that is not mapped"
+    wanted = {"fetch": "execution", "write": "writing", "walk": "writing"}.get(access)
+    return f"on a page that is not mapped for {wanted}" if wanted else "on a page that is mapped, but not for that"
+
+
+@functools.lru_cache(maxsize=65536)
+def sense(
+    source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool, revision: Revision | str = "posted"
+) -> Sense:
+    """Say what a fault's code is and says.
+
+    `source` is a Fault's, `code` what was printed (u64), `vendor` "amd", "intel" or None as the rest of the trace
+    suggests, `revision` whose exit handler makes the error code.
+
+    >>> sense("", 0x683, True, None, False).meaning
+    "a walk of the guest's page tables (read and write) on a page that is not mapped"
+    """
+    encoding, why = _encoding(source, code, whole, vendor, tdp)
+    if encoding == "misconfig":
+        said = "an access to an entry that EPT calls misconfigured, which is how KVM marks MMIO"
+        return Sense(encoding, why, PFERR_RSVD_MASK, "RSVD", None, None, None, said)
+    if code is None or encoding is None:
+        return Sense(encoding, why, None, None, None, None, None, "no code was recorded")
+    if encoding == "memfault":
+        private = code & MEMORY_FAULT_PRIVATE != 0
+        kind = "private" if private else "shared"
+        said = f"an access as {kind} memory that KVM leaves to user space, which should make the page {kind}"
+        return Sense(encoding, why, None, None, None, None, private, said)
+    if encoding == "ept":
+        error_code = int(get(revision).step("ept_error_code")(code, False, False))
+        return _ept(code, why, error_code)
+    error_code_ = whole_code(code) if encoding == "npf" and not whole else code
+    known = error_code_ if error_code_ is not None else code
+    access = _access(known)
+    said = f"{_WORDS[access]} {_page(known, access)}"
+    private = None
+    if encoding == "npf":
+        private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0 if whole or known >> 32 else None
+        if private:
+            said += ", private memory"
+    else:
+        mode = "user" if code & PFERR_USER_MASK else "supervisor"
+        said = f"{_WORDS[access]} in {mode} mode {_page(known, access)}"
+        if code & PFERR_RSVD_MASK:
+            said = f"{_WORDS[access]} in {mode} mode, met by a reserved bit in a page-table entry"
+            said += " of the guest" if source == "guest_pf" else ": MMIO under shadow paging, or the guest's own"
+    if error_code_ is None:
+        access, said = "write or walk", f"a write, or a walk of the guest's page tables, {_page(known, 'write')}"
+    return Sense(
+        encoding, why, error_code_, describe(known), access, known & PFERR_PRESENT_MASK != 0, private, said
+    )
+
+
+def _ept(code: int, why: str, error_code: int) -> Sense:
+    """Source: Intel SDM vol. 3, table of exit qualifications for EPT violations."""
+    kinds = [word for bit, word in ((1, "read"), (2, "write"), (4, "fetch")) if code & bit]
+    mapped = code & 0x38 != 0
+    denied = [
+        word for want, has, word in ((1, 8, "reading"), (2, 16, "writing"), (4, 32, "execution"))
+        if code & want and not code & has
+    ]  # fmt: skip
+    if not mapped:
+        page = "on a page that is not mapped"
+    elif denied:
+        page = f"on a page that is not mapped for {' or '.join(denied)}"
+    else:
+        page = "on a page whose entry allows it"
+    if not code & EPT_VIOLATION_GVA_IS_VALID:
+        return Sense(
+            "ept", why, error_code, describe(error_code), kinds[-1] if kinds else None, mapped, None,
+            f"{' and '.join(kinds) or 'an access'} without a linear address {page}",
+        )  # fmt: skip
+    if not code & 0x100:
+        said = f"{_WORDS['walk']} ({' and '.join(kinds)}) {page}"
+        return Sense("ept", why, error_code, describe(error_code), "walk", mapped, None, said)
+    access = kinds[-1] if kinds else "access"
+    said = f"{' and '.join(_WORDS.get(kind, kind) for kind in kinds) or 'an access'} {page}"
+    return Sense("ept", why, error_code, describe(error_code), access, mapped, None, said)
+
+
+# --- the table ---
+
+U64 = ("rip", "address", "gpa", "gfn", "raw_code", "error_code", "handler_code", "size")
+_DTYPES = {
+    "line": "Int64", "time": "Float64", "cpu": "Int32", "task": "string", "pid": "Int64", "vcpu": "Int64",
+    **dict.fromkeys(U64, "UInt64"), "cut": "boolean", "source": "string", "encoding": "string",
+    "encoding_why": "string", "flags": "string", "access": "string", "mapped": "boolean", "private": "boolean",
+    "mmio": "boolean", "nested": "boolean", "outcome": "string", "insn": "string", "exception": "string",
+    "zapped": "boolean", "step": "string", "meaning": "string",
+}  # fmt: skip
+COLUMNS = (
+    "line", "time", "cpu", "task", "pid", "vcpu", "rip", "address", "gpa", "gfn", "raw_code", "cut", "source",
+    "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "mmio", "nested", "outcome",
+    "handler_code", "insn", "exception", "zapped", "size", "step", "meaning",
+)  # fmt: skip
+"""The columns of a table of faults, in order."""
+
+
+def frame(faults: Iterable[Fault], vendor: str | None, tdp: bool, revision: Revision | str = "posted") -> pd.DataFrame:
+    """Make the table of faults: one row each, the columns of COLUMNS; 64-bit values as UInt64, gaps as NA."""
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for row in faults:
+        said = sense(row.source, row.raw_code, row.whole, vendor, tdp, revision)
+        linear = said.encoding == "pf"
+        gpa = None if linear else row.address
+        mmio = bool(row.mmio and row.mmio != "guest-reserved") or said.encoding == "misconfig"
+        mmio = mmio or bool(said.encoding == "npf" and (said.error_code or 0) & PFERR_RSVD_MASK)
+        made: dict[str, Any] = {
+            **said._asdict(), "encoding_why": said.why, "gpa": gpa, "gfn": None if gpa is None else gpa >> PAGE_SHIFT,
+            "cut": not row.whole, "mmio": mmio, "outcome": row.outcome,
+        }  # fmt: skip
+        for name in COLUMNS:
+            columns[name].append(made[name] if name in made else getattr(row, name))
+    return pd.DataFrame(
+        {name: pd.array(values, dtype=_DTYPES[name]) for name, values in columns.items()}  # type: ignore[call-overload]
+    )
+
+

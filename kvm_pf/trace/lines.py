@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From bytes to events: open a file, undo what mail and pasting did to its lines, and read each event.
+
+Formats are told by their shape, never by a kernel's or tool's version.  Every line is looked at once, with
+bounded length, by patterns that need no backtracking.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from kvm_pf.common.errors import InputError
+
+LONGEST = 8192
+"""The most bytes of a line that are read; the rest is passed over, and the line counted as cut."""
+
+WRAPPED = 8
+"""The most physical lines that one event may be spread over."""
+
+
+class Line(NamedTuple):
+    """A line as the file has it: its number from 1, its text, and whether it was longer than LONGEST."""
+
+    number: int
+    text: str
+    cut: bool = False
+
+
+class Event(NamedTuple):
+    """One event.  `fields` holds numbers (int) and words (str) under the names that this module uses.
+
+    `time` is in seconds, None where the line shows none; likewise `cpu`, `task` and `pid`.  `whole` is False if
+    the kernel printed only the low 32 bits of codes.
+    """
+
+    line: int
+    time: float | None
+    cpu: int | None
+    task: str | None
+    pid: int | None
+    name: str
+    fields: dict[str, Any]
+    whole: bool = True
+
+
+class Unread(NamedTuple):
+    """A line that looks like one of ours and cannot be read: its number, its text, and why."""
+
+    line: int
+    text: str
+    why: str
+
+
+# --- opening ---
+
+_MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def open_bytes(file: str | Path) -> IO[bytes]:
+    """Open a file, or standard input for "-", and unpack gzip, bzip2, xz and zstd by their first bytes."""
+    raw: IO[bytes]
+    if str(file) == "-":
+        raw = sys.stdin.buffer
+    else:
+        try:
+            raw = open(file, "rb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            raise InputError(f"{file}: {error.strerror or error}") from error
+    stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
+    try:
+        head = stream.peek(6)[:6]
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}") from error
+    packing = next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
+    if packing == "gzip":
+        import gzip
+
+        return gzip.open(stream)  # type: ignore[return-value]
+    if packing == "bz2":
+        import bz2
+
+        return bz2.open(stream)
+    if packing == "xz":
+        import lzma
+
+        return lzma.open(stream)
+    if packing == "zstd":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"))
+    return stream
+
+
+def physical_lines(stream: IO[bytes]) -> Iterator[Line]:
+    """Read lines of bounded length; a longer one is cut, and said to be."""
+    number = 0
+    while data := stream.readline(LONGEST):
+        number += 1
+        cut = len(data) == LONGEST and not data.endswith(b"\n")
+        rest = data
+        while cut and rest and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST)
+        yield Line(number, data.decode(errors="replace"), cut)
+
+
+# --- undoing mail and pasting ---
+
+_PASTED = str.maketrans({"\u00a0": " ", "\ufffd": " ", "\u200b": "", "\ufeff": "", "\r": "", "\n": "", "\0": ""})
+_QUOTE = re.compile(r"(?:[ ]?>){1,20}[ ]?")
+_QUOTED_BYTE = re.compile(r"=([0-9A-F]{2})")
+_GAPS = re.compile(r"CAN'?T FIND FIELD \"\w{1,40}\"|<CAN'?T FIND FIELD \w{1,40}>")
+
+
+def unpasted(lines: Iterable[Line]) -> Iterator[Line]:
+    """Undo quoting, soft line breaks of quoted-printable, foreign blanks, and perf's complaints."""
+    soft: Line | None = None
+    joined = 0
+    for number, text, cut in lines:
+        text = text.translate(_PASTED)
+        if ">" in text[:40] and (quote := _QUOTE.match(text)):
+            text = text[quote.end() :]
+        if "FIND FIELD" in text:
+            text = _GAPS.sub(" ", text)
+        if soft is not None:
+            text, number, cut = soft.text + text, soft.number, soft.cut or cut
+            soft = None
+        joined += 1
+        if text.endswith("=") and len(text) < LONGEST and joined < WRAPPED:
+            soft = Line(number, text[:-1], cut)
+            continue
+        joined = 0
+        if "=3D" in text or text.endswith("=20"):
+            text = _QUOTED_BYTE.sub(lambda m: chr(int(m[1], 16)), text)
+        yield Line(number, text[:LONGEST], cut)
+    if soft is not None:
+        yield soft
+
+
+# --- what an event's line begins with ---
+
+ENDS: dict[str, tuple[str, ...]] = {
+    "kvm_page_fault": ("error_code",),
+    "kvm_exit": ("error_code", "info"),
+    "kvm_nested_vmexit": ("error_code", "int_info_err"),
+    "kvm_nested_vmexit_inject": ("error_code", "int_info_err"),
+    "kvm_entry": ("rip", "vcpu"),
+    "kvm_userspace_exit": ("reason",),
+    "kvm_mmio": ("val",),
+    "kvm_fast_mmio": ("gpa",),
+    "kvm_emulate_insn": (),
+    "kvm_inj_exception": (),
+    "kvm_hypercall": ("a3",),
+    "kvm_rmp_fault": ("psmash_ret",),
+    "fast_page_fault": ("fixed",),
+    "handle_mmio_page_fault": ("access",),
+    "mark_mmio_spte": ("gen",),
+    "vcpu_match_mmio": ("gpa",),
+    "kvm_mmu_pagetable_walk": ("pferr",),
+    "kvm_mmu_walker_error": ("pferr",),
+    "kvm_mmu_paging_element": ("level",),
+    "kvm_mmu_set_spte": ("level",),
+    "kvm_mmu_spte_requested": ("level",),
+    "kvm_tdp_mmu_spte_changed": ("new_spte",),
+    "kvm_mmu_prepare_zap_page": (),
+    "kvm_unmap_hva_range": (),
+    "tracing_mark_write": (),
+    "print": (),
+    "bprint": (),
+    "pf": (),
+}
+"""The events that are read, each with the words of which the last value ends it; () takes what the line has.
+
+Source: the events' `print fmt` in Linux v5.4, v6.1, v6.12 and v7.3; older forms as in mails of the kvm list.
+"""
+
+_NAMES = "|".join(sorted(ENDS, key=len, reverse=True))
+_EVENT = re.compile(rf"(?<![\w./:])(?:(?:kvm|kvmmmu|ftrace|kprobes|probe):)?({_NAMES})(:|\()(?!\S*\+0x)")
+_FRAME = re.compile(
+    r"\[(\d{1,5})\]\s{1,40}(?:[^\s:\d][^\s:]{0,7}\s{1,40})?(\d{1,16}(?:\.\d{1,9})?):(?:\s{1,200}\d{1,12}(?=\s))?\s{0,200}"
+)
+_CUT_FRAME = re.compile(r"-\d{1,10}\s{1,40}\[\d{1,5}\](?:\s{1,40}[^\s:]{1,8})?\s{0,40}$")
+_ONLY_TIME = re.compile(r"(\d{1,12}\.\d{1,9}):?\s*$")
+_PERF_TRACE = re.compile(r"\s*(\d{1,12}\.\d{3})\s{1,40}(?:\([^)]{0,40}\):\s{1,40})?(.{1,100})/(\d{1,10})\s*$")
+_TGID = re.compile(r"\s{1,40}\(\s{0,8}[\d-]{1,8}\)\s*$")
+_DECIMAL = ("vcpu", "len", "level", "as_id", "spurious", "fixed", "rmp_level", "psmash_ret")
+_ALIASES = {
+    "vcpu_id": "vcpu", "guest_rip": "rip", "fault_address": "address", "exit_reason": "reason",
+    "exit_info1": "info1", "exit_info2": "info2", "exit_int_info": "int_info",
+    "exit_int_info_err": "int_info_err",
+}  # fmt: skip
+_SEPARATORS = str.maketrans({",": " ", "=": " ", "(": " ", ")": " ", ";": " "})
+
+
+_FRAMED = ("tracing_mark_write", "print", "bprint", "pf")
+"""Names that are common words, and so count only behind a task, a CPU and a time."""
+
+
+class _Who(NamedTuple):
+    time: float | None = None
+    cpu: int | None = None
+    task: str | None = None
+    pid: int | None = None
+
+
+def _who(prefix: str) -> _Who:
+    """Read what stands before an event's name: task, pid, cpu and time, in any tool's order."""
+    if frame := _FRAME.search(prefix):
+        task, pid = _task(prefix[: frame.start()])
+        return _Who(float(frame[2]), int(frame[1]), task, pid)
+    if found := _PERF_TRACE.match(prefix):
+        return _Who(float(found[1]) / 1000, None, found[2].strip(), int(found[3]))
+    if found := _ONLY_TIME.search(prefix):
+        return _Who(float(found[1]))
+    return _Who()
+
+
+def _task(text: str) -> tuple[str | None, int | None]:
+    if "(" in text:
+        text = _TGID.sub("", text)
+    text = text.strip()
+    for separator in ("-", " "):
+        task, _, pid = text.rpartition(separator)
+        pid = pid.split("/")[-1]
+        if pid.isascii() and pid.isdigit() and len(pid) <= 10:
+            return task.strip() or None, int(pid)
+    return text or None, None
+
+
+def number(text: str, base: int = 16) -> int | None:
+    """Read an unsigned 64-bit number; None if it is none."""
+    if text[:2] in ("0x", "0X"):
+        text, base = text[2:], 16
+    if not text.isascii() or not text.isalnum() or len(text) > 20:
+        return None
+    try:
+        value = int(text, base)
+    except ValueError:
+        return None
+    return value if value < 1 << 64 else None
+
+
+def _keyed(payload: str, decimal: bool = False) -> tuple[dict[str, Any], bool]:
+    """Read "word value word value"; say as well whether the codes were printed whole."""
+    fields: dict[str, Any] = {}
+    whole = True
+    words = payload.translate(_SEPARATORS).split()
+    for n, word in enumerate(words[:-1]):
+        key = word.rstrip(":")
+        key = _ALIASES.get(key, key)
+        if key == "reason":
+            fields.setdefault(key, words[n + 1])
+            after = words[n + 2] if n + 2 < len(words) else ""
+            if after in ("excp", "FAILED_VMENTRY"):
+                fields["reason"] = f"{words[n + 1]} {after}"
+        elif key == "info" and n + 2 < len(words):
+            one, two = number(words[n + 1]), number(words[n + 2])
+            if one is not None and two is not None:
+                fields["info1"], fields["info2"] = one, two
+        elif key in _KEYS and key not in fields:
+            base = 10 if key in _DECIMAL or decimal else 16
+            value = number(words[n + 1], base)
+            if value is not None:
+                fields[key] = value
+                if key == "error_code" and words[n + 1][:2] != "0x":
+                    whole = decimal
+    return fields, whole
+
+
+_KEYS = {
+    "vcpu", "rip", "address", "error_code", "info1", "info2", "intr_info", "int_info", "int_info_err", "gpa",
+    "val", "len", "nr", "a0", "a1", "a2", "a3", "gfn", "spte", "old_spte", "new_spte", "level", "pfn",
+    "pferr", "pte", "addr", "access", "gen", "err", "spurious", "fixed", "gva", "sptep", "pfn", "rmp_level",
+}  # fmt: skip
+
+
+def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict[str, Any], bool] | None:
+    """Read an event's payload; None if it lacks what the event is about."""
+    if name == "kvm_emulate_insn":
+        parts = payload.split(":", 2)
+        if len(parts) < 3 or number(parts[0].strip()) is None or (rip := number(parts[1].strip())) is None:
+            return None
+        insn = parts[2].split("(")[0].replace("FAIL", "").strip()
+        return {"rip": rip, "insn": insn, "failed": payload.rstrip().endswith(("FAIL", "failed"))}, True
+    if name == "kvm_inj_exception":
+        words = payload.translate(_SEPARATORS).split()
+        if not words:
+            return None
+        code = number(words[1]) if len(words) > 1 else None
+        return {"exception": words[0], "error_code": code, "again": "reinjected" in payload}, True
+    if name in ("tracing_mark_write", "print", "bprint"):
+        return {"text": payload.strip()}, True
+    if name == "fast_page_fault" or name == "kvm_mmio":
+        fields, whole = _keyed(payload.replace("gva=", "gva "), decimal)
+        fields["type"] = payload.split(" len ")[0].removeprefix("mmio ").strip()[:20]
+        return fields, whole
+    fields, whole = _keyed(payload.replace("addr:", "addr ").replace("sptep:", "sptep "), decimal)
+    needed = {"kvm_page_fault": ("address", "error_code"), "kvm_exit": ("reason",), "pf": ("err",)}.get(name, ())
+    if any(key not in fields for key in needed) or (ENDS[name] and not fields):
+        return None
+    return fields, whole
+
+
+def _ended(name: str, payload: str) -> bool:
+    """Say whether a payload has all of its values, so that the next line is no continuation of it."""
+    ends = ENDS[name]
+    if not ends:
+        return bool(payload.strip())
+    words = payload.translate(_SEPARATORS).split()
+    for n, word in enumerate(words):
+        if word.rstrip(":") in ends or _ALIASES.get(word.rstrip(":")) in ends:
+            return len(words) > n + (2 if word == "info" else 1)
+    return False
+
+
+# --- what is no event of the kernel's ---
+
+_VALUE = r"[\s:=(]{1,4}(0x[0-9a-fA-F]{1,16}|\d{1,20})"
+_FLAGS = re.compile(rf"\bflags{_VALUE}")
+_GPA = re.compile(rf"\b(?:gpa|GPA|start|address){_VALUE}")
+_SIZE = re.compile(rf"\bsize{_VALUE}")
+_MEMORY_FAULT = re.compile(r"memory[ _-]?fault|MemoryFault", re.IGNORECASE)
+_CONVERT = re.compile(r"kvm_convert_memory:?\s{1,8}start (0x[0-9a-f]{1,16}) size (0x[0-9a-f]{1,16}) (shared_to_private|private_to_shared)")
+_ATTRIBUTES = re.compile(r"KVM_SET_MEMORY_ATTRIBUTES[^{]{0,40}\{([^}]{1,300})\}")
+_GUEST_PF = re.compile(r"#PF:? error_code[\s:(=]{1,3}(0x[0-9a-f]{1,8})")
+_MMIO_SPTES = re.compile(r"reserved bits set on MMU-present spte, addr 0x([0-9a-f]{1,16})")
+_SPTE = re.compile(r"-{2,10} spte(?: =)? 0x([0-9a-f]{1,16}),? level(?: =)? (\d{1,2})(?:, rsvd bits(?: =)? 0x([0-9a-f]{1,16}))?")
+_COUNT = re.compile(r"^\s*@(\w{0,60})\[([^\]]{1,200})\]:\s{1,8}(\d{1,18})\s*$")
+_HVF = re.compile(r"(guest-physical address|exit qualification|guest linear address|exit_qualification)\s{0,4}[=:]\s{0,4}(0x[0-9a-fA-F]{1,16})", re.IGNORECASE)
+_LOG_TIME = re.compile(r"\[\s{0,8}(\d{1,9}\.\d{1,9})\]")
+_LOST = re.compile(r"CPU:\d{1,5} \[(?:LOST )?(\d{1,18}) EVENTS(?: DROPPED)?\]|LOST (\d{1,18}) (?:EVENTS|events)")
+_ENTRIES = re.compile(r"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})")
+_OURS = re.compile(r"kvm_page_fault|kvm_exit|kvm_nested_vmexit|error_code|memory[ _]fault|MemoryFault|get_mmio_spte|kvm_mmio\b|kvm_emulate_insn")
+
+
+def _loose(line: Line) -> list[Event]:
+    """Read what a line holds besides the kernel's own events: user space's, bpftrace's and dmesg's."""
+    text = line.text
+    found: list[Event] = []
+    when = _LOG_TIME.search(text)
+    time = float(when[1]) if when else None
+
+    def add(name: str, **fields: Any) -> None:
+        found.append(Event(line.number, time, None, None, None, name, fields))
+
+    if _MEMORY_FAULT.search(text) and (flags := _FLAGS.search(text)) and (gpa := _GPA.search(text)):
+        size = _SIZE.search(text)
+        add("memory_fault", flags=int(flags[1], 0), gpa=int(gpa[1], 0), size=int(size[1], 0) if size else None)
+    if "kvm_convert_memory" in text and (done := _CONVERT.search(text)):
+        add("conversion", gpa=int(done[1], 16), size=int(done[2], 16), private=done[3] == "shared_to_private")
+    if "KVM_SET_MEMORY_ATTRIBUTES" in text and (done := _ATTRIBUTES.search(text)):
+        gpa, size = _GPA.search(done[1]), _SIZE.search(done[1])
+        if gpa and size:
+            private = "PRIVATE" in done[1] or re.search(r"attributes=(?:0x)?8\b", done[1]) is not None
+            add("conversion", gpa=int(gpa[1], 0), size=int(size[1], 0), private=private)
+    if "#PF" in text and (code := _GUEST_PF.search(text)):
+        add("guest_pf", error_code=int(code[1], 16))
+    if "reserved bits" in text and (address := _MMIO_SPTES.search(text)):
+        add("mmio_sptes", address=int(address[1], 16))
+    if "spte" in text and (spte := _SPTE.search(text)):
+        rsvd = int(spte[3], 16) if spte[3] else None
+        add("spte", spte=int(spte[1], 16), level=int(spte[2]), rsvd=rsvd)
+    if "@" in text and (count := _COUNT.match(text)):
+        add("count", map=count[1], key=count[2], count=int(count[3]))
+    if ("qualification" in text or "guest" in text) and (value := _HVF.search(text)):
+        add("hvf", **{value[1].lower().replace("-", " ").replace("_", " ").replace(" ", "_"): int(value[2], 16)})
+    return found
+
+
+class Reader:
+    """Read events from lines, one pass, and remember what could not be read.
+
+    `unread` holds the lines that look like ours and cannot be read (the first KEPT of them; `unread_count` counts
+    all), `other` counts the lines that are none of ours, `lost` the events that the trace says were dropped,
+    `entries` how many the header promises (None without one), `cut` the lines that were too long.
+    """
+
+    KEPT = 1000
+
+    def __init__(self) -> None:
+        self.unread: list[Unread] = []
+        self.unread_count = 0
+        self.lines = self.other = self.lost = self.cut = self.foreign = 0
+        self.entries: int | None = None
+        self.shapes: set[str] = set()
+
+    def refuse(self, number: int, text: str, why: str) -> None:
+        """Keep a line that cannot be read."""
+        self.unread_count += 1
+        if len(self.unread) < self.KEPT:
+            self.unread.append(Unread(number, text[:500], why))
+
+    def read(self, stream: IO[bytes]) -> Iterator[Event]:
+        """Yield the events of a text in its order."""
+        pending: tuple[int, str, str, str, int] | None = None  # line, prefix, name, payload, lines it spans
+        carry: str = ""
+        open_record: list[str] = []  # a memory fault spread over lines
+        start = 0
+        for line in unpasted(physical_lines(stream)):
+            self.lines += 1
+            text = line.text
+            if line.cut:
+                self.cut += 1
+                self.refuse(line.number, text, f"longer than {LONGEST} bytes")
+                continue
+            match = _EVENT.search(text)
+            if match is not None and match[1] in _FRAMED and not _FRAME.search(text[: match.start()]):
+                match = None
+            if match is not None:
+                if pending:
+                    yield from self._event(*pending[:4])
+                prefix = text[: match.start()]
+                if carry and not _FRAME.search(prefix):
+                    prefix = f"{carry} {prefix.strip()}"
+                name, payload = match[1], text[match.end() :]
+                pending = (line.number, prefix, name + match[2], payload, 1)
+                carry = ""
+                if _ended(name, payload):
+                    yield from self._event(*pending[:4])
+                    pending = None
+                if "memory" in text or "kvm_convert" in text:
+                    yield from _loose(line)
+                continue
+            if pending and text.strip() and pending[4] < WRAPPED and not _FRAME.search(text):
+                number_, prefix, name, payload, span = pending
+                payload = f"{payload} {text.strip()}"
+                pending = (number_, prefix, name, payload, span + 1)
+                if _ended(name[:-1], payload):
+                    yield from self._event(*pending[:4])
+                    pending = None
+                continue
+            if pending:
+                yield from self._event(*pending[:4])
+                pending = None
+            carry = text.strip() if _CUT_FRAME.search(text) or _FRAME.search(text + " ") and text.rstrip().endswith(":") else ""
+            if open_record:
+                open_record.append(text.strip())
+                if "}" in text or len(open_record) >= WRAPPED:
+                    joined = _loose(Line(start, " ".join(open_record)))
+                    if not joined:
+                        self.refuse(start, " ".join(open_record), "a memory fault without flags or gpa")
+                    yield from joined
+                    open_record = []
+                continue
+            loose = _loose(line)
+            yield from loose
+            if loose or carry:
+                continue
+            if text.lstrip().startswith("#") and (entries := _ENTRIES.search(text)):
+                self.entries = int(entries[1])
+                self.lost += max(0, int(entries[2]) - int(entries[1]))
+            elif "LOST" in text.upper() and (lost := _LOST.search(text.upper())):
+                self.lost += int(lost[1] or lost[2])
+            elif text.rstrip().endswith("{") and _MEMORY_FAULT.search(text):
+                open_record, start = [text], line.number
+            elif _FRAME.search(text):
+                self.foreign += 1  # an event that is none of ours
+            elif _OURS.search(text) and not text.lstrip().startswith("#"):
+                self.refuse(line.number, text, "it names one of our events, in no form that is known")
+            else:
+                self.other += 1
+        if pending:
+            yield from self._event(*pending[:4])
+        if open_record:
+            self.refuse(start, " ".join(open_record), "the file ends within it")
+
+    def _event(self, line: int, prefix: str, name: str, payload: str) -> Iterator[Event]:
+        decimal, name = name.endswith("("), name[:-1]
+        read = payload_fields(name, payload, decimal)
+        if read is None:
+            self.refuse(line, f"{prefix}{name}:{payload}", f"{name} without its values")
+            return
+        yield Event(line, *_who(prefix), name, *read)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Read a trace of any kind into a table of faults."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.revisions import Revision
+from kvm_pf.trace.dat import MAGIC, TraceDat
+from kvm_pf.trace.faults import Fault, Joiner, frame
+from kvm_pf.trace.lines import Event, Reader, open_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Traced:
+    """A trace that was read: `faults` is the table, `joiner` and `reader` hold what else the file told.
+
+    `vendor` is "amd", "intel", "both" or None, from the exits and codes of this trace alone.
+    """
+
+    name: str
+    kind: str
+    faults: pd.DataFrame
+    reader: Reader = field(repr=False)
+    joiner: Joiner = field(repr=False)
+
+    @property
+    def vendor(self) -> str | None:
+        """Whose CPU it was."""
+        return vendor_of(self.joiner)
+
+
+def vendor_of(joiner: Joiner) -> str | None:
+    """Say whose CPU the evidence so far suggests: "amd", "intel", "both", or None without any."""
+    if joiner.amd and joiner.intel:
+        return "both"
+    return "amd" if joiner.amd else "intel" if joiner.intel else None
+
+
+def _seekable(name: str, stream: IO[bytes], head: bytes) -> Any:
+    """Give a trace.dat as a memory map: of itself, or of a copy on disk if it comes through a pipe or packed."""
+    kept = tempfile.TemporaryFile()  # noqa: SIM115 - unlinked already; the map keeps it
+    kept.write(head)
+    while chunk := stream.read(1 << 20):
+        kept.write(chunk)
+    kept.flush()
+    return mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+class _Joined:
+    """A stream with bytes put back before it."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self.head, self.stream = head, stream
+
+    def readline(self, size: int = -1) -> bytes:
+        """Read a line of at most `size` bytes."""
+        if self.head:
+            end = self.head.find(b"\n") + 1 or len(self.head)
+            line, self.head = self.head[:end], self.head[end:]
+            if line.endswith(b"\n") or len(line) == size:
+                return line
+            return line + self.stream.readline(size - len(line))
+        return self.stream.readline(size)
+
+
+def _events(file: str | Path, reader: Reader) -> tuple[str, Iterator[Event]]:
+    """Open a file; return its kind and its events."""
+    name = "standard input" if str(file) == "-" else str(file)
+    stream = open_bytes(file)
+    try:
+        head = stream.read(len(MAGIC)) if str(file) != "-" else stream.peek(len(MAGIC))[: len(MAGIC)]  # type: ignore[attr-defined]
+    except (OSError, EOFError) as error:
+        raise InputError(f"{name}: cannot be read: {error}") from error
+    if head == MAGIC:
+        if str(file) == "-":
+            head = stream.read(len(MAGIC))
+        return "trace.dat", TraceDat(name, _seekable(name, stream, head), reader).events()
+    text: Any = stream if str(file) == "-" else _Joined(head, stream)
+    return "text", _guarded(name, reader.read(text))
+
+
+def _guarded(name: str, events: Iterator[Event]) -> Iterator[Event]:
+    import lzma
+    import zlib
+
+    try:
+        yield from events
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{name}: cannot be read: {error}") from error
+
+
+def load(file: str | Path, revision: Revision | str = "posted") -> Traced:
+    """Read a trace whole: the table of faults, and what else the file told.
+
+    `file` is a path or "-" for standard input; ftrace's text, trace-cmd's report or trace.dat, perf script and
+    trace, bpftrace, kernel logs, text pasted into mails; packed or not.  `revision` names the kernel whose exit
+    handlers make `error_code` of the codes.  Raises InputError if the file cannot be read.
+    """
+    reader, joiner = Reader(), Joiner()
+    kind, events = _events(file, reader)
+    rows: list[Fault] = sorted(joiner.join(events), key=lambda row: row.line)
+    name = "standard input" if str(file) == "-" else str(file)
+    table = frame(rows, vendor_of(joiner), joiner.tdp, revision)
+    table.attrs["unread"] = reader.unread_count
+    return Traced(name, kind, table, reader, joiner)
+
+
+def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
+    """Read a trace into a table, one row a fault, the columns of `kvm_pf.trace.faults.COLUMNS`.
+
+    Takes what `load` takes.  64-bit values are UInt64, `time` is in seconds, gaps are NA.  `attrs["unread"]` is the
+    number of lines that look like events of KVM's faults and could not be read.
+    """
+    return load(file, revision).faults
+
+
+def chunks(file: str | Path, revision: Revision | str = "posted", rows: int = 1 << 16) -> Iterator[pd.DataFrame]:
+    """Read a trace in tables of at most `rows` faults each, in the order in which they end: memory stays bounded.
+
+    The vendor of a code that can be read in several ways is taken from what the trace has shown up to there.
+    """
+    joiner = Joiner()
+    _, events = _events(file, Reader())
+    part: list[Fault] = []
+    for row in joiner.join(events):
+        part.append(row)
+        if len(part) == rows:
+            yield frame(part, vendor_of(joiner), joiner.tdp, revision)
+            part = []
+    if part:
+        yield frame(part, vendor_of(joiner), joiner.tdp, revision)
