@@ -18,7 +18,18 @@ from kvm_pf.cli.common import BROKEN, DIFFERENT, GONE, OK, PLAIN, UNREADABLE, Sh
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import one_line
 
-COMMANDS = ("decode", "explain", "check", "replay", "patch", "prove", "compare", "evaluate", "export")
+COMMANDS = (
+    "decode",
+    "explain",
+    "check",
+    "replay",
+    "patch",
+    "trace",
+    "prove",
+    "compare",
+    "evaluate",
+    "export",
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Anybody's traces of KVM page faults: read them, count them, find what a guest is stuck on.
 
-    read(file)          -> DataFrame, one row a fault; file is a path, or "-" for standard input
-    load(file)          -> Traced: the same table, and everything else that the file told
-    storms(faults)      -> the same faults again and again
-    conversions(traced) -> memory that was made private or shared, per range
+read(file)          -> DataFrame, one row a fault; file is a path, or "-" for standard input
+load(file)          -> Traced: the same table, and everything else that the file told
+storms(faults)      -> the same faults again and again
+conversions(traced) -> memory that was made private or shared, per range
 """
 
-from kvm_pf.trace.read import Traced, load, read
+from kvm_pf.trace.read import Traced, chunks, load, read
+from kvm_pf.trace.report import (
+    conversions,
+    declared,
+    disagreements,
+    meanings,
+    next_steps,
+    page,
+    storms,
+    summary,
+    top_addresses,
+)
 
 __all__ = (
-    "Traced", "conversions", "disagreements", "load", "meanings", "next_steps", "read", "storms", "summary",
-    "top_addresses",
+    "Traced", "chunks", "conversions", "declared", "disagreements", "load", "meanings", "next_steps", "page", "read",
+    "storms", "summary", "top_addresses",
 )  # fmt: skip

@@ -18,7 +18,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, Event, Reader
 
 MAGIC = b"\x17\x08\x44tracing"
-_OPTION_DONE, _OPTION_BUFFER, _CPUCOUNT, _HEADER_INFO, _FORMATS, _CMDLINES = 0, 3, 8, 16, 18, 21
+_OPTION_DONE, _OPTION_BUFFER, _HEADER_INFO, _FTRACE, _FORMATS, _CMDLINES = 0, 3, 16, 17, 18, 21
 _LARGEST = 1 << 30
 """The most bytes that a compressed section may unpack to."""
 
@@ -35,6 +35,7 @@ class _Format(NamedTuple):
     name: str
     fields: dict[str, _Field]
     symbols: dict[str, dict[int, str]]
+    results: dict[str, int]  # what fast_page_fault's "spurious" and "fixed" compare its result with
 
 
 class _Bytes:
@@ -45,7 +46,9 @@ class _Bytes:
 
     def take(self, size: int) -> bytes:
         if size < 0 or self.at + size > len(self.data):
-            raise InputError(f"{self.name}: byte {self.at}: {size} bytes are wanted, the file ends: it was cut")
+            raise InputError(
+                f"{self.name}: byte {self.at}: {size} bytes are wanted, the file ends: it was cut"
+            )
         self.at += size
         return bytes(self.data[self.at - size : self.at])
 
@@ -78,7 +81,7 @@ def _unpack(name: str, packing: str, data: bytes, size: int) -> bytes:
 
 _FIELD = re.compile(r"\s*field:(.{1,200}?);\s*offset:(\d{1,6});\s*size:(\d{1,6});(?:\s*signed:(\d);)?")
 _SYMBOLS = re.compile(r"__print_symbolic\(REC->(\w{1,40})(?: & \w{1,10})?,((?:\s?\{[^}]{1,80}\},?)+)\)")
-_PAIR = re.compile(r"\{\s*([^,}]{1,40}),\s*\"([^\"]{1,60})\"\s*\}")
+_PAIR = re.compile(r"\{\s*([^,}]{1,40}),\s*(\"[^}]{1,80})\}")
 
 
 def _value(text: str) -> int | None:
@@ -100,16 +103,21 @@ def _format(text: str) -> tuple[int, _Format] | None:
     fields = {}
     for line in text.splitlines():
         if found := _FIELD.match(line):
-            kind, _, what = found[1].rpartition(" ")
-            what = what.split("[")[0].lstrip("*")
+            what = found[1].split()[-1].split("[")[0].lstrip("*")
             fields[what] = _Field(what, int(found[2]), int(found[3]), found[4] == "1", found[1])
     symbols: dict[str, dict[int, str]] = {}
     if name[1] in ENDS:
         printed = text.partition("print fmt:")[2]
         for n, found in enumerate(_SYMBOLS.finditer(printed)):
-            pairs = {v: s for value, s in _PAIR.findall(found[2]) if (v := _value(value)) is not None}
+            pairs = {
+                v: "".join(re.findall(r'"([^"]*)"', s))
+                for value, s in _PAIR.findall(found[2])
+                if (v := _value(value)) is not None
+            }
             symbols[found[1] if found[1] not in symbols else f"{found[1]} {n}"] = pairs
-    return int(number[1]), _Format(name[1], fields, symbols)
+    results = re.findall(r"REC->ret == (\d{1,3})", text)
+    named = dict(zip(("spurious", "fixed"), map(int, results), strict=False))
+    return int(number[1]), _Format(name[1], fields, symbols, named)
 
 
 class TraceDat:
@@ -151,8 +159,7 @@ class TraceDat:
 
     def _version_6(self, head: _Bytes) -> None:
         self._header_info(head)
-        for _ in range(head.number(4)):
-            head.take(head.number(8))
+        self._ftrace_formats(head)
         self._formats(head)
         head.take(head.number(4))  # kallsyms
         head.take(head.number(4))  # printk
@@ -196,11 +203,13 @@ class TraceDat:
                     break
                 if kind == _OPTION_BUFFER:
                     self._buffer(option)
-                elif kind in (_HEADER_INFO, _FORMATS, _CMDLINES) and size >= 8:
+                elif kind in (_HEADER_INFO, _FTRACE, _FORMATS, _CMDLINES) and size >= 8:
                     _, body, packed = self._section(option.number(8))
                     section = self._unpacked(body, packed)
                     if kind == _HEADER_INFO:
                         self._header_info(section)
+                    elif kind == _FTRACE:
+                        self._ftrace_formats(section)
                     elif kind == _FORMATS:
                         self._formats(section)
                     else:
@@ -231,13 +240,16 @@ class TraceDat:
         at.text()
         at.take(at.number(8))
 
+    def _ftrace_formats(self, at: _Bytes) -> None:
+        for _ in range(at.number(4)):
+            form = _format(at.take(at.number(8)).decode(errors="replace"))
+            if form:
+                self.formats[form[0]] = form[1]
+
     def _formats(self, at: _Bytes) -> None:
         for _ in range(at.number(4)):
             at.text()
-            for _ in range(at.number(4)):
-                form = _format(at.take(at.number(8)).decode(errors="replace"))
-                if form:
-                    self.formats[form[0]] = form[1]
+            self._ftrace_formats(at)
 
     def _cmdlines(self, data: bytes) -> None:
         for line in data.decode(errors="replace").splitlines():
@@ -265,12 +277,15 @@ class TraceDat:
         for page in self._pages(offset, size, packed):
             time = int.from_bytes(page[:8], "little" if self.order == "<" else "big")
             commit = int.from_bytes(
-                page[self.commit_at : self.commit_at + self.commit_size], "little" if self.order == "<" else "big"
+                page[self.commit_at : self.commit_at + self.commit_size],
+                "little" if self.order == "<" else "big",
             )
             at, end = self.data_at, self.data_at + (commit & 0xFFFFFFF)
             if commit >> 31 & 1:  # events were missed before this page; bit 30: their number follows the data
                 after = page[end : end + self.long]
-                self.reader.lost += int.from_bytes(after, "little") if commit >> 30 & 1 and len(after) == self.long else 1
+                self.reader.lost += (
+                    int.from_bytes(after, "little") if commit >> 30 & 1 and len(after) == self.long else 1
+                )
             end = min(end, len(page))
             while at + 4 <= end:
                 (word,) = u32.unpack_from(page, at)
@@ -324,7 +339,7 @@ class TraceDat:
             if name.startswith("common_"):
                 continue
             part = data[spec.offset : spec.offset + spec.size]
-            if "char" in spec.kind and "[" in spec.kind or name == "insn":
+            if ("char" in spec.kind and "[" in spec.kind) or name == "insn":
                 raw[name] = part if spec.size else data[spec.offset :]
             else:
                 raw[name] = int.from_bytes(part, order, signed=spec.signed)  # type: ignore[arg-type]
@@ -339,9 +354,8 @@ class TraceDat:
     def _named(self, form: _Format, raw: dict[str, Any]) -> dict[str, Any] | None:
         """Call the fields as the text does."""
         fields = {key: value for name, value in raw.items() if (key := _ALIASES.get(name, name)) in _KEYS}
-        if form.name in ("kvm_page_fault", "kvm_exit") and fields.get("info1") is None:
-            if form.name == "kvm_page_fault" and not {"address", "error_code"} <= fields.keys():
-                return None
+        if form.name == "kvm_page_fault" and not {"address", "error_code"} <= fields.keys():
+            return None
         if "exit_reason" in raw:
             tables = [pairs for key, pairs in form.symbols.items() if key.startswith("exit_reason")]
             svm = raw.get("isa", 1) != 1 and len(tables) > 1
@@ -352,7 +366,10 @@ class TraceDat:
             table = form.symbols.get("reason", {})
             errno = raw.get("errno", 0)
             reason = raw.get("reason", 0)
-            fields["reason"] = ("restart" if errno == -4 else "error") if errno < 0 else table.get(reason, str(reason))
+            names = {-4: "restart"} if errno < 0 else {errno: table.get(reason, str(reason))}
+            fields |= {"reason": names.get(errno, "error"), "exit": reason}
+            if errno < 0:
+                fields["errno"] = -errno
         if form.name == "kvm_mmio":
             fields["type"] = form.symbols.get("type", {}).get(raw.get("type", -1), "")
         if form.name == "kvm_emulate_insn":
@@ -362,9 +379,15 @@ class TraceDat:
             table = form.symbols.get("exception", {})
             fields["exception"] = table.get(raw.get("exception", -1), str(raw.get("exception")))
             fields["again"] = bool(raw.get("reinjected", 0))
+        if form.name == "fast_page_fault" and "ret" in raw:
+            fields = {key: fields[key] for key in ("vcpu", "sptep") if key in fields}
+            fields["gva"] = raw.get("cr2_or_gpa", 0)
+            fields |= {word: int(raw["ret"] == value) for word, value in form.results.items()}
         if form.name in ("print", "bprint"):
             text = raw.get("buf", b"")
-            fields["text"] = (text if isinstance(text, bytes) else b"").split(b"\0")[0].decode(errors="replace").strip()
+            fields["text"] = (
+                (text if isinstance(text, bytes) else b"").split(b"\0")[0].decode(errors="replace").strip()
+            )
         if form.name == "pf":
             return fields if "err" in fields else None
         return fields

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
     EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_USER_EXEC,
     PFERR_FETCH_MASK,
     PFERR_GUEST_ENC_MASK,
     PFERR_GUEST_FINAL_MASK,
@@ -40,6 +41,10 @@ MEMORY_FAULT_PRIVATE = 1 << 3
 
 KVM_HC_MAP_GPA_RANGE, MAP_GPA_ENCRYPTED = 12, 1 << 4
 """The hypercall that converts memory.  Source: Linux `include/uapi/linux/kvm_para.h` (v5.16)."""
+
+
+_LEAF = 1 << 7
+"""PT_PAGE_SIZE_MASK: an entry above level 1 that maps memory.  Source: Linux `arch/x86/kvm/mmu/spte.h` (v6.8)."""
 
 
 @dataclass(slots=True)
@@ -122,6 +127,18 @@ def fault_kind(fields: dict[str, Any]) -> str | None:
     return kind
 
 
+_MEMORY_FAULT_EXIT = 39
+"""KVM_EXIT_MEMORY_FAULT.  Source: Linux `include/uapi/linux/kvm.h` (v6.8)."""
+
+
+def _user_exit(f: dict[str, Any]) -> str:
+    """Name a return to user space.  A memory fault comes with an error, behind which ftrace's text hides the exit."""
+    reason = str(f.get("reason", "?"))
+    if f.get("exit", reason) in (_MEMORY_FAULT_EXIT, str(_MEMORY_FAULT_EXIT), hex(_MEMORY_FAULT_EXIT)):
+        return "KVM_EXIT_MEMORY_FAULT"
+    return f"{reason} {f['errno']}" if "errno" in f else reason
+
+
 class Joiner:
     """Join events into faults; what else the trace tells stands in the attributes.
 
@@ -139,8 +156,13 @@ class Joiner:
         self.conversions: list[Span] = []
         self.sptes: list[dict[str, Any]] = []
         self.counts: list[dict[str, Any]] = []
-        self.amd = self.intel = 0
+        self.amd = self.intel = 0  # by exits
+        self.amd_codes = self.intel_codes = 0
         self.tdp = False
+        self.collapses: list[
+            tuple[int, int, int]
+        ] = []  # line, gfn, level: a large page in the place of a table
+        self.ends: list[tuple[int, int]] = []  # line, number of an exit that user space did not know
         self.first: float | None = None
         self.last: float | None = None
         self._step: str | None = None
@@ -165,7 +187,9 @@ class Joiner:
         take = getattr(self, f"_{event.name}", None)
         if take is not None:
             yield from take(event, f, key)
-        elif event.name.startswith(("kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match")):
+        elif event.name.startswith(
+            ("kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match")
+        ):
             self._aside(event, f, self.open.get(key))
 
     def _begin(self, event: Event, key: object, **given: Any) -> Iterator[Fault]:
@@ -230,8 +254,8 @@ class Joiner:
         exact = row.raw_code is not None and not event.whole and row.raw_code & 0xFFFFFFFF == code
         if not exact:
             row.raw_code, row.whole = code, event.whole or code >> 32 != 0
-        self.amd += code & STAGE != 0
-        self.intel += code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID != 0
+        self.amd_codes += code & STAGE != 0
+        self.intel_codes += code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID != 0
 
     def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:
@@ -242,12 +266,23 @@ class Joiner:
     def _kvm_userspace_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:
             row = self.open.pop(key)
-            row.user_exit = str(f.get("reason", "?"))
+            row.user_exit = _user_exit(f)
             yield row
 
     def _aside(self, event: Event, f: dict[str, Any], row: Fault | None) -> None:
         name = event.name
-        self.tdp = self.tdp or name == "kvm_tdp_mmu_spte_changed"
+        if name == "kvm_tdp_mmu_spte_changed":
+            self.tdp = True
+            old, new, level = f.get("old_spte", 0), f.get("new_spte", 0), f.get("level", 1)
+            if (
+                level > 1
+                and old & 7
+                and not old & _LEAF
+                and new & 7
+                and new & _LEAF
+                and len(self.collapses) < 1000
+            ):
+                self.collapses.append((event.line, f.get("gfn", 0), level))
         if row is None:
             return
         if name in ("mark_mmio_spte", "handle_mmio_page_fault", "vcpu_match_mmio"):
@@ -300,7 +335,9 @@ class Joiner:
         if f.get("nr") == KVM_HC_MAP_GPA_RANGE and {"a0", "a1", "a2"} <= f.keys():
             size = f["a1"] << PAGE_SHIFT
             private = bool(f["a2"] & MAP_GPA_ENCRYPTED)
-            self.conversions.append(Span(event.line, event.time, f["a0"], size, private, "the guest's hypercall"))
+            self.conversions.append(
+                Span(event.line, event.time, f["a0"], size, private, "the guest's hypercall")
+            )
         yield from ()
 
     def _tracing_mark_write(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
@@ -337,7 +374,13 @@ class Joiner:
     def _spte(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         rsvd = f["rsvd"]
         hit = f["spte"] & rsvd if rsvd is not None else None
-        self.sptes.append({"line": event.line, "time": event.time, "address": self._address, **f, "reserved": hit})
+        self.sptes.append(
+            {"line": event.line, "time": event.time, "address": self._address, **f, "reserved": hit}
+        )
+        yield from ()
+
+    def _unknown_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        self.ends.append((event.line, f["reason"]))
         yield from ()
 
     def _count(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
@@ -349,7 +392,9 @@ class Joiner:
         if "guest_physical_address" in f:
             if row is not None:
                 yield row
-            self._walk = row = Fault(event.line, event.time, source="hvf", address=f["guest_physical_address"])
+            self._walk = row = Fault(
+                event.line, event.time, source="hvf", address=f["guest_physical_address"]
+            )
             self.intel += 1
         if row is not None and "exit_qualification" in f:
             row.raw_code = f["exit_qualification"]
@@ -384,7 +429,9 @@ _SOURCES = {
 }
 
 
-def _encoding(source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool) -> tuple[str | None, str]:
+def _encoding(
+    source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool
+) -> tuple[str | None, str]:
     """Choose the encoding of a code, and say why.
 
     Source: what `kvm_page_fault` prints, by vendor: Linux `arch/x86/kvm/vmx/vmx.c`, `arch/x86/kvm/svm/svm.c`,
@@ -444,12 +491,21 @@ def _page(code: int, access: str) -> str:
     if not code & PFERR_PRESENT_MASK:
         return "on a page that is not mapped"
     wanted = {"fetch": "execution", "write": "writing", "walk": "writing"}.get(access)
-    return f"on a page that is not mapped for {wanted}" if wanted else "on a page that is mapped, but not for that"
+    return (
+        f"on a page that is not mapped for {wanted}"
+        if wanted
+        else "on a page that is mapped, but not for that"
+    )
 
 
 @functools.lru_cache(maxsize=65536)
 def sense(
-    source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool, revision: Revision | str = "posted"
+    source: str,
+    code: int | None,
+    whole: bool,
+    vendor: str | None,
+    tdp: bool,
+    revision: Revision | str = "posted",
 ) -> Sense:
     """Say what a fault's code is and says.
 
@@ -466,18 +522,19 @@ def sense(
     if code is None or encoding is None:
         return Sense(encoding, why, None, None, None, None, None, "no code was recorded")
     if encoding == "memfault":
-        private = code & MEMORY_FAULT_PRIVATE != 0
-        kind = "private" if private else "shared"
+        wanted = code & MEMORY_FAULT_PRIVATE != 0
+        kind = "private" if wanted else "shared"
         said = f"an access as {kind} memory that KVM leaves to user space, which should make the page {kind}"
-        return Sense(encoding, why, None, None, None, None, private, said)
+        return Sense(encoding, why, None, None, None, None, wanted, said)
     if encoding == "ept":
-        error_code = int(get(revision).step("ept_error_code")(code, False, False))
+        mbec = code & EPT_VIOLATION_USER_EXEC != 0  # the bit is 0 without it
+        error_code = int(get(revision).step("ept_error_code")(code, mbec, False))
         return _ept(code, why, error_code)
     error_code_ = whole_code(code) if encoding == "npf" and not whole else code
     known = error_code_ if error_code_ is not None else code
     access = _access(known)
     said = f"{_WORDS[access]} {_page(known, access)}"
-    private = None
+    private: bool | None = None
     if encoding == "npf":
         private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0 if whole or known >> 32 else None
         if private:
@@ -487,9 +544,14 @@ def sense(
         said = f"{_WORDS[access]} in {mode} mode {_page(known, access)}"
         if code & PFERR_RSVD_MASK:
             said = f"{_WORDS[access]} in {mode} mode, met by a reserved bit in a page-table entry"
-            said += " of the guest" if source == "guest_pf" else ": MMIO under shadow paging, or the guest's own"
+            said += (
+                " of the guest" if source == "guest_pf" else ": MMIO under shadow paging, or the guest's own"
+            )
     if error_code_ is None:
-        access, said = "write or walk", f"a write, or a walk of the guest's page tables, {_page(known, 'write')}"
+        access, said = (
+            "write or walk",
+            f"a write, or a walk of the guest's page tables, {_page(known, 'write')}",
+        )
     return Sense(
         encoding, why, error_code_, describe(known), access, known & PFERR_PRESENT_MASK != 0, private, said
     )
@@ -524,7 +586,7 @@ def _ept(code: int, why: str, error_code: int) -> Sense:
 
 # --- the table ---
 
-U64 = ("rip", "address", "gpa", "gfn", "raw_code", "error_code", "handler_code", "size")
+U64 = ("rip", "address", "gpa", "gfn", "raw_code", "error_code", "handler_code", "size", "vectoring")
 _DTYPES = {
     "line": "Int64", "time": "Float64", "cpu": "Int32", "task": "string", "pid": "Int64", "vcpu": "Int64",
     **dict.fromkeys(U64, "UInt64"), "cut": "boolean", "source": "string", "encoding": "string",
@@ -535,15 +597,15 @@ _DTYPES = {
 COLUMNS = (
     "line", "time", "cpu", "task", "pid", "vcpu", "rip", "address", "gpa", "gfn", "raw_code", "cut", "source",
     "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "mmio", "nested", "outcome",
-    "handler_code", "insn", "exception", "zapped", "size", "step", "meaning",
+    "handler_code", "vectoring", "insn", "exception", "zapped", "size", "step", "meaning",
 )  # fmt: skip
 """The columns of a table of faults, in order."""
 
 
-def frame(faults: Iterable[Fault], vendor: str | None, tdp: bool, revision: Revision | str = "posted") -> pd.DataFrame:
+def frame(
+    faults: Iterable[Fault], vendor: str | None, tdp: bool, revision: Revision | str = "posted"
+) -> pd.DataFrame:
     """Make the table of faults: one row each, the columns of COLUMNS; 64-bit values as UInt64, gaps as NA."""
-    import pandas as pd
-
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for row in faults:
         said = sense(row.source, row.raw_code, row.whole, vendor, tdp, revision)
@@ -557,8 +619,12 @@ def frame(faults: Iterable[Fault], vendor: str | None, tdp: bool, revision: Revi
         }  # fmt: skip
         for name in COLUMNS:
             columns[name].append(made[name] if name in made else getattr(row, name))
-    return pd.DataFrame(
-        {name: pd.array(values, dtype=_DTYPES[name]) for name, values in columns.items()}  # type: ignore[call-overload]
-    )
+    return table(columns, _DTYPES)
 
 
+def table(columns: dict[str, list[Any]], dtypes: dict[str, str]) -> pd.DataFrame:
+    """Make a table of lists of values, each of its dtype; None becomes NA, and no 64-bit value passes a float."""
+    import pandas as pd
+
+    array: Any = pd.array
+    return pd.DataFrame({name: array(values, dtype=dtypes[name]) for name, values in columns.items()})

@@ -110,7 +110,9 @@ def physical_lines(stream: IO[bytes]) -> Iterator[Line]:
 
 # --- undoing mail and pasting ---
 
-_PASTED = str.maketrans({"\u00a0": " ", "\ufffd": " ", "\u200b": "", "\ufeff": "", "\r": "", "\n": "", "\0": ""})
+_PASTED = str.maketrans(
+    {"\u00a0": " ", "\ufffd": " ", "\u200b": "", "\ufeff": "", "\r": "", "\n": "", "\0": ""}
+)
 _QUOTE = re.compile(r"(?:[ ]?>){1,20}[ ]?")
 _QUOTED_BYTE = re.compile(r"=([0-9A-F]{2})")
 _GAPS = re.compile(r"CAN'?T FIND FIELD \"\w{1,40}\"|<CAN'?T FIND FIELD \w{1,40}>")
@@ -196,6 +198,7 @@ _ALIASES = {
 _SEPARATORS = str.maketrans({",": " ", "=": " ", "(": " ", ")": " ", ";": " "})
 
 
+_ERRNO = re.compile(r"\((\d{1,5})\)")
 _FRAMED = ("tracing_mark_write", "print", "bprint", "pf")
 """Names that are common words, and so count only behind a task, a CPU and a time."""
 
@@ -274,7 +277,7 @@ def _keyed(payload: str, decimal: bool = False) -> tuple[dict[str, Any], bool]:
 _KEYS = {
     "vcpu", "rip", "address", "error_code", "info1", "info2", "intr_info", "int_info", "int_info_err", "gpa",
     "val", "len", "nr", "a0", "a1", "a2", "a3", "gfn", "spte", "old_spte", "new_spte", "level", "pfn",
-    "pferr", "pte", "addr", "access", "gen", "err", "spurious", "fixed", "gva", "sptep", "pfn", "rmp_level",
+    "pferr", "pte", "addr", "access", "gen", "err", "spurious", "fixed", "gva", "sptep", "rmp_level",
 }  # fmt: skip
 
 
@@ -296,10 +299,15 @@ def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict
         return {"text": payload.strip()}, True
     if name == "fast_page_fault" or name == "kvm_mmio":
         fields, whole = _keyed(payload.replace("gva=", "gva "), decimal)
-        fields["type"] = payload.split(" len ")[0].removeprefix("mmio ").strip()[:20]
+        if name == "kvm_mmio":
+            fields["type"] = payload.split(" len ")[0].strip().removeprefix("mmio ").strip()[:20]
         return fields, whole
     fields, whole = _keyed(payload.replace("addr:", "addr ").replace("sptep:", "sptep "), decimal)
-    needed = {"kvm_page_fault": ("address", "error_code"), "kvm_exit": ("reason",), "pf": ("err",)}.get(name, ())
+    if name == "kvm_userspace_exit" and "error" in payload and (errno := _ERRNO.search(payload)):
+        fields["errno"] = int(errno[1])
+    needed = {"kvm_page_fault": ("address", "error_code"), "kvm_exit": ("reason",), "pf": ("err",)}.get(
+        name, ()
+    )
     if any(key not in fields for key in needed) or (ENDS[name] and not fields):
         return None
     return fields, whole
@@ -324,17 +332,30 @@ _FLAGS = re.compile(rf"\bflags{_VALUE}")
 _GPA = re.compile(rf"\b(?:gpa|GPA|start|address){_VALUE}")
 _SIZE = re.compile(rf"\bsize{_VALUE}")
 _MEMORY_FAULT = re.compile(r"memory[ _-]?fault|MemoryFault", re.IGNORECASE)
-_CONVERT = re.compile(r"kvm_convert_memory:?\s{1,8}start (0x[0-9a-f]{1,16}) size (0x[0-9a-f]{1,16}) (shared_to_private|private_to_shared)")
+_CONVERT = re.compile(
+    r"kvm_convert_memory:?\s{1,8}start (0x[0-9a-f]{1,16}) size (0x[0-9a-f]{1,16}) (shared_to_private|private_to_shared)"
+)
 _ATTRIBUTES = re.compile(r"KVM_SET_MEMORY_ATTRIBUTES[^{]{0,40}\{([^}]{1,300})\}")
 _GUEST_PF = re.compile(r"#PF:? error_code[\s:(=]{1,3}(0x[0-9a-f]{1,8})")
 _MMIO_SPTES = re.compile(r"reserved bits set on MMU-present spte, addr 0x([0-9a-f]{1,16})")
-_SPTE = re.compile(r"-{2,10} spte(?: =)? 0x([0-9a-f]{1,16}),? level(?: =)? (\d{1,2})(?:, rsvd bits(?: =)? 0x([0-9a-f]{1,16}))?")
+_SPTE = re.compile(
+    r"-{2,10} spte(?: =)? 0x([0-9a-f]{1,16}),? level(?: =)? (\d{1,2})(?:, rsvd bits(?: =)? 0x([0-9a-f]{1,16}))?"
+)
 _COUNT = re.compile(r"^\s*@(\w{0,60})\[([^\]]{1,200})\]:\s{1,8}(\d{1,18})\s*$")
-_HVF = re.compile(r"(guest-physical address|exit qualification|guest linear address|exit_qualification)\s{0,4}[=:]\s{0,4}(0x[0-9a-fA-F]{1,16})", re.IGNORECASE)
+_HVF = re.compile(
+    r"(guest-physical address|exit[ _]qualification|guest linear address)\s{0,4}[=:]\s{0,4}(0x[0-9a-fA-F]{1,16})",
+    re.IGNORECASE,
+)
+_UNKNOWN_EXIT = re.compile(r"unknown exit reason (\d{1,5})\b")
 _LOG_TIME = re.compile(r"\[\s{0,8}(\d{1,9}\.\d{1,9})\]")
-_LOST = re.compile(r"CPU:\d{1,5} \[(?:LOST )?(\d{1,18}) EVENTS(?: DROPPED)?\]|LOST (\d{1,18}) (?:EVENTS|events)")
+_LOST = re.compile(
+    r"CPU:\d{1,5} \[(?:LOST )?(\d{1,18}) EVENTS(?: DROPPED)?\]|LOST (\d{1,18}) (?:EVENTS|events)"
+)
 _ENTRIES = re.compile(r"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})")
-_OURS = re.compile(r"kvm_page_fault|kvm_exit|kvm_nested_vmexit|error_code|memory[ _]fault|MemoryFault|get_mmio_spte|kvm_mmio\b|kvm_emulate_insn")
+_OURS = re.compile(
+    r"kvm_page_fault|kvm_exit|kvm_nested_vmexit|error_code|memory[ _]fault|MemoryFault|get_mmio_spte|kvm_mmio\b"
+    r"|kvm_emulate_insn"
+)
 
 
 def _loose(line: Line) -> list[Event]:
@@ -349,7 +370,9 @@ def _loose(line: Line) -> list[Event]:
 
     if _MEMORY_FAULT.search(text) and (flags := _FLAGS.search(text)) and (gpa := _GPA.search(text)):
         size = _SIZE.search(text)
-        add("memory_fault", flags=int(flags[1], 0), gpa=int(gpa[1], 0), size=int(size[1], 0) if size else None)
+        add(
+            "memory_fault", flags=int(flags[1], 0), gpa=int(gpa[1], 0), size=int(size[1], 0) if size else None
+        )
     if "kvm_convert_memory" in text and (done := _CONVERT.search(text)):
         add("conversion", gpa=int(done[1], 16), size=int(done[2], 16), private=done[3] == "shared_to_private")
     if "KVM_SET_MEMORY_ATTRIBUTES" in text and (done := _ATTRIBUTES.search(text)):
@@ -364,10 +387,15 @@ def _loose(line: Line) -> list[Event]:
     if "spte" in text and (spte := _SPTE.search(text)):
         rsvd = int(spte[3], 16) if spte[3] else None
         add("spte", spte=int(spte[1], 16), level=int(spte[2]), rsvd=rsvd)
+    if "exit reason" in text and (reason := _UNKNOWN_EXIT.search(text)):
+        add("unknown_exit", reason=int(reason[1]))
     if "@" in text and (count := _COUNT.match(text)):
         add("count", map=count[1], key=count[2], count=int(count[3]))
     if ("qualification" in text or "guest" in text) and (value := _HVF.search(text)):
-        add("hvf", **{value[1].lower().replace("-", " ").replace("_", " ").replace(" ", "_"): int(value[2], 16)})
+        add(
+            "hvf",
+            **{value[1].lower().replace("-", " ").replace("_", " ").replace(" ", "_"): int(value[2], 16)},
+        )
     return found
 
 
@@ -436,7 +464,11 @@ class Reader:
             if pending:
                 yield from self._event(*pending[:4])
                 pending = None
-            carry = text.strip() if _CUT_FRAME.search(text) or _FRAME.search(text + " ") and text.rstrip().endswith(":") else ""
+            carry = (
+                text.strip()
+                if _CUT_FRAME.search(text) or (_FRAME.search(text + " ") and text.rstrip().endswith(":"))
+                else ""
+            )
             if open_record:
                 open_record.append(text.strip())
                 if "}" in text or len(open_record) >= WRAPPED:
@@ -470,7 +502,7 @@ class Reader:
 
     def _event(self, line: int, prefix: str, name: str, payload: str) -> Iterator[Event]:
         decimal, name = name.endswith("("), name[:-1]
-        read = payload_fields(name, payload, decimal)
+        read = payload_fields(name, payload, decimal or "[FAILED TO PARSE]" in payload)
         if read is None:
             self.refuse(line, f"{prefix}{name}:{payload}", f"{name} without its values")
             return

@@ -40,10 +40,13 @@ class Traced:
 
 
 def vendor_of(joiner: Joiner) -> str | None:
-    """Say whose CPU the evidence so far suggests: "amd", "intel", "both", or None without any."""
-    if joiner.amd and joiner.intel:
+    """Say whose CPU the exits, or without any the codes, suggest: "amd", "intel", "both"; None if nothing does."""
+    amd, intel = joiner.amd, joiner.intel
+    if not amd and not intel:
+        amd, intel = joiner.amd_codes, joiner.intel_codes
+    if amd and intel:
         return "both"
-    return "amd" if joiner.amd else "intel" if joiner.intel else None
+    return "amd" if amd else "intel" if intel else None
 
 
 def _seekable(name: str, stream: IO[bytes], head: bytes) -> Any:
@@ -124,7 +127,9 @@ def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
     return load(file, revision).faults
 
 
-def chunks(file: str | Path, revision: Revision | str = "posted", rows: int = 1 << 16) -> Iterator[pd.DataFrame]:
+def chunks(
+    file: str | Path, revision: Revision | str = "posted", rows: int = 1 << 16
+) -> Iterator[pd.DataFrame]:
     """Read a trace in tables of at most `rows` faults each, in the order in which they end: memory stays bounded.
 
     The vendor of a code that can be read in several ways is taken from what the trace has shown up to there.

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The same fault in everybody's form; storms and conversions that are known by construction; hostile input."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvm_pf.cli import main
+from kvm_pf.common.errors import InputError
+from kvm_pf.trace import chunks, conversions, load, page, read, storms
+from kvm_pf.trace.lines import LONGEST, Reader
+
+NEW = "vcpu 3 rip 0xffffffff81000000 address 0x00000000fee000b0 error_code 0x182"
+
+FORMS = {
+    "ftrace": f"       CPU 5/KVM-4145    [002] .....    86.581928: kvm_page_fault: {NEW}",
+    "ftrace, 4 flags": f"       CPU 5/KVM-4145    [002] d...    86.581928: kvm_page_fault: {NEW}",
+    "ftrace, thread group": f"       CPU 5/KVM-4145    (   4100) [002] .....    86.581928: kvm_page_fault: {NEW}",
+    "trace-cmd report": f"       CPU 5/KVM-4145  [002]    86.581928: kvm_page_fault:       {NEW}",
+    "perf script": f"       CPU 5/KVM  4145 [002]    86.581928:       kvm:kvm_page_fault: {NEW}",
+    "perf script, period": f"       CPU 5/KVM  4100/4145 [002]    86.581928:      1   kvm:kvm_page_fault: {NEW}",
+    "perf trace": f"   86581.928 CPU 5/KVM/4145 kvm:kvm_page_fault:{NEW}",
+    "perf trace, arguments": "   86581.928 (         ): CPU 5/KVM/4145 kvm:kvm_page_fault(vcpu_id: 3, "
+    "guest_rip: 18446744071578845184, fault_address: 4276093104, error_code: 386)",
+    "quoted": f"> >        CPU 5/KVM-4145    [002] .....    86.581928: kvm_page_fault: {NEW}",
+    "wrapped after rip": f"CPU 5/KVM-4145    [002] .....    86.581928: kvm_page_fault: {NEW}".replace(
+        "rip ", "rip\n"
+    ),
+    "quoted and wrapped": f"> CPU 5/KVM-4145 [002] ..... 86.581928: kvm_page_fault: {NEW}".replace(
+        "address ", "address\n> "
+    ),
+    "wrapped before the time": f"CPU 5/KVM-4145    [002] .....\n86.581928: kvm_page_fault: {NEW}",
+    "wrapped before the name": f"CPU 5/KVM-4145    [002] .....    86.581928:\nkvm_page_fault: {NEW}",
+    "quoted-printable": f"CPU 5/KVM-4145    [002] .....    86.581928: kvm_page_=\nfault: {NEW}",
+    "foreign blanks": f"CPU 5/KVM-4145\u00a0\u00a0[002] .....\ufffd 86.581928: kvm_page_fault:\u00a0{NEW}",
+    "carriage returns": f"CPU 5/KVM-4145    [002] .....    86.581928: kvm_page_fault: {NEW}\r",
+}
+
+WHERE_NO_CPU = ("perf trace", "perf trace, arguments")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_fault_in_every_form(form, tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(f"\n# a remark\n{FORMS[form]}\n", encoding="utf-8", newline="")
+    traced = load(path)
+    assert traced.reader.unread == []
+    (row,) = traced.faults.itertuples()
+    assert (row.time, row.task, row.pid, row.vcpu) == (86.581928, "CPU 5/KVM", 4145, 3)
+    assert form in WHERE_NO_CPU or row.cpu == 2
+    assert (row.rip, row.gpa, row.gfn) == (0xFFFFFFFF81000000, 0xFEE000B0, 0xFEE00)
+    assert (row.raw_code, row.encoding, row.error_code) == (0x182, "ept", 0x100000002)
+
+
+PACKED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_files_are_told_by_their_first_bytes(kind, tmp_path):
+    path = tmp_path / "trace"
+    path.write_bytes(PACKED[kind]((FORMS["ftrace"] + "\n").encode() * 3))
+    assert len(read(path)) == 3
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_a_packed_file_that_was_cut_is_refused(kind, tmp_path):
+    path = tmp_path / "trace"
+    path.write_bytes(PACKED[kind]((FORMS["ftrace"] + "\n").encode() * 300)[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        read(path)
+
+
+def test_standard_input_is_read(monkeypatch):
+    data = io.BufferedReader(io.BytesIO((FORMS["ftrace"] + "\n").encode() * 5))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=data))
+    assert len(read("-")) == 5
+
+
+MEMORY_FAULTS = {
+    "Rust": "Unexpected exit: MemoryFault { flags: 8, gpa: 4096, size: 8192 }",
+    "Rust, over lines": "exit: MemoryFault {\n    flags: 8,\n    gpa: 4096,\n    size: 8192,\n}",
+    "QEMU": "qemu-system-x86_64: warning: memory fault: GPA 0x1000 size 0x2000 flags 0x8",
+    "a C program": "KVM_EXIT_MEMORY_FAULT: gpa=0x1000 size=0x2000 flags=0x8",
+}
+
+
+@pytest.mark.parametrize("form", MEMORY_FAULTS)
+def test_memory_faults_of_several_user_spaces(form, tmp_path):
+    path = tmp_path / "log"
+    path.write_text(MEMORY_FAULTS[form] + "\n")
+    (row,) = read(path).itertuples()
+    assert (row.encoding, row.gpa, row.size, row.private) == ("memfault", 0x1000, 0x2000, True)
+
+
+def test_a_line_of_ours_that_cannot_be_read_is_kept_with_its_number(tmp_path):
+    path = tmp_path / "trace"
+    lines = [
+        FORMS["ftrace"],
+        "kvm_page_fault: vcpu 1 rip 0x1 address zzz error_code 0x1",
+        "",
+        FORMS["ftrace"],
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    traced = load(path)
+    assert len(traced.faults) == 2
+    assert [(unread.line, "zzz" in unread.text) for unread in traced.reader.unread] == [(2, True)]
+    assert traced.faults.attrs["unread"] == 1
+    assert "line 2" in page(traced)
+
+
+def test_lost_events_are_counted(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(
+        f"# entries-in-buffer/entries-written: 10/15   #P:1\nCPU:3 [LOST 7 EVENTS]\n{FORMS['ftrace']}\n"
+    )
+    assert load(path).reader.lost == 12
+
+
+def faults_text(count, period=1, step=0.001):
+    rows = []
+    for n in range(count):
+        turn = n % period
+        rows.append(
+            f"CPU 0/KVM-100 [000] ..... {10 + n * step:.6f}: kvm_page_fault: vcpu 0 rip {0x1000 + turn:#x} "
+            f"address {0x5000 + 0x1000 * turn:#018x} error_code 0x83"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def test_a_storm_is_found_with_rate_span_and_words(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(FORMS["ftrace"] + "\n" + faults_text(1001) + FORMS["ftrace"] + "\n")
+    (row,) = storms(read(path)).itertuples()
+    assert (row.faults, row.cycle, row.first_line, row.last_line) == (1001, 1, 2, 1002)
+    assert row.span == pytest.approx(1.0)
+    assert row.rate == pytest.approx(1000)
+    assert "a walk of the guest's page tables" in row.stuck_on
+    assert "0x5000" in row.stuck_on
+
+
+@pytest.mark.parametrize("period", [2, 3, 8])
+def test_a_cycle_of_several_faults_is_one_storm(period, tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(faults_text(period * 20, period))
+    (row,) = storms(read(path)).itertuples()
+    assert (row.faults, row.cycle) == (period * 20, period)
+
+
+def test_ordinary_faults_are_no_storm(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(faults_text(500, 500))
+    assert len(storms(read(path))) == 0
+
+
+def test_two_vcpus_in_turn_are_two_storms(tmp_path):
+    path = tmp_path / "trace"
+    one = "A-{0} [000] ..... 1.{1:06}: kvm_page_fault: vcpu {0} rip 0x1 address 0x{0}000 error_code 0x182\n"
+    path.write_text("".join(one.format(1 + n % 2, n) for n in range(200)))
+    table = storms(read(path))
+    assert sorted(table["vcpu"]) == [1, 2]
+    assert table["faults"].tolist() == [100, 100]
+
+
+def test_conversions_are_read_from_hypercalls_and_strace(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(
+        "A-1 [000] ..... 1.000001: kvm_hypercall: nr 0xc a0 0x100000 a1 0x2 a2 0x10 a3 0x0\n"
+        "ioctl(9, KVM_SET_MEMORY_ATTRIBUTES, {address=0x100000, size=0x2000, attributes=0, flags=0}) = 0\n"
+    )
+    table = conversions(load(path))
+    assert table["gpa"].tolist() == [0x100000] * 2
+    assert table["size"].tolist() == [0x2000] * 2
+    assert table["private"].tolist() == [True, False]
+
+
+def test_chunks_are_the_table_in_parts(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(faults_text(100))
+    parts = list(chunks(path, rows=30))
+    assert [len(part) for part in parts] == [30, 30, 30, 10]
+    assert sum((part["line"].tolist() for part in parts), []) == read(path)["line"].tolist()
+
+
+def test_64_bit_values_stay_exact(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(
+        "kvm_page_fault: vcpu 0 rip 0xffffffffffffffff address 0x0020000000000001 error_code 0x2000000000001\n"
+        "kvm_page_fault: address 1000 error_code 14\n"
+    )
+    table = read(path)
+    assert table["rip"][0] == (1 << 64) - 1
+    assert table["address"][0] == (1 << 53) + 1
+    assert table["raw_code"][0] == (1 << 49) + 1
+    assert str(table["rip"].dtype) == "UInt64"
+
+
+# --- hostile ---
+
+
+def test_no_control_character_reaches_the_page(tmp_path, capsys):
+    path = tmp_path / "trace"
+    evil = "\x1b[2J\x9b31m\u202e\x07"
+    path.write_text(
+        f"{evil}-5 [000] ..... 1.000000: kvm_exit: reason {evil}NPF rip 0x1 info 4 1000\n"
+        f"kvm_page_fault: {evil} address 1000 error_code {evil}\n@pf[{evil}]: 5\n"
+        f"A-5 [000] ..... 1.000000: kvm_inj_exception: {evil} (0x1)\n" + FORMS["ftrace"] + "\n",
+        encoding="utf-8",
+    )
+    assert main(["trace", str(path)]) == 0
+    assert all(character.isprintable() or character == "\n" for character in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[",
+        "[1] ",
+        ">",
+        "> ",
+        "=",
+        "-",
+        "kvm_page_fault: ",
+        "@[",
+        "memory fault flags ",
+        "reason error (",
+        "\u00a0",
+    ],
+)
+def test_long_lines_take_bounded_time(piece, tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(
+        (piece * (LONGEST // len(piece.encode()) - 1) + "\n") * 50 + piece * 200_000, encoding="utf-8"
+    )
+    start = time.process_time()
+    load(path)
+    assert time.process_time() - start < 5
+
+
+def test_a_line_longer_than_the_limit_is_counted_and_the_next_is_read(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text("x" * (LONGEST * 3 + 5) + "\n" + FORMS["ftrace"] + "\n")
+    traced = load(path)
+    assert len(traced.faults) == 1
+    assert traced.reader.cut == traced.reader.unread_count == 1
+
+
+@given(
+    st.lists(st.sampled_from([*FORMS.values(), *MEMORY_FAULTS.values(), faults_text(2)]), max_size=5),
+    st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_damaged_text_never_crashes(parts, data):
+    text = bytearray("\n".join(parts).encode())
+    for _ in range(data.draw(st.integers(0, 8))):
+        if text:
+            at = data.draw(st.integers(0, len(text) - 1))
+            text[at : at + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))
+    reader = Reader()
+    for event in reader.read(io.BytesIO(bytes(text))):
+        assert event.line >= 1
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 5000, b"\x17\x08\x44tracing", b"\x1f\x8b", b"hello\n", bytes(range(256)) * 40]
+)
+def test_what_is_no_trace_is_refused_in_one_line(data, tmp_path, capsys):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    assert main(["trace", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/nonexistent", "/"])
+def test_a_file_that_is_not_there_is_refused_in_one_line(path, capsys):
+    assert main(["trace", path]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_json_and_parquet_hold_the_faults(tmp_path, capsys):
+    import pandas as pd
+
+    path, out = tmp_path / "trace", tmp_path / "faults.parquet"
+    path.write_text(FORMS["ftrace"] + "\n")
+    assert main(["trace", str(path), "--json", "--parquet", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["faults"][0]["raw_code"] == "0x182"
+    assert pd.read_parquet(out)["raw_code"].tolist() == [0x182]
+
+
+def test_live_input_through_a_pipe():
+    done = subprocess.run(
+        [sys.executable, "-m", "kvm_pf", "trace", "-"],
+        input=faults_text(50),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Storms" in done.stdout

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Traces of a running KVM: every fault is found, as the comparison with the model finds them."""
+
+import gzip
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.paths import data_dir
+from kvm_pf.conformance.recordings import fault_frame, load_faults
+from kvm_pf.trace import conversions, disagreements, load
+from kvm_pf.trace.dat import TraceDat
+from kvm_pf.trace.lines import Reader
+from kvm_pf.trace.read import _events
+
+DATA = Path(__file__).parent / "data"
+RECORDINGS = data_dir() / "recordings"
+TRACES = sorted(RECORDINGS.glob("*/*.trace.gz"))
+
+
+@pytest.fixture(scope="module")
+def joined():
+    rows = fault_frame(load_faults(RECORDINGS / "faults.csv.gz"))
+    return rows[rows["source"].isin(["npf", "ept", "miscfg", "pf"])]
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_every_fault_is_found(joined, path):
+    revision = {"7.3-intel": "v7_3", "6.12-intel": "v6_12"}.get(path.parent.name, "posted")
+    traced = load(path, revision)
+    mine = joined[(joined["recording"] == path.parent.name) & (joined["scenario"] == path.name.split(".")[0])]
+    assert traced.faults["line"].tolist() == mine["first_line"].tolist()
+    assert traced.reader.unread == []
+    both = mine.merge(traced.faults, left_on="first_line", right_on="line", suffixes=("_theirs", ""))
+    code = both["trace_error_code"].fillna(both["cpu_code"])
+    pd.testing.assert_series_equal(code, both["raw_code"], check_names=False)
+    pd.testing.assert_series_equal(both["pf_err"], both["handler_code"], check_names=False)
+    pd.testing.assert_series_equal(both["exit_rip"], both["rip"], check_names=False)
+    asked = both[both["pf_err"].notna() & ~both["inject_at"].fillna("").str.contains("pf")]
+    assert (asked["error_code"] == asked["pf_err"]).all()
+
+
+def test_codes_that_were_altered_on_the_way_are_where_trace_and_model_disagree():
+    traced = load(RECORDINGS / "6.12" / "4-inject-swprot.trace.gz")
+    text = gzip.decompress((RECORDINGS / "6.12" / "4-inject-swprot.trace.gz").read_bytes()).decode()
+    altered = [line for line in text.splitlines() if "pfinject: kvm_mmu_page_fault" in line]
+    assert len(disagreements(traced)) == len(altered) == 4
+
+
+def test_conversions_are_those_that_user_space_made():
+    traced = load(RECORDINGS / "6.12" / "2-swprot.trace.gz")
+    text = gzip.decompress((RECORDINGS / "6.12" / "2-swprot.trace.gz").read_bytes()).decode()
+    made = [line.split(": attr ")[1].split() for line in text.splitlines() if ": attr " in line]
+    table = conversions(traced)
+    found = [
+        [f"{row.gpa:#x}", f"{row.size:#x}", "private" if row.private else "shared"]
+        for row in table.itertuples()
+    ]
+    assert found == made
+
+
+def events(path):
+    return list(_events(path, Reader())[1])
+
+
+def like_text(event):
+    name = "mark" if event.name in ("print", "tracing_mark_write") else event.name
+    fields = dict(event.fields)
+    if "text" in fields:
+        fields["text"] = fields["text"].removeprefix("tracing_mark_write:").strip()
+    if (
+        fields.get("reason") == "0x27"
+    ):  # libtraceevent prints the exit's number where the kernel prints "error"
+        fields["reason"] = "error"
+    return round(event.time * 1e6), event.cpu, event.task, event.pid, name, fields
+
+
+@pytest.mark.parametrize("name", ["2-swprot.v7.dat", "2-swprot.v6.dat.xz"])
+def test_trace_dat_and_its_text_agree_event_for_event(name):
+    text = [like_text(event) for event in events(DATA / "2-swprot.report.txt.gz")]
+    binary = [like_text(event) for event in events(DATA / name)]
+    assert len(binary) == 556
+    assert [event[:5] for event in binary] == [event[:5] for event in text]
+    for ours, theirs in zip(binary, text, strict=True):
+        assert {key: ours[5].get(key) for key in theirs[5]} == theirs[5]
+
+
+def test_a_trace_dat_and_its_text_give_the_same_table():
+    text = load(DATA / "2-swprot.report.txt.gz").faults.drop(columns="line")
+    binary = load(DATA / "2-swprot.v7.dat").faults.drop(columns="line")
+    assert len(text) == 34
+    assert (binary["outcome"] == "to user space: KVM_EXIT_MEMORY_FAULT").sum() == 8
+    pd.testing.assert_frame_equal(binary.round({"time": 6}), text.round({"time": 6}))
+
+
+def test_a_trace_dat_that_was_cut_is_refused():
+    data = (DATA / "2-swprot.v7.dat").read_bytes()
+    for end in (5, 20, 100, 5000, 200000, len(data) - 5000, len(data) - 200):
+        with pytest.raises(InputError):
+            list(TraceDat("cut", data[:end]).events())
