@@ -227,9 +227,9 @@ def _task(text: str) -> tuple[str | None, int | None]:
         text = _TGID.sub("", text)
     text = text.strip()
     for separator in ("-", " "):
-        task, _, pid = text.rpartition(separator)
-        pid = pid.split("/")[-1]
-        if pid.isascii() and pid.isdigit() and len(pid) <= 10:
+        task, found, pid = text.rpartition(separator)
+        pid = pid.split("/")[-1] if separator == " " else pid
+        if found and pid.isascii() and pid.isdigit() and len(pid) <= 10:
             return task.strip() or None, int(pid)
     return text or None, None
 
