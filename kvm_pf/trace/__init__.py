@@ -7,7 +7,8 @@ storms(faults)      -> the same faults again and again
 conversions(traced) -> memory that was made private or shared, per range
 """
 
-from kvm_pf.trace.read import Traced, chunks, load, read
+from kvm_pf.trace.fast import scan
+from kvm_pf.trace.reading import Traced, chunks, load, read
 from kvm_pf.trace.report import (
     conversions,
     declared,
@@ -22,5 +23,5 @@ from kvm_pf.trace.report import (
 
 __all__ = (
     "Traced", "chunks", "conversions", "declared", "disagreements", "load", "meanings", "next_steps", "page", "read",
-    "storms", "summary", "top_addresses",
+    "scan", "storms", "summary", "top_addresses",
 )  # fmt: skip

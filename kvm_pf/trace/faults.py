@@ -606,20 +606,31 @@ def frame(
     faults: Iterable[Fault], vendor: str | None, tdp: bool, revision: Revision | str = "posted"
 ) -> pd.DataFrame:
     """Make the table of faults: one row each, the columns of COLUMNS; 64-bit values as UInt64, gaps as NA."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for row in faults:
-        said = sense(row.source, row.raw_code, row.whole, vendor, tdp, revision)
-        linear = said.encoding == "pf"
-        gpa = None if linear else row.address
-        mmio = bool(row.mmio and row.mmio != "guest-reserved") or said.encoding == "misconfig"
-        mmio = mmio or bool(said.encoding == "npf" and (said.error_code or 0) & PFERR_RSVD_MASK)
-        made: dict[str, Any] = {
-            **said._asdict(), "encoding_why": said.why, "gpa": gpa, "gfn": None if gpa is None else gpa >> PAGE_SHIFT,
-            "cut": not row.whole, "mmio": mmio, "outcome": row.outcome,
-        }  # fmt: skip
-        for name in COLUMNS:
-            columns[name].append(made[name] if name in made else getattr(row, name))
-    return table(columns, _DTYPES)
+    rows = list(faults)
+    said = [sense(row.source, row.raw_code, row.whole, vendor, tdp, revision) for row in rows]
+    columns: dict[str, list[Any]] = {
+        name: [getattr(row, name) for row in rows] for name in COLUMNS if name in _SHOWN
+    }
+    columns |= {name: [getattr(sense_, name) for sense_ in said] for name in Sense._fields if name != "why"}
+    gpas = [None if sense_.encoding == "pf" else row.address for row, sense_ in zip(rows, said, strict=True)]
+    columns |= {
+        "encoding_why": [sense_.why for sense_ in said],
+        "gpa": gpas,
+        "gfn": [None if gpa is None else gpa >> PAGE_SHIFT for gpa in gpas],
+        "cut": [not row.whole for row in rows],
+        "mmio": [_is_mmio(row, sense_) for row, sense_ in zip(rows, said, strict=True)],
+        "outcome": [row.outcome for row in rows],
+    }
+    return table({name: columns[name] for name in COLUMNS}, _DTYPES)
+
+
+_SHOWN = Fault.__slots__
+
+
+def _is_mmio(row: Fault, said: Sense) -> bool:
+    if said.encoding == "misconfig" or row.mmio not in ("", "guest-reserved"):
+        return True
+    return said.encoding == "npf" and (said.error_code or 0) & PFERR_RSVD_MASK != 0
 
 
 def table(columns: dict[str, list[Any]], dtypes: dict[str, str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.text import visible
 from kvm_pf.trace.faults import sense, table
-from kvm_pf.trace.read import Traced
+from kvm_pf.trace.reading import Traced
 
 if TYPE_CHECKING:
     import numpy as np

@@ -312,3 +312,37 @@ def test_live_input_through_a_pipe():
         check=True,
     )
     assert "Storms" in done.stdout
+
+
+def test_the_compiled_scanner_gives_the_same_values(tmp_path):
+    import pandas as pd
+
+    from kvm_pf.trace.fast import scan
+
+    path = tmp_path / "trace"
+    forms = [FORMS[form] for form in ("ftrace", "ftrace, 4 flags", "trace-cmd report", "perf script")]
+    old = "A-1 [000] ..... 5.250000: kvm_page_fault: address 1ab000 error_code 200000006"
+    text = faults_text(400) + "\n".join([*forms, old, "kvm_page_fault: address 84d000 error_code 4", ""])
+    path.write_text(text)
+    whole = read(path)
+    names = ["time", "vcpu", "rip", "address", "raw_code", "cut", "encoding", "error_code", "access"]
+    for threads, chunk in ((1, 1 << 20), (2, 1000), (2, 333)):
+        table = pd.concat(scan(path, threads=threads, chunk=chunk, vendor="both"), ignore_index=True)
+        assert table["offset"].is_monotonic_increasing
+        for name in names:
+            assert (
+                table[name].astype(object).fillna(0).tolist() == whole[name].astype(object).fillna(0).tolist()
+            ), name
+
+
+def test_the_compiled_scanner_counts_what_it_cannot_read(tmp_path):
+    from kvm_pf.trace.fast import scan
+
+    path = tmp_path / "trace"
+    path.write_text(
+        "kvm_page_fault: vcpu 1 rip\n0x1 address 0x1 error_code 0x1\nkvm_page_fault: nonsense\n"
+        + faults_text(3)
+    )
+    (table,) = scan(path)
+    assert len(table) == 3
+    assert table.attrs["unread"] == 2

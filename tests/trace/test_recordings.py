@@ -13,7 +13,7 @@ from kvm_pf.conformance.recordings import fault_frame, load_faults
 from kvm_pf.trace import conversions, disagreements, load
 from kvm_pf.trace.dat import TraceDat
 from kvm_pf.trace.lines import Reader
-from kvm_pf.trace.read import _events
+from kvm_pf.trace.reading import _events
 
 DATA = Path(__file__).parent / "data"
 RECORDINGS = data_dir() / "recordings"

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How fast traces are read, beside the readers that one would write oneself, in one run.
+
+    python benchmarks/trace.py [MEGABYTES]
+
+The trace is made up, from a fixed seed, for this purpose only.  Each reader gives the same table (vcpu, rip, address,
+code), which is checked.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kvm_pf.trace import load
+from kvm_pf.trace.fast import scan
+
+CODES = (0x181, 0x182, 0x184, 0x1AA, 0x683, 0x83, 0x582)
+
+
+def write(path: Path, megabytes: int, seed: int = 5) -> None:
+    """Write made-up ftrace text: faults, each between an exit and an entry."""
+    chance = random.Random(seed)
+    block = []
+    for n in range(20_000):
+        cpu, rip, gpa = n % 4, chance.getrandbits(64), chance.getrandbits(36)
+        head = f"       CPU {cpu}/KVM-{4145 + cpu}    [{cpu:03}] .....  {1000 + n * 1e-5:.6f}:"
+        code = chance.choice(CODES)
+        block += [
+            f"{head} kvm_exit: vcpu {cpu} reason EPT_VIOLATION rip {rip:#x} info1 {code:#018x} info2 {0:#018x} "
+            f"intr_info 0x00000000 error_code 0x00000000",
+            f"{head} kvm_page_fault: vcpu {cpu} rip {rip:#x} address {gpa:#018x} error_code {code:#x}",
+            f"{head} kvm_entry: vcpu {cpu}, rip {rip:#x}",
+        ]
+    text = ("\n".join(block) + "\n").encode()
+    with path.open("wb") as file:
+        for _ in range(max(1, megabytes * 1_000_000 // len(text))):
+            file.write(text)
+
+
+_FAULT = re.compile(
+    r"kvm_page_fault: vcpu (\d+) rip 0x([0-9a-f]+) address 0x([0-9a-f]+) error_code 0x([0-9a-f]+)"
+)
+
+
+def with_re(path: Path) -> list[np.ndarray]:
+    """Read with a regular expression, line by line."""
+    columns: list[list[int]] = [[], [], [], []]
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if "kvm_page_fault" in line and (found := _FAULT.search(line)):
+                for column, text, base in zip(columns, found.groups(), (10, 16, 16, 16), strict=True):
+                    column.append(int(text, base))
+    return [np.array(column, dtype=np.uint64) for column in columns]
+
+
+def with_pandas(path: Path) -> list[np.ndarray]:
+    """Read with pandas' string methods."""
+    lines = pd.Series(path.read_text(encoding="utf-8").split("\n"), dtype="str")
+    found = lines[lines.str.contains("kvm_page_fault", regex=False)].str.extract(_FAULT.pattern)
+    bases = (10, 16, 16, 16)
+    return [
+        np.array([int(v, base) for v in found[n]], dtype=np.uint64)
+        for n, base in zip(found, bases, strict=True)
+    ]
+
+
+def with_polars(path: Path) -> list[np.ndarray]:
+    """Read with polars."""
+    import polars as pl
+
+    names = ("vcpu", "rip", "address", "code")
+    lines = pl.scan_csv(path, has_header=False, separator="\x01", quote_char=None, new_columns=["line"])
+    groups = pl.col("line").str.extract_groups(_FAULT.pattern).struct.rename_fields(list(names)).alias("f")
+    found = (
+        lines.filter(pl.col("line").str.contains("kvm_page_fault", literal=True)).select(groups).unnest("f")
+    )
+    table = found.select(
+        pl.col(name).str.to_integer(base=base, dtype=pl.UInt64)
+        for name, base in zip(names, (10, 16, 16, 16), strict=True)
+    ).collect()
+    return [table[name].to_numpy() for name in names]
+
+
+def with_duckdb(path: Path) -> list[np.ndarray]:
+    """Read with DuckDB."""
+    import duckdb
+
+    groups = ", ".join(f"regexp_extract(line, '{_FAULT.pattern}', {n})" for n in (1, 2, 3, 4))
+    query = (
+        f"SELECT {groups} FROM read_csv('{path}', header=false, sep='\x01', quote='', escape='', "
+        "columns={'line': 'VARCHAR'}) WHERE contains(line, 'kvm_page_fault')"
+    )
+    found = duckdb.sql("SET preserve_insertion_order=true; " + query).fetchnumpy()
+    return [
+        np.array([int(v, base) for v in column], dtype=np.uint64)
+        for column, base in zip(found.values(), (10, 16, 16, 16), strict=True)
+    ]
+
+
+def with_scan(path: Path, threads: int) -> list[np.ndarray]:
+    """Read with this package's compiled scanner, codes classified."""
+    parts = list(scan(path, threads=threads))
+    names = ("vcpu", "rip", "address", "raw_code")
+    return [np.concatenate([part[name].to_numpy(dtype=np.uint64) for part in parts]) for name in names]
+
+
+def with_read(path: Path) -> list[np.ndarray]:
+    """Read everything: exits joined with faults, outcomes."""
+    table = load(path).faults
+    return [table[name].to_numpy(dtype=np.uint64) for name in ("vcpu", "rip", "address", "raw_code")]
+
+
+def measure(
+    name: str, function: Callable[[Path], list[np.ndarray]], path: Path
+) -> tuple[float, list[np.ndarray]] | None:
+    """Run a reader; print its speed."""
+    start = time.perf_counter()
+    try:
+        table = function(path)
+    except ImportError as error:
+        print(f"{name:<34} not measured: {error}")
+        return None
+    seconds = time.perf_counter() - start
+    print(f"{name:<34} {path.stat().st_size / seconds / 1e6:9.1f} MB/s   {len(table[0])} faults")
+    return path.stat().st_size / seconds / 1e6, table
+
+
+def main() -> None:
+    """Measure, and print the ratios."""
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder) / "small", Path(folder) / "large"
+        write(small, max(20, megabytes // 10))
+        write(large, megabytes)
+        list(scan(small))  # compiles
+        expected = with_re(small)
+        simple = []
+        for name, function in (
+            ("re", with_re), ("pandas", with_pandas), ("polars", with_polars), ("DuckDB", with_duckdb),
+        ):  # fmt: skip
+            if done := measure(name, function, small):
+                simple.append(done[0])
+                assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True)), name
+        if done := measure("kvm_pf.trace.read, exits joined", with_read, small):
+            assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True))
+        large.read_bytes()  # into the page cache
+        one = measure("kvm_pf.trace.scan, 1 thread", lambda path: with_scan(path, 1), large)
+        two = measure("kvm_pf.trace.scan, 2 threads", lambda path: with_scan(path, 2), large)
+        start = time.perf_counter()
+        count = int(
+            subprocess.run(["grep", "-c", "kvm_page_fault", large], capture_output=True, check=True).stdout
+        )
+        seconds = time.perf_counter() - start
+        print(
+            f"{'grep -c kvm_page_fault':<34} {large.stat().st_size / seconds / 1e6:9.1f} MB/s   {count} lines"
+        )
+        assert one is not None
+        assert two is not None
+        assert len(one[1][0]) == len(two[1][0]) == count
+        best = max(simple)
+        print(
+            f"beside the best simple reader: {one[0] / best:.1f} x on one thread, {two[0] / best:.1f} x on two"
+        )
+
+
+if __name__ == "__main__":
+    main()

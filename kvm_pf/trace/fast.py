@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Read `kvm_page_fault` out of very large ftrace text: compiled, in chunks, on several threads, in bounded memory.
+
+Only unwrapped text is read here (ftrace, trace-cmd report, perf script, payload-only lines); `kvm_pf.trace.read`
+reads everything, and joins the events around a fault.  Both give the same values for what both read.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.revisions import Revision
+from kvm_pf.trace.faults import sense
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+CHUNK = 32 << 20
+"""Bytes that one thread reads at a time."""
+
+_SHORTEST = 40
+"""No line with a fault is shorter: "kvm_page_fault: address 0 error_code 0" and its end."""
+
+_WHOLE, _VCPU, _RIP, _TIME = 1, 2, 4, 8
+
+
+@functools.cache
+def _scanner() -> Callable[..., Any]:
+    """Compile the scanner, once."""
+    import numba
+    import numpy as np
+
+    needle = np.frombuffer(b"kvm_page_fault:", dtype=np.uint8)
+    size = len(needle)
+    skip = np.full(256, size, dtype=np.int64)
+    for n in range(size - 1):
+        skip[needle[n]] = size - 1 - n
+    words = np.zeros((4, 10), dtype=np.uint8)
+    lengths = np.array([4, 3, 7, 10], dtype=np.int64)
+    for n, word in enumerate((b"vcpu", b"rip", b"address", b"error_code")):
+        words[n, : len(word)] = list(word)
+
+    @numba.njit(nogil=True, cache=False, inline="always")  # type: ignore[untyped-decorator]
+    def digit(c: int) -> int:
+        if 48 <= c <= 57:
+            return c - 48
+        c |= 32
+        return c - 87 if 97 <= c <= 102 else 99
+
+    @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
+    def scan(
+        text: Any,
+        start: int,
+        end: int,
+        time: Any,
+        vcpu: Any,
+        rip: Any,
+        address: Any,
+        code: Any,
+        have: Any,
+        offset: Any,
+    ) -> tuple[int, int]:
+        """Fill the columns with the faults whose name begins in [start, end); return how many, and how many not."""
+        count, unread = 0, 0
+        stop = len(text)
+        at = start + size - 1
+        while at < end + size - 1 and at < stop:
+            c = text[at]
+            if c != 58:  # the last byte of the name
+                at += skip[c]
+                continue
+            same = True
+            for n in range(size - 1):
+                if text[at - size + 1 + n] != needle[n]:
+                    same = False
+                    break
+            if not same:
+                at += 1
+                continue
+            name = at - size + 1
+            p = at + 1
+            have[count] = 0
+            found = 0
+            values_ok = True
+            for which in range(4):
+                while p < stop and text[p] == 32:
+                    p += 1
+                matches = p + lengths[which] < stop
+                if matches:
+                    for n in range(lengths[which]):
+                        if text[p + n] != words[which, n]:
+                            matches = False
+                            break
+                if not matches:
+                    if which >= 2:
+                        values_ok = False
+                        break
+                    continue
+                p += lengths[which]
+                while p < stop and text[p] == 32:
+                    p += 1
+                prefix = p + 1 < stop and text[p] == 48 and text[p + 1] | 32 == 120
+                if prefix:
+                    p += 2
+                value = np.uint64(0)
+                first = p
+                while p < stop:
+                    d = digit(text[p])
+                    if d > (9 if which == 0 else 15):
+                        break
+                    value = (
+                        value * np.uint64(10) + np.uint64(d)
+                        if which == 0
+                        else value << np.uint64(4) | np.uint64(d)
+                    )
+                    p += 1
+                long = 10 if which == 0 else 16
+                if p == first or p - first > long or (p < stop and text[p] > 32):
+                    values_ok = False
+                    break
+                found += 1
+                if which == 0:
+                    vcpu[count] = value
+                    have[count] |= 2
+                elif which == 1:
+                    rip[count] = value
+                    have[count] |= 4
+                elif which == 2:
+                    address[count] = value
+                else:
+                    code[count] = value
+                    if prefix or value >> np.uint64(32):
+                        have[count] |= 1
+            if not values_ok:
+                unread += 1
+                at = max(p, at + 1) + size - 1
+                continue
+            q = name - 1
+            if q >= 3 and text[q] == 58 and text[q - 1] == 109:  # "kvm:"
+                q -= 4
+            while q > 0 and text[q] == 32:
+                q -= 1
+            if q > 0 and text[q] == 58:
+                q -= 1
+                scale, whole, part, dots = 1.0, 0.0, 0.0, 0
+                weight = 1.0
+                last = q
+                while q >= 0 and (48 <= text[q] <= 57 or (text[q] == 46 and dots == 0)):
+                    if text[q] == 46:
+                        dots = 1
+                        part, whole = whole, 0.0
+                        scale, weight = weight, 1.0
+                    else:
+                        whole += weight * (text[q] - 48)
+                        weight *= 10.0
+                    q -= 1
+                if q < last and dots == 1:
+                    time[count] = (whole * scale + part) / scale
+                    have[count] |= 8
+            offset[count] = name
+            count += 1
+            at = p + size - 1
+        return count, unread
+
+    compiled: Callable[..., Any] = scan
+    return compiled
+
+
+def _table(
+    found: dict[str, np.ndarray[Any, Any]], unread: int, vendor: str | None, revision: Revision | str
+) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    have = found["have"]
+
+    def gaps(name: str, bit: int) -> Any:
+        missing = (have & bit) == 0
+        if name == "time":
+            return pd.arrays.FloatingArray(found[name], missing)
+        return pd.arrays.IntegerArray(found[name], missing)
+
+    none = np.zeros(len(have), dtype=bool)
+    whole = (have & _WHOLE) != 0
+    codes, uniques = pd.factorize(found["code"])
+    kinds = codes * 2 + whole
+    seen = np.flatnonzero(np.bincount(kinds, minlength=1)) if len(kinds) else np.array([], dtype=int)
+    place = np.zeros(int(kinds.max()) + 1 if len(kinds) else 1, dtype=np.intp)
+    place[seen] = np.arange(len(seen))
+    kind = place[kinds]
+    said = [sense("", int(uniques[n // 2]), bool(n % 2), vendor, False, revision) for n in seen]
+
+    def words(name: str) -> Any:
+        values = [getattr(one, name) for one in said]
+        labels = list(dict.fromkeys(value for value in values if value is not None))
+        where = {label: n for n, label in enumerate(labels)}
+        lookup: Any = np.array(
+            [where.get(value, -1) for value in values], dtype=np.int8 if len(labels) < 127 else np.int32
+        )
+        return pd.Categorical.from_codes(
+            lookup[kind] if len(said) else lookup, categories=pd.Index(labels, dtype="str")
+        )
+
+    error = np.array([one.error_code or 0 for one in said], dtype=np.uint64)
+    unknown = np.array([one.error_code is None for one in said], dtype=bool)
+    frame = pd.DataFrame(
+        {
+            "offset": found["offset"],
+            "time": gaps("time", _TIME),
+            "vcpu": gaps("vcpu", _VCPU),
+            "rip": gaps("rip", _RIP),
+            "address": pd.arrays.IntegerArray(found["address"], none),
+            "raw_code": pd.arrays.IntegerArray(found["code"], none.copy()),
+            "cut": ~whole,
+            "encoding": words("encoding"),
+            "error_code": pd.arrays.IntegerArray(error[kind], unknown[kind])
+            if len(said)
+            else pd.array([], dtype="UInt64"),
+            "access": words("access"),
+        },
+        copy=False,
+    )
+    frame.attrs["unread"] = unread
+    return frame
+
+
+def scan(
+    path: str | Path,
+    threads: int = 0,
+    vendor: str | None = None,
+    revision: Revision | str = "posted",
+    chunk: int = CHUNK,
+) -> Iterator[pd.DataFrame]:
+    """Yield the `kvm_page_fault` events of an unpacked text file as tables, in its order; memory stays bounded.
+
+    `threads` of them read chunks of `chunk` bytes at once (0: as many as there are CPUs); `vendor` is "amd",
+    "intel" or None, as in `sense`, for codes that were cut to 32 bits.  Columns: `offset` of the event's name in the file, in
+    bytes, `time` (s), `vcpu`, `rip`, `address`, `raw_code`, `cut`, `encoding`, `error_code`, `access`; as in `read`.
+    `attrs["unread"]` counts the events of that name that have other values (wrapped, damaged).  Raises InputError
+    if the file cannot be read.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                return
+            text = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    threads = threads or os.cpu_count() or 1
+    run = _scanner()
+
+    def part(start: int) -> pd.DataFrame:
+        end = min(start + chunk, size)
+        rows = (end - start) // _SHORTEST + 2
+        kinds = {
+            "time": np.float64, "vcpu": np.uint64, "rip": np.uint64, "address": np.uint64, "code": np.uint64,
+            "have": np.uint8, "offset": np.int64,
+        }  # fmt: skip
+        columns = {name: np.empty(rows, dtype=dtype) for name, dtype in kinds.items()}
+        count, unread = run(text, start, end, *columns.values())
+        return _table(
+            {name: column[:count].copy() for name, column in columns.items()}, unread, vendor, revision
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[pd.DataFrame]] = deque()
+        for start in range(0, size, chunk):
+            waiting.append(pool.submit(part, start))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
