@@ -244,7 +244,8 @@ def scan(
 
     `threads` of them read chunks of `chunk` bytes at once (0: as many as there are CPUs); `vendor` is "amd",
     "intel" or None, as in `sense`, for codes that were cut to 32 bits.  Columns: `offset` of the event's name in the
-    file, in bytes, `time` (s), `vcpu`, `rip`, `address`, `raw_code`, `cut`, `encoding`, `error_code`, `access`; as in `read`.
+    file, in bytes, `time` (s), `vcpu`, `rip`, `address`, `raw_code`, `cut`, `encoding`, `error_code`, `access`; as
+    in `read`.
     `attrs["unread"]` counts the events of that name that have other values (wrapped, damaged).  Raises InputError
     if the file cannot be read.
     """
