@@ -31,12 +31,13 @@ from kvm_pf.bits import (
     PFERR_SYNTHETIC_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
+    U64_MASK,
     describe,
 )
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.meanings import ENCODINGS, meaning
 from kvm_pf.state import PAGE_SHIFT
-from kvm_pf.trace.lines import Event
+from kvm_pf.trace.lines import Event, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -339,7 +340,7 @@ class Joiner:
 
     def _kvm_hypercall(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if f.get("nr") == KVM_HC_MAP_GPA_RANGE and {"a0", "a1", "a2"} <= f.keys():
-            size = f["a1"] << PAGE_SHIFT
+            size = f["a1"] << PAGE_SHIFT & U64_MASK
             private = bool(f["a2"] & MAP_GPA_ENCRYPTED)
             self.conversions.append(
                 Span(event.line, event.time, f["a0"], size, private, "the guest's hypercall")
@@ -350,12 +351,11 @@ class Joiner:
         self._step = f["text"].removeprefix("tracing_mark_write:").strip()
         words = self._step.split()
         if "attr" in words and len(words) >= words.index("attr") + 4:
-            gpa, size, kind = words[words.index("attr") + 1 :][:3]
-            if kind in ("private", "shared") and gpa[:2] == size[:2] == "0x":
+            gpa_text, size_text, kind = words[words.index("attr") + 1 :][:3]
+            gpa, size = number(gpa_text), number(size_text)
+            if kind in ("private", "shared") and gpa is not None and size is not None:
                 how = "user space, marked in the trace"
-                self.conversions.append(
-                    Span(event.line, event.time, int(gpa, 16), int(size, 16), kind == "private", how)
-                )
+                self.conversions.append(Span(event.line, event.time, gpa, size, kind == "private", how))
         yield from ()
 
     _print = _bprint = _tracing_mark_write

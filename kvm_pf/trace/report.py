@@ -207,7 +207,7 @@ def declared(traced: Traced) -> pd.Series[Any]:
     state = pd.Series(pd.NA, index=f.index, dtype="boolean")
     gpa = f["gpa"]
     for span in traced.joiner.conversions:
-        inside = (gpa >= span.gpa) & (gpa < span.gpa + span.size) & (f["line"] > span.line)
+        inside = (gpa >= span.gpa) & (gpa - span.gpa < span.size) & (f["line"] > span.line)
         state[inside.fillna(False)] = span.private
     return state
 
