@@ -300,6 +300,12 @@ def notes(traced: Traced) -> list[str]:
             "a memory fault is answered by user space with KVM_SET_MEMORY_ATTRIBUTES on the range, then KVM_RUN again; "
             "one that does not know the exit ends the guest"
         )
+    refused = f[f["outcome"] == "to user space: error 14"]
+    if len(refused):
+        said.append(
+            f"{len(refused)} faults end with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT, which ftrace's "
+            "text hides behind the error (trace.dat shows it); else the host has no page there for such an access"
+        )
     for line, reason in joiner.ends[:3]:
         name = {17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)"}
         said.append(f"line {line}: user space met KVM_EXIT {reason}, {name.get(reason, 'see linux/kvm.h')}")

@@ -12,7 +12,7 @@ import pytest
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.recordings import fault_frame, load_faults
-from kvm_pf.trace import conversions, disagreements, load
+from kvm_pf.trace import conversions, disagreements, load, page
 from kvm_pf.trace.dat import TraceDat
 from kvm_pf.trace.faults import Joiner, frame
 from kvm_pf.trace.lines import Reader
@@ -123,3 +123,8 @@ def test_a_damaged_trace_dat_is_read_or_refused_and_never_crashes():
             frame(list(joiner.join(TraceDat("damaged", bytes(data)).events())), None, False)
         except InputError:
             continue
+
+
+def test_memory_faults_that_ftrace_hides_behind_an_error_are_explained():
+    text = page(load(RECORDINGS / "6.12-intel" / "2-swprot.trace.gz"))
+    assert "8 faults end with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT" in text
