@@ -356,6 +356,8 @@ class TraceDat:
         fields = {key: value for name, value in raw.items() if (key := _ALIASES.get(name, name)) in _KEYS}
         if form.name == "kvm_page_fault" and not {"address", "error_code"} <= fields.keys():
             return None
+        if form.name == "kvm_exit" and "exit_reason" not in raw:
+            return None
         if "exit_reason" in raw:
             tables = [pairs for key, pairs in form.symbols.items() if key.startswith("exit_reason")]
             svm = raw.get("isa", 1) != 1 and len(tables) > 1

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_READ,
+    EPT_VIOLATION_ACC_WRITE,
     EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_GVA_TRANSLATED,
+    EPT_VIOLATION_RWX_MASK,
     EPT_VIOLATION_USER_EXEC,
     PFERR_FETCH_MASK,
     PFERR_GUEST_ENC_MASK,
@@ -26,11 +31,13 @@ from kvm_pf.bits import (
     PFERR_SYNTHETIC_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
+    U64_MASK,
     describe,
 )
 from kvm_pf.revisions import Revision, get
+from kvm_pf.run.meanings import ENCODINGS, meaning
 from kvm_pf.state import PAGE_SHIFT
-from kvm_pf.trace.lines import Event
+from kvm_pf.trace.lines import Event, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,7 +340,7 @@ class Joiner:
 
     def _kvm_hypercall(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if f.get("nr") == KVM_HC_MAP_GPA_RANGE and {"a0", "a1", "a2"} <= f.keys():
-            size = f["a1"] << PAGE_SHIFT
+            size = f["a1"] << PAGE_SHIFT & U64_MASK
             private = bool(f["a2"] & MAP_GPA_ENCRYPTED)
             self.conversions.append(
                 Span(event.line, event.time, f["a0"], size, private, "the guest's hypercall")
@@ -344,12 +351,11 @@ class Joiner:
         self._step = f["text"].removeprefix("tracing_mark_write:").strip()
         words = self._step.split()
         if "attr" in words and len(words) >= words.index("attr") + 4:
-            gpa, size, kind = words[words.index("attr") + 1 :][:3]
-            if kind in ("private", "shared") and gpa[:2] == size[:2] == "0x":
+            gpa_text, size_text, kind = words[words.index("attr") + 1 :][:3]
+            gpa, size = number(gpa_text), number(size_text)
+            if kind in ("private", "shared") and gpa is not None and size is not None:
                 how = "user space, marked in the trace"
-                self.conversions.append(
-                    Span(event.line, event.time, int(gpa, 16), int(size, 16), kind == "private", how)
-                )
+                self.conversions.append(Span(event.line, event.time, gpa, size, kind == "private", how))
         yield from ()
 
     _print = _bprint = _tracing_mark_write
@@ -479,23 +485,8 @@ def _access(code: int) -> str:
     return "fetch" if code & PFERR_FETCH_MASK else "write" if code & PFERR_WRITE_MASK else "read"
 
 
-_WORDS = {
-    "walk": "a walk of the guest's page tables", "fetch": "an instruction fetch", "write": "a write",
-    "read": "a read",
-}  # fmt: skip
-
-
-def _page(code: int, access: str) -> str:
-    if code & PFERR_RSVD_MASK:
-        return "on an entry with a reserved bit: MMIO"
-    if not code & PFERR_PRESENT_MASK:
-        return "on a page that is not mapped"
-    wanted = {"fetch": "execution", "write": "writing", "walk": "writing"}.get(access)
-    return (
-        f"on a page that is not mapped for {wanted}"
-        if wanted
-        else "on a page that is mapped, but not for that"
-    )
+def _sentence(code: int, encoding: str) -> str:
+    return meaning(code, encoding if code < 1 << ENCODINGS[encoding].bits else "pferr").sentence
 
 
 @functools.lru_cache(maxsize=65536)
@@ -513,7 +504,7 @@ def sense(
     suggests, `revision` whose exit handler makes the error code.
 
     >>> sense("", 0x683, True, None, False).meaning
-    "a walk of the guest's page tables (read and write) on a page that is not mapped"
+    "a walk of the guest's page tables (read and write), on a page that is not mapped"
     """
     encoding, why = _encoding(source, code, whole, vendor, tdp)
     if encoding == "misconfig":
@@ -522,66 +513,37 @@ def sense(
     if code is None or encoding is None:
         return Sense(encoding, why, None, None, None, None, None, "no code was recorded")
     if encoding == "memfault":
-        wanted = code & MEMORY_FAULT_PRIVATE != 0
-        kind = "private" if wanted else "shared"
-        said = f"an access as {kind} memory that KVM leaves to user space, which should make the page {kind}"
-        return Sense(encoding, why, None, None, None, None, wanted, said)
-    if encoding == "ept":
-        mbec = code & EPT_VIOLATION_USER_EXEC != 0  # the bit is 0 without it
-        error_code = int(get(revision).step("ept_error_code")(code, mbec, False))
-        return _ept(code, why, error_code)
-    error_code_ = whole_code(code) if encoding == "npf" and not whole else code
-    known = error_code_ if error_code_ is not None else code
-    access = _access(known)
-    said = f"{_WORDS[access]} {_page(known, access)}"
-    private: bool | None = None
-    if encoding == "npf":
-        private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0 if whole or known >> 32 else None
-        if private:
-            said += ", private memory"
-    else:
-        mode = "user" if code & PFERR_USER_MASK else "supervisor"
-        said = f"{_WORDS[access]} in {mode} mode {_page(known, access)}"
-        if code & PFERR_RSVD_MASK:
-            said = f"{_WORDS[access]} in {mode} mode, met by a reserved bit in a page-table entry"
-            said += (
-                " of the guest" if source == "guest_pf" else ": MMIO under shadow paging, or the guest's own"
-            )
-    if error_code_ is None:
-        access, said = (
-            "write or walk",
-            f"a write, or a walk of the guest's page tables, {_page(known, 'write')}",
+        return Sense(
+            encoding, why, None, None, None, None, code & MEMORY_FAULT_PRIVATE != 0, _sentence(code, encoding)
         )
+    if encoding == "ept":
+        return _ept(code, why, revision)
+    error_code = whole_code(code) if encoding == "npf" and not whole else code
+    known = code if error_code is None else error_code
+    private = None
+    if encoding == "npf" and (whole or known >> 32):
+        private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0
+    access = "write or walk" if error_code is None else _access(known)
+    mapped = known & PFERR_PRESENT_MASK != 0
     return Sense(
-        encoding, why, error_code_, describe(known), access, known & PFERR_PRESENT_MASK != 0, private, said
+        encoding, why, error_code, describe(known), access, mapped, private, _sentence(known, encoding)
     )
 
 
-def _ept(code: int, why: str, error_code: int) -> Sense:
+def _ept(code: int, why: str, revision: Revision | str) -> Sense:
     """Source: Intel SDM vol. 3, table of exit qualifications for EPT violations."""
-    kinds = [word for bit, word in ((1, "read"), (2, "write"), (4, "fetch")) if code & bit]
-    mapped = code & 0x38 != 0
-    denied = [
-        word for want, has, word in ((1, 8, "reading"), (2, 16, "writing"), (4, 32, "execution"))
-        if code & want and not code & has
-    ]  # fmt: skip
-    if not mapped:
-        page = "on a page that is not mapped"
-    elif denied:
-        page = f"on a page that is not mapped for {' or '.join(denied)}"
-    else:
-        page = "on a page whose entry allows it"
-    if not code & EPT_VIOLATION_GVA_IS_VALID:
-        return Sense(
-            "ept", why, error_code, describe(error_code), kinds[-1] if kinds else None, mapped, None,
-            f"{' and '.join(kinds) or 'an access'} without a linear address {page}",
-        )  # fmt: skip
-    if not code & 0x100:
-        said = f"{_WORDS['walk']} ({' and '.join(kinds)}) {page}"
-        return Sense("ept", why, error_code, describe(error_code), "walk", mapped, None, said)
-    access = kinds[-1] if kinds else "access"
-    said = f"{' and '.join(_WORDS.get(kind, kind) for kind in kinds) or 'an access'} {page}"
-    return Sense("ept", why, error_code, describe(error_code), access, mapped, None, said)
+    mbec = code & EPT_VIOLATION_USER_EXEC != 0  # the bit is 0 without it
+    error_code = int(get(revision).step("ept_error_code")(code, mbec, False))
+    kinds = (
+        (EPT_VIOLATION_ACC_INSTR, "fetch"),
+        (EPT_VIOLATION_ACC_WRITE, "write"),
+        (EPT_VIOLATION_ACC_READ, "read"),
+    )
+    access = next((kind for bit, kind in kinds if code & bit), None)
+    if code & EPT_VIOLATION_GVA_IS_VALID and not code & EPT_VIOLATION_GVA_TRANSLATED:
+        access = "walk"
+    mapped = code & EPT_VIOLATION_RWX_MASK != 0
+    return Sense("ept", why, error_code, describe(error_code), access, mapped, None, _sentence(code, "ept"))
 
 
 # --- the table ---

@@ -385,6 +385,11 @@ _OURS = re.compile(
 )
 
 
+def _stated(text: str) -> int | None:
+    """Read a number as user space prints it: hexadecimal with 0x, else decimal; None if it has over 64 bits."""
+    return number(text, 10)
+
+
 def _loose(line: Line) -> list[Event]:
     """Read what a line holds besides the kernel's own events: user space's, bpftrace's and dmesg's."""
     text = line.text
@@ -397,16 +402,16 @@ def _loose(line: Line) -> list[Event]:
 
     if _MEMORY_FAULT.search(text) and (flags := _FLAGS.search(text)) and (gpa := _GPA.search(text)):
         size = _SIZE.search(text)
-        add(
-            "memory_fault", flags=int(flags[1], 0), gpa=int(gpa[1], 0), size=int(size[1], 0) if size else None
-        )
+        values = {"flags": _stated(flags[1]), "gpa": _stated(gpa[1])}
+        if None not in values.values():
+            add("memory_fault", **values, size=_stated(size[1]) if size else None)
     if "kvm_convert_memory" in text and (done := _CONVERT.search(text)):
         add("conversion", gpa=int(done[1], 16), size=int(done[2], 16), private=done[3] == "shared_to_private")
     if "KVM_SET_MEMORY_ATTRIBUTES" in text and (done := _ATTRIBUTES.search(text)):
         gpa, size = _GPA.search(done[1]), _SIZE.search(done[1])
-        if gpa and size:
+        if gpa and size and None not in (_stated(gpa[1]), _stated(size[1])):
             private = "PRIVATE" in done[1] or re.search(r"attributes=(?:0x)?8\b", done[1]) is not None
-            add("conversion", gpa=int(gpa[1], 0), size=int(size[1], 0), private=private)
+            add("conversion", gpa=_stated(gpa[1]), size=_stated(size[1]), private=private)
     if "#PF" in text and (code := _GUEST_PF.search(text)):
         add("guest_pf", error_code=int(code[1], 16))
     if "reserved bits" in text and (address := _MMIO_SPTES.search(text)):

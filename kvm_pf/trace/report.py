@@ -207,7 +207,7 @@ def declared(traced: Traced) -> pd.Series[Any]:
     state = pd.Series(pd.NA, index=f.index, dtype="boolean")
     gpa = f["gpa"]
     for span in traced.joiner.conversions:
-        inside = (gpa >= span.gpa) & (gpa < span.gpa + span.size) & (f["line"] > span.line)
+        inside = (gpa >= span.gpa) & (gpa - span.gpa < span.size) & (f["line"] > span.line)
         state[inside.fillna(False)] = span.private
     return state
 
@@ -299,6 +299,12 @@ def notes(traced: Traced) -> list[str]:
         said.append(
             "a memory fault is answered by user space with KVM_SET_MEMORY_ATTRIBUTES on the range, then KVM_RUN again; "
             "one that does not know the exit ends the guest"
+        )
+    refused = f[f["outcome"] == "to user space: error 14"]
+    if len(refused):
+        said.append(
+            f"{len(refused)} faults end with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT, which ftrace's "
+            "text hides behind the error (trace.dat shows it); else the host has no page there for such an access"
         )
     for line, reason in joiner.ends[:3]:
         name = {17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)"}

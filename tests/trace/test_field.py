@@ -61,7 +61,7 @@ FAULTS = {
 }
 
 ANSWERS = {
-    "01": ["a write on a page that is not mapped", "0xfee000b0 is the local APIC (EOI)", "record exits"],
+    "01": ["a write, on a page that is not mapped", "0xfee000b0 is the local APIC (EOI)", "record exits"],
     "02": [
         "2 faults came while an event was being delivered to the guest (IDT vectoring 0x80000301)",
         "KVM cannot emulate the instruction (f4) at rip 0x1",
@@ -75,18 +75,18 @@ ANSWERS = {
     "06": ["KVM cannot emulate the instruction (f3 a5) at rip 0xfffff802987d6169", "#UD injected"],
     "08": ["EPT calls misconfigured", "in nested guests: 1"],
     "10": ["emulation failed: a reserved bit in the guest's own page tables", "instruction (ec)"],
-    "12": ["should make the page private", "KVM_SET_MEMORY_ATTRIBUTES"],
-    "13": ["should make the page private", "0x4000000 + 0x1000 to private", "KVM_EXIT 24, SYSTEM_EVENT"],
-    "16": ["a reserved bit in a page-table entry of the guest", "physical-address width"],
+    "12": ["to make the page private", "KVM_SET_MEMORY_ATTRIBUTES"],
+    "13": ["to make the page private", "0x4000000 + 0x1000 to private", "KVM_EXIT 24, SYSTEM_EVENT"],
+    "16": ["a reserved bit set, in the guest's own page tables", "physical-address width"],
     "17": [
         "level 1: SPTE 0xfffffc4465825, reserved bits that are set: bits 48-51",
         "reserved bits that are set: none",
     ],
     "19": ["262  @pf[CPU 1/KVM]", "no fault is here: record the events below"],
-    "20": ["an instruction fetch in supervisor mode", "1 faults are the guest's own"],
-    "22": ["a walk of the guest's page tables (read and write) on a page that is not mapped"],
+    "20": ["a supervisor-mode instruction fetch", "1 faults are the guest's own"],
+    "22": ["a walk of the guest's page tables (read and write), on a page that is not mapped"],
     "25": ["Only the first one at a page is an EPT violation", "MMIO read"],
-    "30": ["a walk of the guest's page tables (read and write) on a page that is not mapped"],
+    "30": ["a walk of the guest's page tables (read and write), on a page that is not mapped"],
 }
 
 

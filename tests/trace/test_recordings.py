@@ -2,6 +2,8 @@
 """Traces of a running KVM: every fault is found, as the comparison with the model finds them."""
 
 import gzip
+import lzma
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +12,9 @@ import pytest
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.recordings import fault_frame, load_faults
-from kvm_pf.trace import conversions, disagreements, load
+from kvm_pf.trace import conversions, disagreements, load, page
 from kvm_pf.trace.dat import TraceDat
+from kvm_pf.trace.faults import Joiner, frame
 from kvm_pf.trace.lines import Reader
 from kvm_pf.trace.reading import _events
 
@@ -100,3 +103,28 @@ def test_a_trace_dat_that_was_cut_is_refused():
     for end in (5, 20, 100, 5000, 200000, len(data) - 5000, len(data) - 200):
         with pytest.raises(InputError):
             list(TraceDat("cut", data[:end]).events())
+
+
+def test_a_damaged_trace_dat_is_read_or_refused_and_never_crashes():
+    chance = random.Random(1)
+    whole = (
+        (DATA / "2-swprot.v7.dat").read_bytes(),
+        lzma.decompress((DATA / "2-swprot.v6.dat.xz").read_bytes()),
+    )
+    for n in range(60):
+        data = bytearray(whole[n % 2])
+        for _ in range(chance.randint(1, 30)):
+            near = chance.choice((len(data), 4000))
+            data[chance.randrange(near) if chance.random() < 0.5 else -chance.randint(1, near)] = (
+                chance.randrange(256)
+            )
+        joiner = Joiner()
+        try:
+            frame(list(joiner.join(TraceDat("damaged", bytes(data)).events())), None, False)
+        except InputError:
+            continue
+
+
+def test_memory_faults_that_ftrace_hides_behind_an_error_are_explained():
+    text = page(load(RECORDINGS / "6.12-intel" / "2-swprot.trace.gz"))
+    assert "8 faults end with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT" in text
