@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The bits: page-fault error code and EPT exit qualification, each written once.
+"""The bits: page-fault error code, EPT exit qualification and their neighbours, each written once.
 
-`PFERR` and `EPT` are the tables.  Masks, decoding, pictures, prose and tests derive from them; no other
-place of the project says where a bit stands.
+`PFERR`, `EPT`, `MEMORY_FAULT` and `EVENT` are the tables.  Masks, decoding, pictures, prose and tests derive from
+them; no other place of the project says where a bit stands.
 
 A page-fault error code is 64 bits wide.  Bits 0-15 are the CPU's own #PF bits, 31-36 are what AMD adds for
 nested page faults (some of which Intel's exit handler borrows), 48 and 49 are KVM's.
@@ -10,15 +10,21 @@ nested page faults (some of which Intel's exit handler borrows), 48 and 49 are K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
+from operator import index
 from typing import NamedTuple
+
+from kvm_pf.common.errors import InputError
 
 __all__ = (
     "AMD",
     "CPU",
     "EPT",
+    "EVENT",
     "INTEL",
     "KVM",
+    "MEMORY_FAULT",
     "NOBODY",
     "PFERR",
     "Bit",
@@ -118,7 +124,41 @@ EPT: tuple[Bit, ...] = (
     Bit(16, "ASYNC", INTEL, "", "the access was asynchronous to instruction execution", _SDM),
 )  # fmt: skip
 
-TABLES: dict[str, tuple[Bit, ...]] = {"pferr": PFERR, "ept": EPT}
+_EXIT_39 = (
+    "Linux `include/uapi/linux/kvm.h`, commit `16f95f3b95ca` "
+    '("KVM: Add KVM_EXIT_MEMORY_FAULT exit to report faults to userspace") (v6.8)'
+)
+
+MEMORY_FAULT: tuple[Bit, ...] = (
+    Bit(3, "PRIVATE", KVM, "before", "the access was to private memory", _EXIT_39),
+)  # fmt: skip
+"""The flags of KVM_EXIT_MEMORY_FAULT."""
+
+_INTR = "Intel SDM vol. 3, format of the VM-exit interruption-information field; AMD APM vol. 2, EXITINTINFO"
+
+EVENT: tuple[Bit, ...] = (
+    Bit(11, "ERROR_CODE", CPU, "", "the event has an error code", _INTR),
+    Bit(12, "NMI_UNBLOCKING", INTEL, "", "NMI unblocking due to IRET", _INTR),
+    Bit(31, "VALID", CPU, "", "there is an event", _INTR),
+)  # fmt: skip
+"""The flags of IDT-vectoring and exit-interruption information; a vector and a type stand below them."""
+
+EVENT_VECTOR_MASK = 0xFF
+EVENT_TYPE_SHIFT = 8
+EVENT_TYPE_MASK = 7 << EVENT_TYPE_SHIFT
+EVENT_TYPES = (
+    "external interrupt", "", "NMI", "hardware exception", "software interrupt", "privileged software exception",
+    "software exception", "other event",
+)  # fmt: skip
+"""Names of the types 0 to 7; 1 is reserved.  AMD has 0, 2, 3 and 4, with the same numbers."""
+
+TABLES: dict[str, tuple[Bit, ...]] = {"pferr": PFERR, "ept": EPT, "memfault": MEMORY_FAULT, "event": EVENT}
+
+PFERR_LETTERS = {
+    "P": "PRESENT", "W": "WRITE", "U": "USER", "RSVD": "RSVD", "F": "FETCH", "PK": "PK", "SS": "SS", "SGX": "SGX",
+}  # fmt: skip
+"""The kernel's own letters.  Source: Linux `arch/x86/kvm/mmu/mmutrace.h`, kvm_mmu_trace_pferr_flags (v6.8) for the
+first five; mail <20250919223258.1604852-23-seanjc@google.com> for the last three."""
 
 
 def _mask(table: tuple[Bit, ...], name: str) -> int:
@@ -159,25 +199,49 @@ EPT_VIOLATION_GVA_TRANSLATED = _mask(EPT, "GVA_TRANSLATED")
 EPT_VIOLATION_GVA_USER = _mask(EPT, "GVA_USER")
 
 
-def decode(code: int, table: tuple[Bit, ...] = PFERR) -> list[Bit]:
+def _table(table: object) -> None:
+    if (
+        not isinstance(table, Sequence)
+        or isinstance(table, str)
+        or not all(isinstance(r, Bit) for r in table)
+    ):
+        raise InputError(f"table={table!r:.60}: it takes a table of bits, such as kvm_pf.bits.PFERR")
+
+
+def _u64(code: object) -> int:
+    try:
+        number = None if isinstance(code, bool) else index(code)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise InputError(f"code={code!r:.60}: it takes an unsigned 64-bit number, of type int")
+    if not 0 <= number <= U64_MASK:
+        shown = f"{number:#x}" if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
+        raise InputError(f"{shown} is no unsigned 64-bit number")
+    return number
+
+
+def decode(code: int, table: Sequence[Bit] = PFERR) -> list[Bit]:
     """List the bits that are set in `code`, lowest first; a bit that `table` does not have stays visible.
 
-    Raises ValueError if `code` is no unsigned 64-bit number.
+    Raises InputError if `code` is no unsigned 64-bit number (text is for `encode`).
 
     >>> [row.label for row in decode(0x2000100000006)]
     ['WRITE', 'USER', 'GUEST_FINAL', 'PRIVATE_ACCESS']
     >>> [row.label for row in decode(1 << 50 | 1)]
     ['PRESENT', 'bit 50']
     """
-    if not 0 <= code <= U64_MASK:
-        raise ValueError(f"{code:#x} is no unsigned 64-bit number")
+    _table(table)
+    number = _u64(code)
     known = {row.bit: row for row in table}
     unknown = "no meaning in any of these revisions; passes through untouched"
-    return [known.get(n, Bit(n, "", NOBODY, "", unknown, "")) for n in range(64) if code >> n & 1]
+    return [known.get(n, Bit(n, "", NOBODY, "", unknown, "")) for n in range(64) if number >> n & 1]
 
 
-def describe(code: int, table: tuple[Bit, ...] = PFERR) -> str:
+def describe(code: int, table: Sequence[Bit] = PFERR) -> str:
     """Name the set bits of `code`, joined by "|"; "0" if there are none.
+
+    Raises InputError if `code` is no unsigned 64-bit number.
 
     >>> describe(0x10000000C)
     'USER|RSVD|GUEST_FINAL'
@@ -187,11 +251,14 @@ def describe(code: int, table: tuple[Bit, ...] = PFERR) -> str:
     return "|".join(row.label.replace("bit ", "bit") for row in decode(code, table)) or "0"
 
 
-def encode(names: str, table: tuple[Bit, ...] = PFERR) -> int:
+def encode(names: str, table: Sequence[Bit] = PFERR) -> int:
     """Turn "WRITE|USER|bit50" into a code; the inverse of `describe`.
 
-    Raises ValueError naming the word that is no bit of the table.
+    Raises InputError naming the word that is no bit of the table.
     """
+    _table(table)
+    if not isinstance(names, str):
+        raise InputError(f"names={names!r:.60}: it takes text, such as 'WRITE|USER'")
     code = 0
     known = {row.name: row.mask for row in table if row.name}
     if names.strip() == "0":
@@ -200,10 +267,12 @@ def encode(names: str, table: tuple[Bit, ...] = PFERR) -> int:
         digits = word.removeprefix("bit")
         if word in known:
             code |= known[word]
-        elif word != digits and digits.isascii() and digits.isdigit() and int(digits) < 64:
+        elif (
+            word != digits and digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) < 64
+        ):
             code |= 1 << int(digits)
         else:
-            raise ValueError(
+            raise InputError(
                 f"no bit is called {word[:80]!r}; the names are {', '.join(known)}, or bit0 … bit63"
             )
     return code

@@ -1,54 +1,70 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Name the bits of a code."""
+"""Say what a code is and what it says."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+from collections.abc import Iterator
 from typing import Any
 
-from kvm_pf.bits import EPT, PFERR, Bit, decode, encode
 from kvm_pf.cli.common import OK, PLAIN
-from kvm_pf.common.errors import InputError
-
-ENCODINGS: dict[str, tuple[tuple[Bit, ...], str]] = {
-    "pferr": (PFERR, "page-fault error code (#NPF, or inside KVM)"),
-    "ept": (EPT, "EPT-violation exit qualification"),
-    "pf": (PFERR, "legacy #PF error code (32 bits)"),
-}
+from kvm_pf.run.codes import HEX, Answer, Reading, Sure, read
+from kvm_pf.run.meanings import ENCODINGS
 
 
-def read_code(text: str, table: tuple[Bit, ...], bits: int) -> int:
-    """Read a code given in hexadecimal or by names."""
-    code = hexadecimal(text)
-    if code is None:
-        try:
-            code = encode(text, table)
-        except ValueError as error:
-            raise InputError(f"{text[:80]!r} is no hexadecimal number, and {error}") from None
-    if code >> bits:
-        raise InputError(f"{text[:80]}: such a code has {bits} bits, 0 to {(1 << bits) - 1:#x}")
-    return code
+def _written(reading: Reading) -> str:
+    return f"{reading.code:#x}" + ("" if reading.spelled == HEX else f" (from {reading.spelled})")
 
 
-def hexadecimal(text: str) -> int | None:
-    """Read a hexadecimal number, with or without 0x; None if it is none."""
-    return int(text, 16) if re.fullmatch(r"(0[xX])?[0-9a-fA-F]+", text) else None
+def _lines(answer: Answer) -> Iterator[str]:
+    best, said = answer.best, answer.best.meaning
+    yield said.sentence
+    yield f"{_written(best)}: {best.title}; {best.sure.words}: {best.why}"
+    for part in said.parts:
+        yield f"  {part.bit.bit:>2}  {part.bit.label:<24} {part.bit.set_by.value:<10} {part.means}"
+    yield from (f"  {text}" for text in said.clear)
+    yield from (f"  note: {text}" for text in said.notes)
+    for other in answer.others:
+        says = f": {other.meaning.sentence}" if other.sure > Sure.HARDLY else ""
+        yield f"or {_written(other)}, {other.title}{says} ({other.sure.words}: {other.why})"
+
+
+def _as_dict(reading: Reading) -> dict[str, Any]:
+    said = reading.meaning
+    return {
+        "code": f"{reading.code:#x}",
+        "encoding": reading.encoding,
+        "title": reading.title,
+        "spelled": reading.spelled,
+        "sure": reading.sure.words,
+        "why": reading.why,
+        "sentence": said.sentence,
+        "bits": [
+            {
+                "bit": p.bit.bit,
+                "name": p.bit.name,
+                "set_by": p.bit.set_by.value,
+                "means": p.means,
+                "counts": p.counts,
+            }
+            for p in said.parts
+        ],
+        "clear": list(said.clear),
+        "notes": list(said.notes),
+        "source": ENCODINGS[reading.encoding].source,
+    }
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
-    table, title = ENCODINGS[args.encoding]
-    code = read_code(args.code, table, 32 if args.encoding == "pf" else 64)
-    rows = decode(code, table)
+    answer = read(args.code, args.encoding, args.base)
+    answers = (answer, *answer.more)
     if args.json:
-        bits = [{"bit": r.bit, "name": r.name, "set_by": r.set_by.value, "means": r.means} for r in rows]
-        print(json.dumps({"code": f"{code:#x}", "encoding": args.encoding, "bits": bits}, indent=1))
+        told = [{**_as_dict(a.best), "others": [_as_dict(r) for r in a.others]} for a in answers]
+        print(json.dumps({**told[0], "more": told[1:]}, indent=1))
         return OK
-    print(f"{code:#x}: {title}")
-    for row in rows:
-        print(f"  {row.bit:>2}  {row.label:<24} {row.set_by.value:<10} {row.means}")
+    print("\n\n".join("\n".join(_lines(a)) for a in answers))
     return OK
 
 
@@ -56,14 +72,18 @@ def add(commands: Any) -> None:
     """Add the command's arguments to the command line."""
     p = commands.add_parser(
         "decode",
-        help="name the bits of a code",
+        help="say what a code is and what it says",
         formatter_class=PLAIN,
-        epilog="examples:\n  kvm-pf decode 10000000c\n  kvm-pf decode 0x683 --as ept\n"
-        "  kvm-pf decode 'WRITE|USER' --json",
+        epilog="examples:\n  kvm-pf decode 0x683\n  kvm-pf decode 14\n  kvm-pf decode 'P|RSVD' --as pferr\n"
+        "  kvm-pf decode 'WRITE|USER' --json\n"
+        "  kvm-pf decode 'kvm_page_fault: address febd0000 error_code 181'\n\nencodings:\n"
+        + "\n".join(f"  {name:<10} {encoding.title}" for name, encoding in ENCODINGS.items()),
     )
-    p.add_argument("code", help="hexadecimal, with or without 0x, or names joined by |")
     p.add_argument(
-        "--as", dest="encoding", choices=tuple(ENCODINGS), default="pferr", help="how to read it (pferr)"
+        "code",
+        help="a number (hexadecimal with or without 0x, or decimal), names joined by |, or a pasted line",
     )
+    p.add_argument("--as", dest="encoding", choices=tuple(ENCODINGS), help="which encoding it is")
+    p.add_argument("--base", type=int, choices=(10, 16), default=0, help="how the digits are to be read")
     p.add_argument("--json", action="store_true", help="for programs")
     p.set_defaults(run=run)

@@ -15,15 +15,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
-from kvm_pf.bits import PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK, describe
+from kvm_pf.bits import EPT, PFERR, PFERR_RSVD_MASK, PFERR_SYNTHETIC_MASK, Bit, describe, encode
+from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
 from kvm_pf.common.text import bit_names
+from kvm_pf.exits import SOURCE_WARN_NAMES, SourceOutcome
+from kvm_pf.fault import NO_FAULT, no_mmio
+from kvm_pf.mmio import MMIO_NPT, MMIO_TDX
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.run.inputs import answer, case_values, run_row
-from kvm_pf.run.tables import VM_TYPES
-from kvm_pf.state import KVM_X86_SW_PROTECTED_VM, WARN_NAMES, Outcome
+from kvm_pf.run.inputs import answer, brief, case_state, case_values, row_values, run_row
+from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, SEV_KINDS, SOURCE_INPUTS, VM_TYPES
+from kvm_pf.state import (
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_X86_SW_PROTECTED_VM,
+    NO_EMULATION,
+    NO_LOOKUP,
+    NO_STATS,
+    NO_UNPROTECT,
+    WARN_NAMES,
+    Outcome,
+)
 
 
 @dataclass
@@ -170,6 +183,44 @@ def _why_whole(r: Record) -> str:
     return f"returns {o.ret}: {then}" + (f"; warned: {warn_names(o.warns)}" if o.warns else "")
 
 
+def _why_handler(r: Record) -> str:
+    out: SourceOutcome = r.result
+    warned = "|".join(name for n, name in enumerate(SOURCE_WARN_NAMES) if out.warns >> n & 1)
+    warned = f"WARN {warned}; " if warned else ""
+    if not out.mmu.called:
+        done = "the fast-MMIO bus takes it" if out.fast_mmio else "settled here"
+        return f"{warned}{done}; returns {out.ret}"
+    got, made = r.given["event"].info, out.mmu.error_code
+    table = next(source.table for source in SOURCES.values() if source.handler == r.step)
+    if table is EPT:
+        return f"{warned}{describe(got, EPT)} becomes {describe(made)}"
+    if r.step == "handle_ept_misconfig":
+        return f"{warned}there is no code; {describe(made)} alone is handed in"
+    changed = [f"{describe(b)} {how}" for b, how in ((made & ~got, "added"), (got & ~made, "dropped")) if b]
+    return warned + (", ".join(changed) or "handed on as it is")
+
+
+class Source(NamedTuple):
+    """Where a code comes from: the exit's handler, what it gets, and the table that names its bits."""
+
+    handler: str
+    gets: str
+    table: tuple[Bit, ...]
+
+
+SOURCES = {
+    "npf": Source("npf_interception", "EXITINFO1", PFERR),
+    "ept": Source("handle_ept_violation", "exit qualification", EPT),
+    "pf": Source("kvm_handle_page_fault", "#PF error code", PFERR),
+    "tdx": Source("tdx_handle_ept_violation", "exit qualification", EPT),
+    "misconfig": Source("handle_ept_misconfig", "", PFERR),
+}
+"""The exits that a fault can come through."""
+
+KIND_NAMES = {"misconfig": "miscfg"}
+"""What the sources tables call them, if otherwise; see `kvm_pf.run.tables.KINDS`."""
+
+
 WHY: Mapping[str, Callable[[Record], str]] = {
     "route": _why_route,
     "sanitize": _why_sanitize,
@@ -211,6 +262,11 @@ def _error_codes(given: Mapping[str, Any], result: Any) -> tuple[int | None, int
     return before, before
 
 
+_HANDLERS = tuple(source.handler for source in SOURCES.values())
+
+WHY_FROM_EXIT = {**WHY, **dict.fromkeys(_HANDLERS, _why_handler)}
+"""The steps that are watched if a fault is followed from its exit."""
+
 CODE_STEPS = ("sanitize", "mark_private", "passed_on")
 """The steps that return the error code itself, alone or first."""
 
@@ -231,8 +287,9 @@ def ledger_lines(step: str) -> tuple[str, ...]:
 class Watcher:
     """A `bind` for the linker that records every watched step."""
 
-    def __init__(self, revision: Revision) -> None:
+    def __init__(self, revision: Revision, why: Mapping[str, Callable[[Record], str]] = WHY) -> None:
         self.revision = revision
+        self.why = why
         self.records: list[Record] = []
         self._open: list[Record] = []
         self._posted = logic_names()
@@ -240,7 +297,7 @@ class Watcher:
     def __call__(self, function: FunctionType) -> Callable[..., Any]:
         """Wrap a step so that it is recorded; leave other functions alone."""
         name = function.__name__
-        if name not in WHY:
+        if name not in self.why:
             return function
         posted = self._posted.get(name)
         lines = ledger_lines(name) if posted and posted.__code__ is function.__code__ else ()
@@ -261,9 +318,13 @@ class Watcher:
             way = next((inner for inner in record.inner if inner.step == "route"), None)
             if way and not record.result.handled.called:
                 record.after = way.after
+            if name in _HANDLERS:
+                mmu = record.result.mmu
+                record.before = given["event"].info
+                record.after = mmu.error_code if mmu.called else record.before
             if name in CODE_STEPS:
                 record.after = record.result if name == "passed_on" else record.result[0]
-            record.why = WHY[name](record)
+            record.why = self.why[name](record)
             return record.result
 
         return watched
@@ -274,22 +335,30 @@ def flat(records: list[Record]) -> list[Record]:
     return [each for record in records for each in (record, *flat(record.inner))]
 
 
+GIVEN_STEPS = ("page_fault", "kvm_mem_is_private")
+"""The steps whose result is an input: what the MMU's handler answers, and what user space declared."""
+
+
 @dataclass
 class Explanation:
-    """One fault, followed: the outcome and the records; as text, one line a step."""
+    """One fault, followed: the outcome and the records; as text, one line a step.
+
+    `inputs` says what was assumed rather than found out.
+    """
 
     revision: Revision
     title: str
     outcome: Outcome
     records: list[Record]
+    inputs: tuple[str, ...] = ()
 
     @property
     def steps(self) -> list[Record]:
         """All records in order."""
         return flat(self.records)
 
-    def __str__(self) -> str:
-        lines = [self.title]
+    def _lines(self, mark: bool) -> list[str]:
+        lines = []
         for record in self.steps:
             code = ""
             if record.before is not None:
@@ -297,10 +366,66 @@ class Explanation:
                 if record.after != record.before:
                     code += f" → {record.after:#x}"
             name = "  " * record.depth + record.step
-            lines.append(f"{name:<30} {code:<33} {record.why}".rstrip())
-        return "\n".join(lines)
+            given = "given: " if mark and record.step in GIVEN_STEPS else ""
+            lines.append(f"{name:<30} {code:<33} {given}{record.why}".rstrip())
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *self._lines(False)])
 
     __repr__ = __str__
+
+    def report(self) -> str:
+        """The same for the command line: what was given is told apart from what was found out."""
+        given = [f"given: {', '.join(self.inputs)}"] if self.inputs else []
+        return "\n".join([self.title, *given, *self._lines(True)])
+
+
+def _exit_values(
+    source: str, values: Mapping[str, int], more: Mapping[str, object], revision: Revision, mmu_ret: int
+) -> dict[str, int]:
+    """Describe the exit as a row of a sources table; `values` are those of the cases tables, `more` of its own."""
+    vm_type = VM_TYPES[values["vm_type"]].replace("-", "_")
+    own = {
+        "kind": KIND_NAMES.get(source, source),
+        "info": 0 if source == "misconfig" else values["error_code"],
+        "addr": values["cr2_or_gpa"],
+        "insn_len": values["insn_len"],
+        "guest_mode": values["guest_mode"],
+        "direct_bits": values["direct_bits"],
+        "sev_kind": vm_type if vm_type in SEV_KINDS else "none",
+        "snp_guest": int(vm_type == "snp"),
+        "mmu_ret": mmu_ret,
+    }
+    return row_values("sources", revision, **{**own, **more})
+
+
+def _usual(source: str, state: Mapping[str, object]) -> dict[str, object]:
+    """Return the inputs that differ from the tables' defaults if a fault comes from `source`.
+
+    A trust domain's shared bit is bit 47 of the address, with 5-level EPT bit 51.
+    Source: Linux `arch/x86/kvm/vmx/tdx.c`, Linux 7.3.4, TDX_SHARED_BIT_PWL_4, TDX_SHARED_BIT_PWL_5.
+    """
+    if source == "npf":
+        return {"mmio_cfg": MMIO_NPT}
+    if source == "tdx":
+        shared = 51 if state.get("walk_root") in (5, "5") else 47
+        return {"vm_type": "tdx", "mmio_cfg": MMIO_TDX, "direct_bits": 1 << shared - 12}
+    if source == "pf" and not {"mode", *MODE_COLUMNS} & set(state):
+        return {"mode": "shadow", "mmio_cfg": MMIO_NPT}
+    return {}
+
+
+def _inputs(values: Mapping[str, int], outcome: Outcome, revision: Revision) -> tuple[str, ...]:
+    """Say which inputs, given or by default, the outcome rests on."""
+    mode = next(
+        (name for name, flags in MODES.items() if flags == tuple(values[c] for c in MODE_COLUMNS)), "unusual"
+    )
+    private = values["attrs"] & KVM_MEMORY_ATTRIBUTE_PRIVATE
+    told = [f"paging mode {mode}", f"user space declared the page {'private' if private else 'shared'}"]
+    if outcome.handled.called:
+        told.append(f"the page-fault handler answers {answer(values['pf_ret'], revision)}")
+    return tuple(told)
 
 
 def explain(
@@ -308,22 +433,71 @@ def explain(
     cr2_or_gpa: int | str = 0x100000000,
     *,
     revision: str | Revision = "posted",
+    source: str | None = None,
     **state: object,
 ) -> Explanation:
     """Follow one fault through kvm_mmu_page_fault() and say what each step did, and why.
 
     `error_code` and `cr2_or_gpa` are u64 as numbers or text; the code also takes names of bits ("WRITE|USER").
-    `state` names any input of the cases tables (`kvm_pf.run.tables.CASE_INPUTS`), `mode` or `private`; the rest
-    has the tables' defaults.  Raises InputError naming what is wrong.
+    `source` says where the code comes from, one of SOURCES: "npf" takes EXITINFO1, "ept" and "tdx" an exit
+    qualification, "pf" a #PF error code, "misconfig" none; the exit's handler then comes first.  Without it the
+    code goes straight into kvm_mmu_page_fault().  `state` names any input of the cases tables
+    (`kvm_pf.run.tables.CASE_INPUTS`), `mode` or `private`, with a source also of the sources tables
+    (SOURCE_INPUTS); the rest has the tables' defaults.  Raises InputError naming what is wrong.
 
     >>> print(explain("WRITE|USER", vm_type="sw-protected", private=True).outcome.handled.fault.is_private)
     True
+    >>> explain(0x683, revision="v6_12", source="ept").outcome.handled.fault.error_code == 0x200000006
+    True
     """
     revision = get(revision)
-    values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
-    watcher = Watcher(revision)
-    outcome = run_row("cases", values, revision, watcher)
-    vm_type = VM_TYPES[values["vm_type"]]
-    code = values["error_code"]
-    title = f"{revision.name}: {vm_type} VM, address {values['cr2_or_gpa']:#x}, error code {code:#x} ({describe(code)})"
-    return Explanation(revision, title, outcome, watcher.records)
+    watcher = Watcher(revision, WHY if source is None else WHY_FROM_EXIT)
+    if source is None:
+        values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
+        outcome, records = run_row("cases", values, revision, watcher), watcher.records
+        code = f"error code {values['error_code']:#x} ({describe(values['error_code'])})"
+        how = f"address {values['cr2_or_gpa']:#x}, {code}"
+    else:
+        if not isinstance(source, str) or source not in SOURCES:
+            raise InputError(f"source={brief(source)}: it takes one of {', '.join(SOURCES)}")
+        handler, gets, table = SOURCES[source]
+        if source == "tdx" and revision.step(handler) is logic_names()[handler]:
+            raise InputError(f"source='tdx': {revision.name} has no trust domains; they came with Linux 6.16")
+        if isinstance(error_code, str) and table is EPT and not error_code[:1].isdigit():
+            error_code = encode(error_code, EPT)
+        own = {column.column for column in SOURCE_INPUTS} - {column.column for column in CASE_INPUTS}
+        more = {name: state.pop(name) for name in own & set(state) - {"kind", "info", "addr", "mmu_ret"}}
+        state = {**_usual(source, state), **state}
+        values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
+        outcome, records = _through_handler(revision, source, values, more, watcher)
+        code = (
+            f" with {gets} {values['error_code']:#x} ({describe(values['error_code'], table)})"
+            if gets
+            else ""
+        )
+        how = f"through {handler}(){code}, address {values['cr2_or_gpa']:#x}"
+    title = f"{revision.name}: {VM_TYPES[values['vm_type']]} VM, {how}"
+    return Explanation(revision, title, outcome, records, _inputs(values, outcome, revision))
+
+
+def _through_handler(
+    revision: Revision, source: str, values: Mapping[str, int], more: Mapping[str, object], watcher: Watcher
+) -> tuple[Outcome, list[Record]]:
+    """Run an exit's handler, and kvm_mmu_page_fault() with what it hands on.
+
+    The handler waits for the MMU's answer and the MMU for the handler's code, so the handler runs twice: to learn
+    its call, and to learn what it makes of the answer.
+    """
+    call = run_row("sources", _exit_values(source, values, more, revision, 1), revision).mmu
+    outcome, records = None, []
+    if call.called:
+        handed = {"error_code": call.error_code, "cr2_or_gpa": call.addr, "insn_len": call.insn_len}
+        outcome = run_row("cases", {**values, **handed}, revision, watcher)
+        records, watcher.records = watcher.records, []
+    ret = outcome.ret if outcome else 1
+    left = run_row("sources", _exit_values(source, values, more, revision, ret), revision, watcher)
+    if outcome is None:
+        mmio = no_mmio(case_state(values, revision).cache)
+        nothing = (mmio, NO_FAULT, NO_LOOKUP, NO_UNPROTECT, NO_EMULATION, NO_STATS)
+        outcome = Outcome(left.ret, 0, left.vm_bugged, *nothing)
+    return outcome, [*watcher.records, *records]

@@ -1,0 +1,609 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Codes as people have them: which encoding, what it says, and how sure that is.
+
+The values come from public reports, read with the manuals (Intel SDM vol. 3, table of exit qualifications for EPT
+violations; AMD APM vol. 2, section 15.25.6; the kernel's format strings), never from the code.
+"""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kvm_pf
+from kvm_pf import InputError
+from kvm_pf.bits import EPT, EVENT, MEMORY_FAULT, PFERR, PFERR_LETTERS
+from kvm_pf.run.codes import Sure, cut_codes, read
+from kvm_pf.run.meanings import ENCODINGS, meaning
+from kvm_pf.run.watch import explain
+
+fixed = settings(derandomize=True, deadline=None)
+u64 = st.integers(0, 2**64 - 1)
+
+WALK = "a walk of the guest's page tables"
+
+
+def best(text, **more):
+    reading = read(text, **more).best
+    return reading.code, reading.encoding
+
+
+def all_of(text):
+    """Every code of a line, as (code, encoding)."""
+    answer = read(text)
+    return [(a.best.code, a.best.encoding) for a in (answer, *answer.more)]
+
+
+def says(code, encoding):
+    return meaning(code, encoding).sentence
+
+
+def part(code, encoding, bit):
+    return next(p for p in meaning(code, encoding).parts if p.bit.bit == bit)
+
+
+# Numbers of public reports, as kvm_page_fault printed them, each with what its manual makes of it.
+REPORTED = {
+    "0x181": ("ept", "a read, on a page that is not mapped"),
+    "0x182": ("ept", "a write, on a page that is not mapped"),
+    "0x184": ("ept", "an instruction fetch, on a page that is not mapped"),
+    "0x1aa": ("ept", "a write, on a page that is not mapped for writing"),
+    "0x582": ("ept", "a write, on a page that is not mapped"),
+    "0x781": ("ept", "a read, on a page that is not mapped"),
+    "0xf82": ("ept", "a write, on a page that is not mapped"),
+    "0x83": ("ept", f"{WALK} (read and write), on a page that is not mapped"),
+    "0x683": ("ept", f"{WALK} (read and write), on a page that is not mapped"),
+    "0xab": ("ept", f"{WALK} (read and write), on a page that is not mapped for writing"),
+    "0x200000006": ("npf", f"{WALK} (counts as a write), on a page that is not mapped"),
+    "0x500000004": ("npf", "a read (encrypted), on a page that is not mapped"),
+    "0x100000014": ("npf", "an instruction fetch, on a page that is not mapped"),
+    "0x100000007": ("npf", "a write, on a page that is not mapped for writing"),
+    "0x10000000d": ("npf", "a read, on a page that is marked with a reserved bit, as KVM marks MMIO"),
+    "0x2000500000004": ("pferr", "a read (private memory), on a page that is not mapped"),
+    "0x10": ("pf", "a supervisor-mode instruction fetch, on a page that is not mapped"),
+    "0x7": ("pf", "a user-mode write, on a page that is mapped, but not for that"),
+    "0xb": (
+        "pf",
+        "a supervisor-mode write, on a page that is mapped by an entry with a reserved bit set, in the guest's own "
+        "page tables",
+    ),
+    "0x80000301": ("vectoring", "#DB (hardware exception, vector 1) was being delivered when the exit came"),
+    "0x80000b0e": ("vectoring", "#PF (hardware exception, vector 14) was being delivered when the exit came"),
+    "0x80000202": ("vectoring", "an NMI was being delivered when the exit came"),
+    "0x800000ec": ("vectoring", "an external interrupt (vector 236) was being delivered when the exit came"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REPORTED)
+def test_a_number_is_read_as_what_it_is(text):
+    encoding, sentence = REPORTED[text]
+    assert best(text) == (int(text, 16), encoding)
+    assert read(text).best.meaning.sentence == sentence
+
+
+class TestWhichEncoding:
+    def test_that_a_qualification_is_no_error_code_is_said(self):
+        answer = read("0x181")
+        assert answer.best.sure == Sure.VERY_LIKELY
+        mistaken = next(r for r in answer.others if r.encoding == "pferr")
+        assert mistaken.sure == Sure.HARDLY
+        assert "bits 7, 8 have no meaning" in mistaken.why
+
+    @pytest.mark.parametrize(
+        ("text", "encoding", "why"),
+        [
+            ("0x100000006", "ept", "bit 32 has no meaning"),
+            ("0x180", "ept", "neither a read nor a write nor a fetch"),
+            ("0x101", "ept", "bit 8 is set without bit 7"),
+            ("0x100000006", "pf", "32 bits"),
+            ("0x8", "pf", "only with bit 0"),
+            ("0x12", "pf", "a write and a fetch"),
+            ("0x181", "pf", "bits 7, 8 have no meaning"),
+            ("0x2000100000006", "npf", "KVM's, not the CPU's"),
+            ("0x80000102", "vectoring", "type 1 is reserved"),
+            ("0x80000340", "intr", "vector 64 is no hardware exception"),
+            ("0x80008301", "intr", "bit 15 has no meaning"),
+            ("0x301", "vectoring", "bit 31 is clear"),
+        ],
+    )  # fmt: skip
+    def test_an_encoding_is_excluded_for_a_reason(self, text, encoding, why):
+        reading = next(r for r in read(text).readings if r.encoding == encoding)
+        assert (reading.sure, reading.sure.words) == (Sure.NO, "no")
+        assert why in reading.why
+
+    def test_both_kinds_of_event_are_shown(self):
+        answer = read("0x80000301")
+        assert "intr" in [r.encoding for r in answer.others]
+        assert answer.best.sure < Sure.VERY_LIKELY
+
+    def test_memory_fault_flags_are_thought_of(self):
+        assert best("8") == (8, "memfault")
+        assert {"pferr", "npf"} <= {r.encoding for r in read("8").others}
+        assert says(8, "memfault").startswith("an access to private memory")
+        assert says(0, "memfault").startswith("an access to shared memory")
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_the_user_decides(self, encoding):
+        reading = read("0x8", encoding).best
+        assert (reading.encoding, reading.sure) == (encoding, Sure.CERTAIN)
+        assert not read("0x8", encoding).others
+
+    @given(u64)
+    @fixed
+    def test_every_number_is_something_and_no_bit_is_lost(self, code):
+        answer = read(f"{code:#x}")
+        assert {r.code for r in answer.readings} == {code}
+        said = answer.best.meaning
+        if answer.best.encoding not in ("vectoring", "intr"):
+            assert sum(p.bit.mask for p in said.parts) == code
+
+    @given(u64, st.sampled_from(sorted(ENCODINGS)))
+    @fixed
+    def test_every_code_says_something_in_every_encoding(self, code, encoding):
+        code &= (1 << ENCODINGS[encoding].bits) - 1
+        assert re.match(r"(#|an? |no |NMI)", says(code, encoding))
+
+
+class TestSpelling:
+    @pytest.mark.parametrize("text", ["0x683", "0X683", "683", "0x683UL", " 0x683\n", "00000683"])
+    def test_hexadecimal_with_and_without_prefix(self, text):
+        assert best(text) == (0x683, "ept")
+
+    @pytest.mark.parametrize(
+        ("text", "code", "encoding"),
+        [("385", 0x181, "ept"), ("4294967300", 0x100000004, "npf"), ("8589934598", 0x200000006, "npf"),
+         ("21474836484", 0x500000004, "npf"), ("562954248388614", 0x2000100000006, "pferr")],
+    )  # fmt: skip
+    def test_decimal_is_seen_where_hexadecimal_makes_no_sense(self, text, code, encoding):
+        answer = read(text)
+        assert (answer.best.code, answer.best.encoding, answer.best.spelled) == (code, encoding, "decimal")
+        assert int(text, 16) in [r.code for r in answer.others]
+
+    @pytest.mark.parametrize("text", ["181", "14", "83", "683", "10"])
+    def test_where_both_are_possible_both_are_shown(self, text):
+        answer = read(text)
+        assert (answer.best.code, answer.best.spelled) == (int(text, 16), "hexadecimal")
+        assert int(text) in [r.code for r in answer.others]
+
+    def test_the_base_can_be_given(self):
+        assert best("683", base=10) == (683, "ept")
+        assert {r.code for r in read("385", base=16).readings} == {0x385}
+        with pytest.raises(InputError, match="no decimal number"):
+            read("dead", base=10)
+
+    @pytest.mark.parametrize(
+        ("text", "code"),
+        [
+            ("P|RSVD", 0x9),
+            ("F", 0x10),
+            ("P|W|U", 0x7),
+            ("W", 2),
+            ("U|F", 0x14),
+            ("P|U|PK", 0x25),
+            ("SGX|P", 0x8001),
+        ],
+    )
+    def test_the_kernels_letters(self, text, code):
+        assert best(text) == (code, "pf")
+
+    def test_letters_that_no_fault_has_are_still_read(self):
+        assert best("P|W|U|RSVD|F") == (0x1F, "pferr")
+        assert best("P|U|0x100000000") == (0x100000005, "pferr")
+
+    def test_a_letter_that_is_a_digit_too_is_shown_both_ways(self):
+        assert 0xF in [r.code for r in read("F").others]
+        assert read("f").best.code == 0xF
+
+    @pytest.mark.parametrize(
+        ("text", "code", "encoding"),
+        [("WRITE|USER|bit50", 1 << 50 | 6, "pferr"), ("write | user", 6, "pferr"), ("READ|GVA_VALID", 0x81, "ept"),
+         ("PFERR_WRITE_MASK | PFERR_GUEST_FINAL_MASK", 0x100000002, "pferr"), ("PRIVATE", 8, "memfault"),
+         ("EPT_VIOLATION_ACC_WRITE|EPT_VIOLATION_GVA_IS_VALID|EPT_VIOLATION_GVA_TRANSLATED", 0x182, "ept")],
+    )  # fmt: skip
+    def test_names(self, text, code, encoding):
+        assert best(text) == (code, encoding)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "-5",
+            "0x",
+            "0x_1",
+            "1_0",
+            "٣",
+            "WRIT",
+            "WRITE|",
+            "6.0",
+            "bit64",
+            "f" * 99,
+            "0xg",
+            "1" + "0" * 16,
+        ],
+    )
+    def test_anything_else_is_refused(self, text):
+        with pytest.raises(InputError):
+            read(text)
+
+    @pytest.mark.parametrize("text", [None, 6, b"6", ["6"]])
+    def test_what_is_no_text_is_refused(self, text):
+        with pytest.raises(InputError, match="it takes text"):
+            read(text)
+
+    def test_wrong_wishes_are_refused(self):
+        with pytest.raises(InputError, match="encoding='x'"):
+            read("6", "x")
+        with pytest.raises(InputError, match="base=7"):
+            read("6", base=7)
+        with pytest.raises(InputError, match="encoding='x'"):
+            meaning(6, "x")
+        with pytest.raises(InputError, match="32 bits"):
+            meaning(1 << 32, "pf")
+        with pytest.raises(InputError, match="32 bits"):
+            read("100000000", "pf")
+        with pytest.raises(InputError, match="no bit is called 'READ'"):
+            read("READ", "pf")
+
+    @given(st.text(max_size=60))
+    @settings(fixed, max_examples=300)
+    def test_no_text_makes_it_stumble(self, text):
+        refused = ""
+        try:
+            assert read(text).readings
+        except InputError as error:
+            refused = str(error)
+        assert len(refused) < 500
+
+
+class TestCutCodes:
+    """Before 6.1 the tracepoint printed 32 bits of the code."""
+
+    def test_the_whole_codes_that_it_may_have_been(self):
+        assert cut_codes(0x14) == (0x100000014,)
+        assert cut_codes(0x4) == (0x100000004,)
+        assert cut_codes(0x6) == (0x100000006, 0x200000006)  # a walk counts as a write
+        assert cut_codes(0x100000014) == ()
+
+    def test_it_is_said(self):
+        answer = read("14")
+        assert answer.best.encoding == "npf"
+        assert any("0x100000014" in note for note in answer.best.meaning.notes)
+
+    def test_a_code_that_was_printed_whole_was_not_cut(self):
+        reading = read("kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000000000000 error_code 0x14").best
+        assert (reading.encoding, reading.sure) == ("pf", Sure.VERY_LIKELY)
+
+
+class TestEptBits:
+    """Intel SDM vol. 3, table of exit qualifications for EPT violations."""
+
+    @pytest.mark.parametrize("bit", [9, 10, 11])
+    def test_what_paging_says_counts_only_for_a_translated_address(self, bit):
+        assert part(0x182 | 1 << bit, "ept", bit).counts
+        for code in (0x83, 0x2):
+            assert not part(code | 1 << bit, "ept", bit).counts
+        assert "advanced VM-exit information" in part(0x182 | 1 << bit, "ept", bit).means
+
+    def test_what_they_do_not_say_is_told_where_they_count(self):
+        assert any("supervisor-mode" in text for text in meaning(0x582, "ept").clear)
+        assert any("allow execution" in text for text in meaning(0x582, "ept").clear)
+        assert not any("supervisor-mode" in text for text in meaning(0x182, "ept").clear)
+        assert not any("supervisor-mode" in text for text in meaning(0x483, "ept").clear)
+
+    def test_user_execution_needs_mode_based_execute_control(self):
+        assert "mode-based execute control" in part(0x1C4, "ept", 6).means
+        assert meaning(0x1C4, "ept").page == "not mapped"
+        assert any("mode-based" in note for note in meaning(0x1C4, "ept").notes)
+
+    def test_nmi_unblocking_is_undefined_while_an_event_is_delivered(self):
+        assert "undefined if an event was being delivered" in part(0x1182, "ept", 12).means
+
+    def test_a_walk_is_told_from_the_access_by_a_bit_that_is_clear(self):
+        assert any(text.startswith("bit 8 clear") for text in meaning(0x683, "ept").clear)
+        assert (meaning(0x683, "ept").target, meaning(0x183, "ept").target) == ("page tables", "final")
+
+    def test_no_linear_address(self):
+        said = meaning(0x2, "ept")
+        assert said.sentence == "a write without a linear address, on a page that is not mapped"
+        assert any(text.startswith("bit 7 clear") for text in said.clear)
+        assert said.target == ""
+        assert not part(0x102, "ept", 8).counts
+
+    @pytest.mark.parametrize(
+        ("code", "page"),
+        [(0x181, "not mapped"), (0x18A, "not mapped for writing"), (0x1A9, "mapped for that"),
+         (0x19C, "not mapped for execution"), (0x1AC, "mapped for that"), (0x1A3, "not mapped for reading or writing")],
+    )  # fmt: skip
+    def test_how_the_page_is_mapped(self, code, page):
+        assert meaning(code, "ept").page == page
+
+    def test_reserved_bits_mean_nothing(self):
+        assert not part(1 << 40 | 0x181, "ept", 40).counts
+
+
+class TestNestedBits:
+    """AMD APM vol. 2, section 15.25.6."""
+
+    def test_the_user_bit_says_nothing_about_the_guests_mode(self):
+        assert "nothing about the guest's mode" in part(0x100000006, "npf", 2).means
+
+    def test_a_walk_counts_as_a_write(self):
+        assert "walk" in part(0x200000006, "npf", 1).means
+        assert part(0x100000006, "npf", 1).means == "the access was a write"
+
+    def test_kvms_bits_are_not_the_cpus(self):
+        assert not part(1 << 49 | 0x100000006, "npf", 49).counts
+        assert part(1 << 49 | 0x100000006, "pferr", 49).counts
+
+    def test_an_rmp_fault(self):
+        assert says(0x180000007, "npf") == "a write, refused: the RMP check failed"
+
+    def test_misconfiguration(self):
+        assert "EPT misconfiguration" in says(8, "pferr")
+
+
+class TestPageFaultBits:
+    """Intel SDM vol. 3, section 4.7."""
+
+    def test_the_reserved_bit_is_the_guests_own(self):
+        assert "the guest's own" in part(0xB, "pf", 3).means
+        assert "SPTE" not in part(0xB, "pf", 3).means
+
+    def test_the_user_bit_is_the_mode(self):
+        assert says(0x5, "pf").startswith("a user-mode read")
+        assert says(0x1, "pf").startswith("a supervisor-mode read")
+        assert "bit 2 clear: supervisor mode" in meaning(0x1, "pf").clear
+
+    def test_a_protection_key(self):
+        assert says(0x25, "pf").endswith("mapped, but a protection key forbids it")
+
+
+class TestEvents:
+    def test_what_was_delivered_and_what_caused_the_exit(self):
+        assert says(0x80000301, "intr") == "#DB (hardware exception, vector 1) caused the exit"
+        assert says(0, "vectoring") == "no event was being delivered"
+        assert says(0x80000603, "intr") == "#BP (software exception, vector 3) caused the exit"
+
+    def test_bit_12_is_undefined_during_delivery(self):
+        assert not part(0x80001301, "vectoring", 12).counts
+        assert part(0x80001301, "intr", 12).counts
+
+    def test_amds_form_has_the_error_code_above(self):
+        assert says(0x6_80000B0E, "vectoring").endswith("with error code 0x6")
+
+
+def test_intel_and_amd_report_the_same_fault():
+    """The same hang, as two hosts showed it ("Deadlock due to EPT_VIOLATION", 2023)."""
+    intel, amd = (read(text).best.meaning for text in ("0x683", "0x200000006"))
+    assert (intel.target, intel.page) == (amd.target, amd.page) == ("page tables", "not mapped")
+
+
+# Lines that people posted in public, with every code that they hold.
+LINES = {
+    "6.1 Intel": (
+        "       CPU 5/KVM-4145    [002] .....    86.581928: kvm_page_fault: vcpu 5 rip 0x7f08a4602116 address"
+        " 0x0000000113600002 error_code 0x181",
+        [(0x181, "ept")],
+    ),
+    "new kvm_exit, an event": (
+        "repro-1289 [019] d.... 140.314684: kvm_exit: vcpu 0 reason EXCEPTION_NMI rip 0x1 info1 0x0000000000004000"
+        " info2 0x0000000000000000 intr_info 0x80000301 error_code 0x00000000",
+        [(0x80000301, "intr")],
+    ),
+    "new kvm_exit, a violation while delivering": (
+        "repro-1289 [019] d.... 140.314732: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x1 info1 0x00000000000001aa"
+        " info2 0x0000000080000301 intr_info 0x00000000 error_code 0x00000000",
+        [(0x1AA, "ept"), (0x80000301, "vectoring")],
+    ),
+    "an intercepted #PF": (
+        "kvm_exit: vcpu 0 reason EXCEPTION_NMI rip 0x1 info1 0x0000000000004000 info2 0x0000000000000000"
+        " intr_info 0x80000b0e error_code 0x00000007",
+        [(0x7, "pf"), (0x80000B0E, "intr")],
+    ),
+    "old AMD, wrapped": (
+        "VCPU-0-61883   [078] ..... 72276.115679: kvm_page_fault: address\n84d000 error_code 4\n",
+        [(0x4, "npf")],
+    ),
+    "old AMD, payloads": (
+        "  kvm_exit:             reason EXIT_NPF rip 0xffffffffffbbe119 info\n    200000006 1ab000\n"
+        "  kvm_nested_vmexit:    vcpu 0 reason npf rip 0xffffffffffbbe119 info1\n"
+        "    0x0000000200000006 info2 0x00000000001ab000 intr_info 0x00000000\n    error_code 0x00000000\n"
+        "  kvm_page_fault:       address 1ab000 error_code 6\n"
+        "  kvm_nested_vmexit_inject: reason EXIT_NPF info1 200000006 info2 1ab000\n    int_info 0 int_info_err 0\n",
+        [(0x200000006, "npf")],
+    ),
+    "old Intel": (
+        " qemu-system-x86-23579 [005] 22018.775584: kvm_exit:  reason EPT_VIOLATION rip 0xfffff802987d6169 info 181 0\n"
+        " qemu-system-x86-23579 [005] 22018.775584: kvm_nested_vmexit:    rip fffff802987d6169 reason EPT_VIOLATION"
+        " info1 181 info2 0 int_info 0 int_info_err 0\n"
+        " qemu-system-x86-23579 [005] 22018.775585: kvm_page_fault:       address febd0000 error_code 181\n"
+        " qemu-system-x86-23579 [005] 22018.775596: kvm_inj_exception:    #UD (0x0)\n",
+        [(0x181, "ept")],
+    ),
+    "quoted-printable, misconfiguration": (
+        "      CPU 0/KVM  699876 [020] 18136.763707:                       kvm:kvm_e=\nxit:\n"
+        "reason EPT_MISCONFIG rip 0xfffff8031964a727 info 0 0\n",
+        [(0x8, "pferr")],
+    ),
+    "the walker's letters": (
+        " qemu-system-x86-31218 [000] 159269.806544: kvm_mmu_pagetable_walk: addr 133025 pferr 10 F\n"
+        " qemu-system-x86-31218 [000] 159269.806545: kvm_mmu_paging_element: pte a3 level 3\n"
+        " qemu-system-x86-31218 [000] 159269.806546: kvm_mmu_walker_error: pferr 9 P|RSVD\n",
+        [(0x10, "pf"), (0x9, "pf")],
+    ),
+    "Rust": (
+        "[2024-12-12T06:43:33Z ERROR vmm::linux::vstate] Unexpected exit reason on vcpu run: MemoryFault { flags: 8,"
+        " gpa: 4096, size: 4096 }",
+        [(0x8, "memfault")],
+    ),
+    "QEMU": (
+        "qemu-system-x86_64: warning: memory fault: GPA 0x4000000 size 0x1000 flags 0x8 kvm_convert_memory start"
+        " 0x4000000 size 0x1000 shared_to_private",
+        [(0x8, "memfault")],
+    ),
+    "the guest's oops": (
+        "Oct 24 10:52:07 host1 microvm@vm1[15894]: [    0.414047] #PF: error_code(0x000b) - reserved bit violation",
+        [(0xB, "pf")],
+    ),
+    "shadow paging": (
+        "stable-4247    [007] .....   456.192867: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000000000000 error_code"
+        " 0x10\nstable-4247    [007] .....   456.192868: kvm_inj_exception: #PF (0x11)\n",
+        [(0x10, "pf"), (0x11, "pf")],
+    ),
+    "not KVM": (
+        "[48232:36034161] reason: ept_violation\n[48232:36034161] guest-physical address = 0x7fc0000000\n"
+        "[48232:36034161] exit qualification = 0x83\n",
+        [(0x83, "ept")],
+    ),
+    "rip but no vcpu": (
+        "kvm_page_fault: rip 0xffffffff8134c508 address 0xd0000000 error_code 0x181\nvcpu_match_mmio: gpa 0xd0000000"
+        " Read GPA\n",
+        [(0x181, "ept")],
+    ),
+    "wrapped after the event": (
+        "              CPU-1365880 [038] 5559771.610942: kvm_exit:             \nreason EPT_VIOLATION rip"
+        " 0xffffffffb0e9bed0 info 83 0\n              CPU-1365880 [038] 5559771.610942: kvm_page_fault:       \nvcpu"
+        " 0 rip 0xffffffffb0e9bed0 address 0x000000016e5b2ff8 error_code 0x83\n",
+        [(0x83, "ept")],
+    ),
+    "quoted in a mail": (
+        "> > kvm_page_fault: vcpu 5 rip 0x7f08a4602116 address\n> > 0x0000000113600002 error_code 0x683\n",
+        [(0x683, "ept")],
+    ),
+    "SNP, from 6.11": (
+        "kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000004000000 error_code 0x2000500000004",
+        [(0x2000500000004, "pferr")],
+    ),
+    "a segfault": ("foo[12]: segfault at 0 ip 00007f sp 00007ffd error 14 in libc.so", [(0x14, "pf")]),
+    "bpftrace": ("@pf[4294967300]: 52", [(0x100000004, "npf")]),
+    "number and letters": ("9 P|RSVD", [(0x9, "pf")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_pasted_line_is_read(name):
+    text, codes = LINES[name]
+    assert all_of(text) == codes
+
+
+def test_the_place_makes_it_certain():
+    for name in ("old Intel", "old AMD, payloads", "Rust", "the guest's oops", "not KVM"):
+        assert read(LINES[name][0]).best.sure == Sure.CERTAIN, name
+    assert read(LINES["6.1 Intel"][0]).best.sure == Sure.VERY_LIKELY
+
+
+def test_the_walkers_request_is_no_fault():
+    answer = read(LINES["the walker's letters"][0])
+    assert any("no fault yet" in note for note in answer.best.meaning.notes)
+    assert not answer.more[0].best.meaning.notes
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["@pf[CPU 0/KVM]: 52", "kvm_entry: vcpu 0, rip 0x1", "kvm_mmio: mmio read len 4 gpa 0xd0000000 val 0x74726976",
+     "------ spte = 0x8913827 level = 2, rsvd bits = 0xffff000000000000", "kvm_page_fault: vcpu 0", "a b c"],
+)  # fmt: skip
+def test_a_line_without_a_code_is_refused(line):
+    with pytest.raises(InputError, match="no code in this line"):
+        read(line)
+
+
+class TestExplain:
+    """From the exit on: AMD's code as it is, Intel's translated."""
+
+    @pytest.mark.parametrize(
+        ("code", "handed"),
+        [(0x181, 0x100000004), (0x182, 0x100000002), (0x582, 0x100000002), (0xF82, 0x100000002),
+         (0x184, 0x100000010), (0x1AA, 0x100000003), (0x781, 0x100000004), (0x683, 0x200000006)],
+    )  # fmt: skip
+    def test_a_qualification_goes_through_its_handler(self, code, handed):
+        told = explain(code, revision="v6_12", source="ept")
+        assert told.outcome.handled.fault.error_code == handed
+        first, second = told.records
+        assert (first.step, first.before, first.after) == ("handle_ept_violation", code, handed)
+        assert (second.step, second.before) == ("kvm_mmu_page_fault", handed)
+
+    def test_an_snp_guests_encrypted_access_is_private(self):
+        def private(**more):
+            told = explain(0x500000004, vm_type="snp", revision="v6_12", **more)
+            return told.outcome.handled.fault.is_private, told.outcome.handled.fault.error_code
+
+        assert private(source="npf") == (True, 0x2000500000004)
+        assert private() == (False, 0x500000004)
+
+    def test_a_trust_domains_private_access_counts_as_a_write(self):
+        told = explain(0x181, 0x100000000, revision="v7_3", source="tdx")
+        assert told.outcome.handled.fault.error_code == 1 << 49 | 2
+        shared = explain(0x181, 1 << 47 | 0x1000, revision="v7_3", source="tdx")
+        assert not shared.outcome.handled.fault.is_private
+
+    def test_a_misconfiguration_is_a_bare_reserved_bit(self):
+        assert explain(0, source="misconfig").records[1].before == 8
+
+    def test_a_guests_page_fault_is_shadow_pagings(self):
+        told = explain(0x6, 0x7000, source="pf")
+        assert not told.outcome.handled.fault.is_tdp
+        assert told.records[0].step == "kvm_handle_page_fault"
+        assert explain(0x100000006, source="pf", revision="v6_12").records[0].after == 6
+
+    def test_an_exit_that_is_settled_without_the_mmu(self):
+        told = explain(0, source="misconfig", aux_flag=1)
+        assert [r.step for r in told.records] == ["handle_ept_misconfig"]
+        assert not told.outcome.handled.called
+        assert "fast-MMIO" in told.records[0].why
+
+    def test_the_handlers_inputs_can_be_set(self):
+        told = explain(0xC4 | 0x100, revision="v7_3", source="ept", mbec=1)
+        assert told.records[0].after & 1
+        assert not explain(0xC4 | 0x100, revision="v7_3", source="ept").records[0].after & 1
+        with pytest.raises(InputError, match="mbec=2"):
+            explain(1, source="ept", mbec=2)
+
+    def test_without_a_source_nothing_comes_first(self):
+        assert [r.step for r in explain(0x683).records] == ["kvm_mmu_page_fault"]
+
+    def test_what_is_given_is_told_from_what_is_found(self):
+        told = explain(6, vm_type="sw-protected", private=True)
+        assert "given: the page-fault handler answers FIXED" in told.report()
+        assert "user space declared the page private" in told.report()
+        assert "given" not in str(told)
+
+    def test_wrong_sources_are_refused(self):
+        with pytest.raises(InputError, match="source='x'"):
+            explain(6, source="x")
+        with pytest.raises(InputError, match="no trust domains"):
+            explain(6, source="tdx", revision="v6_12")
+
+
+class TestPublicFunctions:
+    @pytest.mark.parametrize("code", ["x", None, 1.5, True, [], b"6", -1, 1 << 64, 10**400])
+    def test_a_code_that_is_no_u64_is_an_input_error(self, code):
+        for function in (kvm_pf.decode, kvm_pf.describe):
+            with pytest.raises(InputError) as caught:
+                function(code)
+            assert len(str(caught.value)) < 200
+
+    @pytest.mark.parametrize("names", [6, None, b"WRITE", ["WRITE"], "bit" + "9" * 5000])
+    def test_names_that_are_no_text_are_an_input_error(self, names):
+        with pytest.raises(InputError):
+            kvm_pf.encode(names)
+
+    @pytest.mark.parametrize("table", ["ept", None, 5, [1]])
+    def test_a_table_that_is_none_is_an_input_error(self, table):
+        for function in (kvm_pf.decode, kvm_pf.describe):
+            with pytest.raises(InputError, match="table of bits"):
+                function(6, table)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        import numpy as np
+
+        assert kvm_pf.describe(np.uint64(1 << 63 | 2)) == "WRITE|bit63"
+
+
+def test_the_new_tables_stand_where_the_kernel_and_the_manuals_have_them():
+    # KVM_MEMORY_EXIT_FLAG_PRIVATE is 1 << 3; VM-exit interruption information: SDM vol. 3
+    assert [(row.bit, row.name) for row in MEMORY_FAULT] == [(3, "PRIVATE")]
+    assert [row.bit for row in EVENT] == [11, 12, 31]
+    assert set(PFERR_LETTERS.values()) <= {row.name for row in PFERR}
+    assert {row.bit for row in EPT} == set(range(17))
