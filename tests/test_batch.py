@@ -120,7 +120,7 @@ def random_rows(kind, revision, rows, seed):
     frame = {}
     for i in ENTRY_POINTS[kind].inputs:
         low, high, _ = limits(i)
-        names = i.labels or range(low, high + 1)
+        names = [label for label in i.labels if label in words(i, get(revision))] or range(low, high + 1)
 
         def anything(i=i, names=names, high=high):
             return draw.randint(0, high) >> draw.randrange(52) if i.kind == "u64" else draw.choice(names)
@@ -682,7 +682,7 @@ class TestCompiled:
         odd = get("posted").derive("odd", npf_synthetic=lambda code: eval("(code + 1, 0)"))
         frame = pd.DataFrame({"info": [6]})
         assert evaluate(frame, odd, kind="sources", engine="plain").mmu_error_code.tolist() == [7]
-        with pytest.raises(InputError, match=r"revision 'odd' cannot be compiled .*engine='plain' runs it"):
+        with pytest.raises(InputError, match=r"step 'npf_synthetic' uses eval.*engine='plain' runs it"):
             evaluate(frame, odd, kind="sources", engine="compiled")
 
 

@@ -25,16 +25,8 @@ from kvm_pf.exits import SOURCE_WARN_NAMES, SourceOutcome
 from kvm_pf.fault import NO_FAULT, no_mmio
 from kvm_pf.mmio import MMIO_NPT, MMIO_TDX
 from kvm_pf.revisions import Revision, get, logic_names
-from kvm_pf.run.inputs import answer, brief, case_values, row_values, run_row
-from kvm_pf.run.tables import (
-    CASE_INPUTS,
-    KINDS,
-    MODE_COLUMNS,
-    MODES,
-    SEV_KINDS,
-    SOURCE_INPUTS,
-    VM_TYPES,
-)
+from kvm_pf.run.inputs import answer, brief, case_state, case_values, row_values, run_row
+from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, SEV_KINDS, SOURCE_INPUTS, VM_TYPES
 from kvm_pf.state import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_X86_SW_PROTECTED_VM,
@@ -43,7 +35,6 @@ from kvm_pf.state import (
     NO_STATS,
     NO_UNPROTECT,
     WARN_NAMES,
-    MmioCache,
     Outcome,
 )
 
@@ -226,9 +217,11 @@ SOURCES = {
 }
 """The exits that a fault can come through."""
 
+KIND_NAMES = {"misconfig": "miscfg"}
+"""What the sources tables call them, if otherwise; see `kvm_pf.run.tables.KINDS`."""
+
 
 WHY: Mapping[str, Callable[[Record], str]] = {
-    **{source.handler: _why_handler for source in SOURCES.values()},
     "route": _why_route,
     "sanitize": _why_sanitize,
     "root_is_valid": lambda r: (
@@ -271,6 +264,9 @@ def _error_codes(given: Mapping[str, Any], result: Any) -> tuple[int | None, int
 
 _HANDLERS = tuple(source.handler for source in SOURCES.values())
 
+WHY_FROM_EXIT = {**WHY, **dict.fromkeys(_HANDLERS, _why_handler)}
+"""The steps that are watched if a fault is followed from its exit."""
+
 CODE_STEPS = ("sanitize", "mark_private", "passed_on")
 """The steps that return the error code itself, alone or first."""
 
@@ -291,8 +287,9 @@ def ledger_lines(step: str) -> tuple[str, ...]:
 class Watcher:
     """A `bind` for the linker that records every watched step."""
 
-    def __init__(self, revision: Revision) -> None:
+    def __init__(self, revision: Revision, why: Mapping[str, Callable[[Record], str]] = WHY) -> None:
         self.revision = revision
+        self.why = why
         self.records: list[Record] = []
         self._open: list[Record] = []
         self._posted = logic_names()
@@ -300,7 +297,7 @@ class Watcher:
     def __call__(self, function: FunctionType) -> Callable[..., Any]:
         """Wrap a step so that it is recorded; leave other functions alone."""
         name = function.__name__
-        if name not in WHY:
+        if name not in self.why:
             return function
         posted = self._posted.get(name)
         lines = ledger_lines(name) if posted and posted.__code__ is function.__code__ else ()
@@ -327,7 +324,7 @@ class Watcher:
                 record.after = mmu.error_code if mmu.called else record.before
             if name in CODE_STEPS:
                 record.after = record.result if name == "passed_on" else record.result[0]
-            record.why = WHY[name](record)
+            record.why = self.why[name](record)
             return record.result
 
         return watched
@@ -384,13 +381,13 @@ class Explanation:
         return "\n".join([self.title, *given, *self._lines(True)])
 
 
-def _exit(
-    source: str, values: Mapping[str, int], more: Mapping[str, object], mmu_ret: int, revision: Revision
+def _exit_values(
+    source: str, values: Mapping[str, int], more: Mapping[str, object], revision: Revision, mmu_ret: int
 ) -> dict[str, int]:
-    """Describe the exit that `values` (inputs of the cases tables) and `more` (of the sources tables) make."""
+    """Describe the exit as a row of a sources table; `values` are those of the cases tables, `more` of its own."""
     vm_type = VM_TYPES[values["vm_type"]].replace("-", "_")
-    own: dict[str, object] = {
-        "kind": KINDS[1 if source == "misconfig" else KINDS.index(source)],
+    own = {
+        "kind": KIND_NAMES.get(source, source),
         "info": 0 if source == "misconfig" else values["error_code"],
         "addr": values["cr2_or_gpa"],
         "insn_len": values["insn_len"],
@@ -454,7 +451,7 @@ def explain(
     True
     """
     revision = get(revision)
-    watcher = Watcher(revision)
+    watcher = Watcher(revision, WHY if source is None else WHY_FROM_EXIT)
     if source is None:
         values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
         outcome, records = run_row("cases", values, revision, watcher), watcher.records
@@ -491,24 +488,16 @@ def _through_handler(
     The handler waits for the MMU's answer and the MMU for the handler's code, so the handler runs twice: to learn
     its call, and to learn what it makes of the answer.
     """
-    call = run_row("sources", _exit(source, values, more, 1, revision), revision).mmu
+    call = run_row("sources", _exit_values(source, values, more, revision, 1), revision).mmu
     outcome, records = None, []
     if call.called:
-        handed = {"cr2_or_gpa": call.addr, "error_code": call.error_code, "insn_len": call.insn_len}
+        handed = {"error_code": call.error_code, "cr2_or_gpa": call.addr, "insn_len": call.insn_len}
         outcome = run_row("cases", {**values, **handed}, revision, watcher)
         records, watcher.records = watcher.records, []
-    answered = outcome.ret if outcome else 1
-    left = run_row("sources", _exit(source, values, more, answered, revision), revision, watcher)
+    ret = outcome.ret if outcome else 1
+    left = run_row("sources", _exit_values(source, values, more, revision, ret), revision, watcher)
     if outcome is None:
-        outcome = Outcome(
-            ret=left.ret,
-            warns=0,
-            vm_bugged=left.vm_bugged,
-            mmio=no_mmio(MmioCache(0, 0, 0, 0)),
-            handled=NO_FAULT,
-            lookups=NO_LOOKUP,
-            unprotect=NO_UNPROTECT,
-            emulation=NO_EMULATION,
-            stats=NO_STATS,
-        )
+        mmio = no_mmio(case_state(values, revision).cache)
+        nothing = (mmio, NO_FAULT, NO_LOOKUP, NO_UNPROTECT, NO_EMULATION, NO_STATS)
+        outcome = Outcome(left.ret, 0, left.vm_bugged, *nothing)
     return outcome, [*watcher.records, *records]

@@ -526,7 +526,7 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
         if record.step == "mark_private":
             taken["reserved?"] = [f"RSVD is {reserved}: {WAYS[way.to]}"]
     end = _end_of(explanation)
-    whole = explanation.records[-1].why
+    whole = next(r.why for r in explanation.records if r.step == "kvm_mmu_page_fault")
     emulated = explanation.outcome.emulation
     taken[end] = [f"type {emulated.emulation_type:#x}; {whole}" if end == "emulate" else whole]
     return taken
