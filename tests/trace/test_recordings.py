@@ -12,6 +12,7 @@ import pytest
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.recordings import fault_frame, load_faults
+from kvm_pf.conformance.replay import revision_for
 from kvm_pf.trace import conversions, disagreements, load, page
 from kvm_pf.trace.dat import TraceDat
 from kvm_pf.trace.faults import Joiner, frame
@@ -31,9 +32,8 @@ def joined():
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_every_fault_is_found(joined, path):
-    revision = {"7.3-intel": "v7_3", "6.12-intel": "v6_12"}.get(path.parent.name, "posted")
-    traced = load(path, revision)
     mine = joined[(joined["recording"] == path.parent.name) & (joined["scenario"] == path.name.split(".")[0])]
+    traced = load(path, revision_for(mine["kernel"].iloc[0])[0])
     assert traced.faults["line"].tolist() == mine["first_line"].tolist()
     assert traced.reader.unread == []
     both = mine.merge(traced.faults, left_on="first_line", right_on="line", suffixes=("_theirs", ""))
