@@ -53,7 +53,6 @@ BREAK_EVENTS = 1  # an event waits for the vCPU
 BREAK_SIGNAL = 2  # a signal waits for the thread
 BREAK_VM_DEAD = 3  # the VM was marked dead
 BREAK_SLOT_INVALID = 4  # the memslot is being deleted
-BREAK_NO_SLOT = 5  # there is no memslot: no reason to stop
 PATIENCE = 8  # calls after which a signal waits in any case, so that every loop ends
 
 # What kvm_mmu_page_fault() is not asked for.
