@@ -126,7 +126,7 @@ def test_a_step_without_source_is_still_compared():
 
 
 def test_changed_steps_are_those_of_the_revision():
-    assert changed_steps(POSTED, get("posted_u32")) == ["passed_on", "U32_MASK"]
+    assert changed_steps(POSTED, get("posted_u32")) == ["handler_error_code", "U32_MASK"]
     assert changed_steps(POSTED, POSTED) == []
 
 

@@ -343,7 +343,7 @@ class TestBitChanges:
 
     def test_cut_to_32_bits(self):
         changes = plot.bit_changes(private_write(revision="posted_u32"))
-        assert changes == {32: "passed_on", 49: "mark_private, passed_on"}
+        assert changes == {32: "handler_error_code", 49: "mark_private, handler_error_code"}
 
     def test_nothing_changes(self):
         assert plot.bit_changes(explain(WRITE)) == {}

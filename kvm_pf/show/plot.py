@@ -516,7 +516,7 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
         said = [record.why]
         if record.before != record.after:
             said.append(f"{record.before:#x} → {record.after:#x}")
-        if record.step == "passed_on" and record.before != record.after:
+        if record.step == "handler_error_code" and record.before != record.after:
             carried = said
         if record.step == "reserved_fault":
             taken["reserved?"] = said
