@@ -242,9 +242,6 @@ def test_a_notebook_shows_a_picture_by_itself():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plot.outcomes(pd.DataFrame({"route": ["fixed", "fixed"], "vm_type": [0.0, float("nan")]})),
-        lambda: plot.outcomes(pd.DataFrame({"route": ["fixed"], "vm_type": [[1]]})),
-        lambda: plot.outcomes([1]),
         lambda: plot.bit_counts(3),
         lambda: plot.memory_strip([(-5, 3, "private")]),
         lambda: plot.memory_strip([(3, 3, "private")]),
