@@ -53,7 +53,6 @@ BREAK_EVENTS = 1  # an event waits for the vCPU
 BREAK_SIGNAL = 2  # a signal waits for the thread
 BREAK_VM_DEAD = 3  # the VM was marked dead
 BREAK_SLOT_INVALID = 4  # the memslot is being deleted
-BREAK_NO_SLOT = 5  # there is no memslot: no reason to stop
 PATIENCE = 8  # calls after which a signal waits in any case, so that every loop ends
 
 # What kvm_mmu_page_fault() is not asked for.
@@ -66,7 +65,7 @@ PF_LOWER32_MASK = (1 << 32) - 1
 PF_UPPER32_MASK = PF_LOWER32_MASK << 32
 """A #PF has 32 bits of error code."""
 
-# The warnings of this room, as bits in the order in which one exit can fire them.
+# The warnings of this module, as bits in the order in which one exit can fire them.
 WARN_NPF_SYNTHETIC = 1 << 0
 WARN_PF_UPPER32 = 1 << 1
 WARN_APF_FLAGS = 1 << 2
@@ -148,7 +147,7 @@ class SourceOutcome(NamedTuple):
     """Everything that an exit's handler returned, called and changed."""
 
     ret: int  # negative: error to user space; 0: exit to user space; positive: resume the guest
-    warns: int  # WARN_* bits of this room
+    warns: int  # WARN_* bits of this module
     trace: Trace
     mmu: MmuCall
     rmp: RmpFault
@@ -444,7 +443,7 @@ class AsyncPf(NamedTuple):
 class AsyncReady(NamedTuple):
     """What kvm_arch_async_page_ready() did; it returns nothing."""
 
-    warns: int  # WARN_* bits of this room
+    warns: int  # WARN_* bits of this module
     handled: Handled
     stats: Stats  # counted here, beside what is counted in `handled`
 
@@ -501,7 +500,7 @@ class PreFaulted(NamedTuple):
     """What kvm_arch_vcpu_pre_fault_memory() returned and handed on."""
 
     ret: int  # negative: error; else the number of bytes done
-    warns: int  # WARN_* bits of this room
+    warns: int  # WARN_* bits of this module
     calls: int  # calls into the fault path
     addr: int  # u64, handed on
     error_code: int  # u64, handed on

@@ -60,7 +60,7 @@ INITIAL_HVA = 0
 """What pfn and hva hold before the fault-in.  Source: mail <20240228024147.41573-6-seanjc@google.com>, hunk 3."""
 
 
-def passed_on(error_code: int) -> int:
+def handler_error_code(error_code: int) -> int:
     """The part of the error code that kvm_mmu_do_page_fault() gets: all 64 bits, since patch 04 of the series.
 
     Source: mail <20240228024147.41573-5-seanjc@google.com>, kvm_mmu_page_fault().
@@ -355,7 +355,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, cr2_or_gpa: int, error_code: int, insn_len: i
     r = mmio.ret
     handled = NO_FAULT
     if r == RET_PF_INVALID:
-        handled = kvm_mmu_do_page_fault(vcpu, cr2_or_gpa, passed_on(way.error_code), False)
+        handled = kvm_mmu_do_page_fault(vcpu, cr2_or_gpa, handler_error_code(way.error_code), False)
         r = handled.ret
     if r == RET_PF_INVALID:
         return bugged(way, mmio, handled)

@@ -71,7 +71,7 @@ FAULT_HAS_PAGE = 0
 
 WARN_NOSLOT = 1 << 8
 FAULTIN_WARN_NAMES = (*WARN_NAMES, "noslot")
-"""Names of the WARN_* bits, lowest first: a fault's and this room's own."""
+"""Names of the WARN_* bits, lowest first: a fault's and this module's own."""
 
 # What the host's page tables can answer.
 GUP_OK = 0

@@ -62,20 +62,20 @@ PROVED_ONES = [
 )
 def test_a_claim_is_refuted_by_the_smallest_state_which_is_real(claim, revision, witness):
     answer = prove(claim, revision)
-    assert (answer.said, str(answer.witness), answer.witness.real) == ("fails", witness, True)
+    assert (answer.status, str(answer.witness), answer.witness.real) == ("fails", witness, True)
     assert answer.as_expected
 
 
 def test_any_state_that_refutes_a_claim_is_real_if_not_the_smallest():
     for claim, revision, _ in REFUTED[:3]:
         answer = prove(claim, revision, shrink=False)
-        assert (answer.said, answer.rung, answer.witness.real) == ("fails", "refuted, run again", True)
+        assert (answer.status, answer.strength, answer.witness.real) == ("fails", "refuted, run again", True)
 
 
 @pytest.mark.parametrize(("claim", "revision"), PROVED_ONES)
 def test_a_claim_is_proved(claim, revision):
     answer = prove(claim, revision)
-    assert (answer.said, answer.rung, answer.witness) == ("holds", "proved", None)
+    assert (answer.status, answer.strength, answer.witness) == ("holds", "proved", None)
     assert answer.as_expected
 
 
@@ -88,7 +88,7 @@ def test_a_claim_is_proved(claim, revision):
 )
 def test_a_claim_about_nothing_is_told_from_one_that_holds(claim, revision):
     answer = prove(claim, revision)
-    assert (answer.said, answer.holds, answer.as_expected) == ("empty", True, True)
+    assert (answer.status, answer.holds, answer.as_expected) == ("empty", True, True)
 
 
 def made(check, **expected):
@@ -99,7 +99,7 @@ def made(check, **expected):
 def test_a_premise_that_never_comes_true_is_noticed():
     nonsense = made(lambda c, r: c.given((c.error_code == 1) & (c.error_code == 2), False), holds=("posted",))
     answer = prove(nonsense)
-    assert (answer.said, answer.as_expected) == ("empty", False)
+    assert (answer.status, answer.as_expected) == ("empty", False)
 
 
 def test_a_falsified_claim_is_refuted():
@@ -108,7 +108,7 @@ def test_a_falsified_claim_is_refuted():
         lambda c, r: c.step("sanitize", r)(c.error_code)[0] & bits != PFERR_RSVD_MASK, holds=("posted",)
     )
     answer = prove(wrong)
-    assert (answer.said, str(answer.witness), answer.as_expected) == ("fails", "error_code=RSVD", False)
+    assert (answer.status, str(answer.witness), answer.as_expected) == ("fails", "error_code=RSVD", False)
     assert answer.witness.real
 
 
@@ -119,7 +119,7 @@ def test_a_solver_that_gives_up_makes_the_answer_unknown_and_never_expected():
 
     with patience(50):
         answer = prove(made(hard, holds=("posted",)))
-    assert (answer.said, answer.holds, answer.as_expected, answer.witness) == ("unknown", None, False, None)
+    assert (answer.status, answer.holds, answer.as_expected, answer.witness) == ("unknown", None, False, None)
     assert "proved" not in str(answer)
 
 
@@ -128,7 +128,7 @@ def test_a_witness_that_is_none_when_it_is_run_is_not_as_expected():
     witness = Witness(claim, get("before"), {"error_code": 1}, real=False)
     answer = Answer(claim, get("before"), "fails", witness=witness)
     assert not answer.as_expected
-    assert answer.rung == "refuted, but not when run again"
+    assert answer.strength == "refuted, but not when run again"
 
 
 def any_vm(vm, cr2_or_gpa, error_code):
@@ -144,7 +144,7 @@ def any_vm(vm, cr2_or_gpa, error_code):
 def test_a_change_made_elsewhere_is_asked_like_any_revision():
     blunt = get("posted").derive("blunt", mark_private=any_vm)
     answers = prove_all(["private-means-sw-protected", "reserved-never-private"], [blunt])
-    assert [(a.said, a.expected) for a in answers] == [("fails", None), ("holds", None)]
+    assert [(a.status, a.expected) for a in answers] == [("fails", None), ("holds", None)]
     assert str(answers[0].witness) == "attrs=0x8"
 
 
@@ -171,7 +171,7 @@ def test_all_are_asked_in_the_order_given_in_two_processes_or_one():
     one = prove_all(names, revisions, jobs=1)
     two = prove_all(names, revisions, jobs=2, progress=lambda done, of: seen.append((done, of)))
     assert [str(a) for a in one] == [str(a) for a in two]
-    assert [(a.claim.name, a.revision.name, a.said) for a in two] == [
+    assert [(a.claim.name, a.revision.name, a.status) for a in two] == [
         ("sanitiser-is-a-mask", "before", "fails"),
         ("sanitiser-is-a-mask", "posted", "holds"),
         ("never-released", "before", "holds"),
@@ -195,7 +195,7 @@ def test_each_claim_says_what_is_expected_once_of_revisions_that_there_are():
         assert set(named) <= set(REVISIONS)
         assert claim.statement[0].isupper() or claim.statement.startswith("bit")
         assert claim.statement.endswith(".")
-        assert claim.source or claim.rung != "stated"
+        assert claim.source or claim.strength != "stated"
 
 
 def test_ledger_and_claims_name_each_other():
@@ -223,6 +223,6 @@ def test_every_function_of_the_path_is_asked_for_its_paths():
 
 
 def test_most_claims_are_proved_and_every_rung_is_used():
-    rungs = [claim.rung for claim in CLAIMS.values()]
-    assert set(rungs) == {"proved", "exhausted", "tested", "stated"}
-    assert rungs.count(PROVED) > 25
+    strengths = [claim.strength for claim in CLAIMS.values()]
+    assert set(strengths) == {"proved", "exhausted", "tested", "stated"}
+    assert strengths.count(PROVED) > 25

@@ -361,7 +361,7 @@ class TestProve:
         )
         lines = out.splitlines()
         assert (status, err) == (0, "")
-        assert lines[0].split() == ["claim", "revision", "expected", "answer", "rung", "seconds"]
+        assert lines[0].split() == ["claim", "revision", "expected", "answer", "strength", "seconds"]
         assert lines[1].split()[:4] == ["outside-bits-never-survive", "before", "fails", "fails"]
         assert lines[2].split() == ["error_code=PRIVATE_ACCESS"]
         assert lines[3].split()[:5] == ["outside-bits-never-survive", "posted", "holds", "holds", "proved"]

@@ -100,7 +100,7 @@ class TestIoctl:
 
     def test_a_guest_memfd_slot_cannot_be_changed_only_deleted(self):
         slots = made((*ONE[:2], GMEM), guest_memfd=True)
-        assert slots.move(0, 0x80000000) == -EINVAL
+        assert slots.set(0, 0x80000000, ONE[1], HVA, GMEM) == -EINVAL
         assert slots.set(0, *ONE[:2], HVA, GMEM) == -EINVAL
         assert slots.delete(0) == 0
 
@@ -137,36 +137,18 @@ class TestIoctl:
 class TestMove:
     def test_takes_the_pages_along(self):
         slots = made(ONE)
-        assert slots.move(0, 0x80000000) == 0
+        assert slots.set(0, 0x80000000, ONE[1], HVA) == 0
         assert (slots.find(0x40000), slots[0]) == (None, Memslot(0, 0x80000, 0x200, HVA, 0))
 
     def test_onto_itself_is_allowed_onto_another_not(self):
         slots = made(ONE, (0x80000000, 0x1000, 0))
-        assert slots.move(0, 0x40100000) == 0
-        assert slots.move(0, 0x7FF00000) == -EEXIST
+        assert slots.set(0, 0x40100000, ONE[1], HVA) == 0
+        assert slots.set(0, 0x7FF00000, ONE[1], HVA) == -EEXIST
 
     def test_that_fails_late_leaves_the_slot_but_costs_two_generations(self):
         slots = made(ONE)
-        assert slots.move(0, 1 << 46) == -EINVAL
+        assert slots.set(0, 1 << 46, ONE[1], HVA) == -EINVAL
         assert (slots[0].base_gfn, slots[0].kind, slots.generation) == (0x40000, "user", 2 + 4)
-
-    def test_of_nothing(self):
-        with pytest.raises(InputError, match="no slot"):
-            Memslots().move(0, 0)
-
-
-class TestInternal:
-    def test_kinds(self):
-        slots = Memslots()
-        for n, number in enumerate((32764, 32765, 32766)):
-            assert slots.set_internal(number, 0xFEE00000 + (n << 16), 0x1000) == 0
-        assert [slot.kind for slot in slots] == ["tss", "apic", "ident"]
-        assert slots.set_internal(32765, 0, 0) == 0
-        assert len(slots) == 2
-
-    def test_no_other_numbers(self):
-        with pytest.raises(InputError, match="own slots"):
-            Memslots().set_internal(0, 0, 0x1000)
 
 
 class TestKinds:
@@ -206,7 +188,7 @@ class TestGeneration:
 
     def test_a_deleted_or_moved_slot_counts_twice(self):
         slots = made(ONE)
-        slots.move(0, 0x80000000)
+        slots.set(0, 0x80000000, ONE[1], HVA)
         assert slots.generation == 6
         slots.delete(0)
         assert slots.generation == 10

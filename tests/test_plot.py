@@ -67,14 +67,6 @@ WRAP = [
     ("read", 0x80000, 0x80000, True),
 ]
 CODES = pd.DataFrame({"error_code": ["0x6", "0x100000006", "0x8000000000000006", None]})
-EVALUATED = pd.DataFrame(
-    {
-        "vm_type": [0, 0, 0, 0, 1, 1],
-        "ret": [1, 1, 1, 0, -14, -5],
-        "emu_called": [0, 0, 1, 0, 0, 0],
-        "exit_reason": [0, 0, 0, 0, 39, 0],
-    }
-)
 
 PICTURES = {
     "bit_layout": lambda ax=None: plot.bit_layout(
@@ -99,10 +91,6 @@ PICTURES = {
     "mmio_spte_layout": lambda ax=None: plot.mmio_spte_layout(NPT_SPTE, 2, ax=ax),
     "mmio_spte_layout_l1tf": lambda ax=None: plot.mmio_spte_layout(0x3E0060000016, 1, "v7_3", ax=ax),
     "bit_counts": lambda ax=None: plot.bit_counts(CODES, ax=ax),
-    "outcomes": lambda ax=None: plot.outcomes(EVALUATED, ax=ax),
-    "outcomes_route": lambda ax=None: plot.outcomes(
-        pd.DataFrame({"mode": ["tdp", "tdp", "shadow"], "route": ["mmio", "fault", "refused"]}), "mode", ax=ax
-    ),
 }  # fmt: skip
 every_picture = pytest.mark.parametrize("name", PICTURES)
 
@@ -213,7 +201,7 @@ def test_any_two_codes_can_be_drawn(code, before):
 
 @pytest.mark.parametrize(
     "inks",
-    [plot.ORIGINS, plot.KINDS, plot._FIELDS, plot._RESULTS, plot._WAYS],
+    [plot.ORIGINS, plot.KINDS, plot._FIELDS],
     ids=lambda inks: "|".join(map(str, inks)),
 )
 def test_what_differs_in_colour_differs_without_it(inks):
@@ -254,9 +242,6 @@ def test_a_notebook_shows_a_picture_by_itself():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plot.outcomes(pd.DataFrame({"route": ["fixed", "fixed"], "vm_type": [0.0, float("nan")]})),
-        lambda: plot.outcomes(pd.DataFrame({"route": ["fixed"], "vm_type": [[1]]})),
-        lambda: plot.outcomes([1]),
         lambda: plot.bit_counts(3),
         lambda: plot.memory_strip([(-5, 3, "private")]),
         lambda: plot.memory_strip([(3, 3, "private")]),
@@ -355,7 +340,7 @@ class TestBitChanges:
 
     def test_cut_to_32_bits(self):
         changes = plot.bit_changes(private_write(revision="posted_u32"))
-        assert changes == {32: "passed_on", 49: "mark_private, passed_on"}
+        assert changes == {32: "handler_error_code", 49: "mark_private, handler_error_code"}
 
     def test_nothing_changes(self):
         assert plot.bit_changes(explain(WRITE)) == {}
@@ -714,48 +699,3 @@ class TestBitCounts:
     def test_what_cannot_be_counted(self, frame, complaint):
         with pytest.raises(InputError, match=complaint):
             plot.bit_counts(pd.DataFrame(frame))
-
-
-class TestOutcomes:
-    def shares(self, figure) -> dict[str, float]:
-        bars = {b.get_gid(): b.get_width() for b in figure.axes[0].patches if b.get_gid()}
-        return {gid.removeprefix("share:"): round(width) for gid, width in bars.items() if width}
-
-    def test_what_came_of_them(self):
-        assert self.shares(plot.outcomes(EVALUATED)) == {
-            "0:resume the guest": 50, "0:emulate": 25, "0:exit to user space": 25,
-            "1:memory-fault exit": 50, "1:error": 50,
-        }  # fmt: skip
-
-    def test_kinds_of_vm_have_their_names(self):
-        ax = plot.outcomes(EVALUATED).axes[0]
-        assert [t.get_text() for t in ax.get_yticklabels()] == ["default", "sw-protected"]
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("share of the rows, %", "vm_type")
-
-    def test_rows_are_counted(self):
-        figure = plot.outcomes(EVALUATED)
-        assert (text_of(figure, "rows:0"), text_of(figure, "rows:1")) == (["4"], ["2"])
-
-    def test_only_ret(self):
-        assert self.shares(plot.outcomes(EVALUATED[["vm_type", "ret"]]))["0:resume the guest"] == 75
-
-    def test_ways(self):
-        figure = plot.outcomes(pd.DataFrame({"mode": ["tdp", "tdp"], "route": ["mmio", "fault"]}), "mode")
-        assert self.shares(figure) == {"tdp:mmio": 50, "tdp:fault": 50}
-
-    def test_rows_that_never_got_there_do_not_count(self):
-        frame = pd.DataFrame({"vm_type": [0, 0], "ret": pd.array([1, None], dtype="Int16")})
-        assert text_of(plot.outcomes(frame), "rows:0") == ["1"]
-
-    @pytest.mark.parametrize(
-        ("frame", "complaint"),
-        [
-            ({"vm_type": [0]}, "no column 'route'"),
-            ({"ret": [1]}, "no column 'vm_type'"),
-            ({"vm_type": [], "ret": []}, "no row"),
-            ({"vm_type": [0], "route": ["sideways"]}, "'sideways' is no way"),
-        ],
-    )
-    def test_what_cannot_be_drawn(self, frame, complaint):
-        with pytest.raises(InputError, match=complaint):
-            plot.outcomes(pd.DataFrame(frame))

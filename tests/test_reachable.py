@@ -5,7 +5,7 @@ import pytest
 
 from kvm_pf.conformance.corpus import load_corpus
 from kvm_pf.proof.case import Case, reachable
-from kvm_pf.proof.compare import curated
+from kvm_pf.proof.evidence import curated
 from kvm_pf.revisions import get
 from kvm_pf.run.tables import SLOT_KINDS
 from kvm_pf.state import PAGE_SHIFT

@@ -14,7 +14,7 @@ from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
 from kvm_pf.conformance.recordings import columns, faults, read_recording
-from kvm_pf.conformance.replay import Difference, Replay, Report, replay, revision_for
+from kvm_pf.conformance.replay import Replay, ReplayDifference, ReplayReport, replay, revision_for
 
 DATA = Path(__file__).parents[1] / "data" / "recordings"
 REVISION = {
@@ -87,7 +87,7 @@ class Seen(Replay):
 
     def __init__(self, name, alter=()):
         recording = read_recording(DATA / name)
-        super().__init__(recording, revision_for(recording.kernel)[0], Report(name, None, ""))
+        super().__init__(recording, revision_for(recording.kernel)[0], ReplayReport(name, None, ""))
         self.cells = []
         self.rows = [
             (_altered(row, dict(alter).get((row.scenario, row.fault))), state) for row, state in self.rows
@@ -224,7 +224,7 @@ def test_a_warning_too_many_is_found(tmp_path):
     line = "WARNING: CPU: 0 PID: 9 at arch/x86/kvm/mmu/mmu.c:1 kvm_mmu_page_fault+0x1/0x2\n"
     (directory / "dmesg.txt").write_text((directory / "dmesg.txt").read_text() + line)
     assert replay(directory).differences == [
-        Difference("kernel log, WARN 2", "warning", "kvm_mmu_page_fault, task 9", None)
+        ReplayDifference("kernel log, WARN 2", "warning", "kvm_mmu_page_fault, task 9", None)
     ]
 
 

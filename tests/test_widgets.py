@@ -297,8 +297,8 @@ def test_what_a_setting_changes_is_marked_and_nothing_else():
     w = fault_explorer("posted", 0x6, **PRIVATE)
     w.controls["private"].value = False
     assert marked(w) == {
-        "kvm_mmu_page_fault", "route", "mark_private", "kvm_mem_is_private", "passed_on", "kvm_mmu_do_page_fault",
-        "is_private", "new_fault", "after_fault", "error_code",
+        "kvm_mmu_page_fault", "route", "mark_private", "kvm_mem_is_private", "handler_error_code",
+        "kvm_mmu_do_page_fault", "is_private", "new_fault", "after_fault", "error_code",
     }  # fmt: skip
     assert row(w, "error_code")[1] == "▲\xa00x6"
     w.controls["root_valid"].value = False

@@ -50,7 +50,7 @@ def _map(what: str, function: Callable[[int], Any], numbers: Sequence[int]) -> l
 
 
 def _count_in_readme(readme: Path, result: kills.Kills) -> None:
-    """Write the numbers of killed mutants, and of those proved equivalent on each rung, into the README's table."""
+    """Write the numbers of killed mutants, and of those proved equivalent on each strength, into the README's table."""
     verdicts = result.mutants["proof"].where(
         result.mutants["verdict"] == kills.EQUIVALENT, result.mutants["verdict"]
     )

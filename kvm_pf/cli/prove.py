@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def _answers_table(answers: Sequence[Answer], witness: bool) -> None:
-    head = ("", "claim", "revision", "expected", "answer", "rung", "seconds")
+    head = ("", "claim", "revision", "expected", "answer", "strength", "seconds")
     rows = [
-        ("" if a.as_expected else "!", a.claim.name, a.revision.name, a.expected or "–", a.said, a.rung,
+        ("" if a.as_expected else "!", a.claim.name, a.revision.name, a.expected or "–", a.status, a.strength,
          f"{a.seconds:.2f}")
         for a in answers
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     progress.done()
     args.differing = sum(not a.as_expected for a in answers)
     if args.json:
-        print(json.dumps([a.told() for a in answers], indent=1))
+        print(json.dumps([a.as_dict() for a in answers], indent=1))
     else:
         _answers_table(answers, args.witness)
     return DIFFERENT if args.differing else OK

@@ -168,7 +168,7 @@ def vector_schema(kind: str, revision: str) -> Any:
     return pa.DataFrameSchema(columns, strict=True)
 
 
-class Difference(NamedTuple):
+class CaseDifference(NamedTuple):
     """One value in which the model differs from a curated case."""
 
     id: str
@@ -355,11 +355,11 @@ def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
     return cases.assign(got=pd.Series(got, dtype=object).reindex(cases.index))
 
 
-def differences(cases: pd.DataFrame, revision: Any = None) -> list[Difference]:
+def differences(cases: pd.DataFrame, revision: Any = None) -> list[CaseDifference]:
     """Run curated cases and list every expected value that the model does not give."""
     ran = run_cases(cases, revision)
     return [
-        Difference(row["id"], row["revision"], column, expected, row["got"].get(column, "no such output"))
+        CaseDifference(row["id"], row["revision"], column, expected, row["got"].get(column, "no such output"))
         for _, row in ran.iterrows()
         for column, expected in row["expect"].items()
         if row["got"].get(column, "no such output") != expected

@@ -13,7 +13,7 @@ from kvm_pf.common.text import write_number
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, columns, read_recording
-from kvm_pf.conformance.replay import Replay, Report, revision_for
+from kvm_pf.conformance.replay import Replay, ReplayReport, revision_for
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.inputs import answer
@@ -90,7 +90,7 @@ class Follow(Replay):
     """A replay that keeps what it compares."""
 
     def __init__(self, recording: Recording, revision: Revision) -> None:
-        super().__init__(recording, revision, Report(recording.name, recording.kernel, revision.name))
+        super().__init__(recording, revision, ReplayReport(recording.name, recording.kernel, revision.name))
         self.seen = {(row.scenario, row.fault): Seen(row, None, (), revision) for row, _ in self.rows}
 
     def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:

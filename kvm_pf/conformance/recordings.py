@@ -6,7 +6,7 @@ through scenarios while ftrace recorded.  `N-NAME.trace` is ftrace's text of sce
 program's own side of it; either may be gzipped.  `dmesg.txt` and `console.log` name the kernel, its module
 parameters and its warnings.
 
-    read_trace(path)      -> Trace, a list of Event: one line each, its fields as integers
+    read_trace(path)      -> Trace, a list of TraceEvent: one line each, its fields as integers
     read_recording(path)  -> Recording: kernel, parameters, vendor, mode, warnings, scenarios with their steps
     faults(recording)     -> list of FaultRow, one per entry into KVM's page-fault handling
     walk(recording)       -> the same rows, each with the VmState that the fault met
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = (
-    "Column", "Event", "FaultRow", "Recording", "Scenario", "Slot", "Step", "Trace", "VmState", "Warn",
+    "Column", "FaultRow", "RecordedSlot", "Recording", "Scenario", "Step", "Trace", "TraceEvent", "VmState", "Warn",
     "columns", "dump_faults", "fault_frame", "faults", "load_faults", "read_recording", "read_trace", "walk",
 )  # fmt: skip
 
@@ -104,7 +104,7 @@ __all__ = (
 # Lines and events
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
     """One line of a trace; `fields` holds what its payload says, under the words that it uses."""
 
     line: int
@@ -118,7 +118,7 @@ class Event(NamedTuple):
     fields: dict[str, int | str]
 
 
-class Trace(list[Event]):
+class Trace(list[TraceEvent]):
     """A list of events that remembers what it could not read.
 
     `unparsed` holds (line number, text) of lines that are no event, `unread` counts the events by name whose
@@ -315,7 +315,7 @@ def _read_events(trace: Trace, content: str) -> None:
             if fields is None:
                 trace.unread[name] += 1
             who = (found["task"], int(found["pid"]), int(found["cpu"]), found["timestamp"])
-            trace.append(Event(number, *who, name, payload, fields or {}))
+            trace.append(TraceEvent(number, *who, name, payload, fields or {}))
         elif not _BY_THE_WAY.fullmatch(text):
             trace.unparsed.append((number, text))
     trace.unparsed.sort()
@@ -343,7 +343,7 @@ class Step(NamedTuple):
     number: int
     op: str
     result: dict[str, Any] | None
-    events: tuple[Event, ...]
+    events: tuple[TraceEvent, ...]
 
 
 class Scenario(NamedTuple):
@@ -444,7 +444,7 @@ _PF_VECTOR = 0x8000030E
 """Interruption information of a #PF: valid, hardware exception, vector 14."""
 
 
-def _exit_source(event: Event) -> str | None:
+def _exit_source(event: TraceEvent) -> str | None:
     """Return the source of the fault that a kvm_exit announces, or None."""
     reason, info = event.fields.get("reason"), event.fields.get("intr_info")
     if reason == "EXCEPTION_NMI" and isinstance(info, int) and info & 0x800007FF == _PF_VECTOR:
@@ -452,7 +452,7 @@ def _exit_source(event: Event) -> str | None:
     return _SOURCES.get(str(reason))
 
 
-def _vendor_and_mode(parameters: Mapping[str, str], exits: list[Event]) -> tuple[str | None, str | None]:
+def _vendor_and_mode(parameters: Mapping[str, str], exits: list[TraceEvent]) -> tuple[str | None, str | None]:
     """Tell AMD from Intel by how exits are named, then nested paging from shadow paging."""
     reasons = {str(event.fields["reason"]) for event in exits if "reason" in event.fields}
     if not reasons:
@@ -609,7 +609,7 @@ def read_recording(directory: str | Path, limit: int = LIMIT) -> Recording:
 # What the VM was
 
 
-class Slot(NamedTuple):
+class RecordedSlot(NamedTuple):
     """A memslot that user space set: bytes, and the flags of its op."""
 
     id: int
@@ -637,7 +637,7 @@ class VmState:
 
     vm: str = ""
     updates: int = 0
-    slots: dict[int, Slot] = field(default_factory=dict)
+    slots: dict[int, RecordedSlot] = field(default_factory=dict)
     attributes: list[tuple[int, int, str]] = field(default_factory=list)
     host: list[tuple[int, int, str]] = field(default_factory=list)
     gmem_closed: set[int] = field(default_factory=set)
@@ -663,7 +663,7 @@ class VmState:
         reckoned = low + (high - low) // (last - first) * (self.updates - first)
         return reckoned if reckoned >= 0 else None
 
-    def slot(self, gfn: int) -> Slot | None:
+    def slot(self, gfn: int) -> RecordedSlot | None:
         """Return the user's slot that holds a gfn."""
         return next((s for s in self.slots.values() if s.gpa <= gfn << 12 < s.gpa + s.size), None)
 
@@ -699,7 +699,7 @@ class VmState:
                 case "slot":
                     slot, gpa, size = (int(word, 0) for word in words[:3])
                     flags = tuple(flag for flag in words[3].split(",") if flag != "-")
-                    self.slots[slot] = Slot(slot, gpa, size, flags)
+                    self.slots[slot] = RecordedSlot(slot, gpa, size, flags)
                     self.updates += 1
                 case "attr" if words[2] in ("private", "shared"):
                     self.attributes.append((int(words[0], 0), int(words[1], 0), words[2]))
@@ -714,7 +714,7 @@ class VmState:
             raise InputError(f"{where}: step {step.number}: {step.op!r} {what}") from error
         return self
 
-    def see(self, event: Event) -> None:
+    def see(self, event: TraceEvent) -> None:
         """Take over what an event tells of page tables and generations."""
         match event.name, event.fields:
             case "kvm_tdp_mmu_spte_changed", {"gfn": int(gfn), "level": int(level), "new_spte": int(spte)}:
@@ -997,16 +997,16 @@ class _Fault:
     state: VmState
     alone: bool
     stage: int = _EXIT
-    events: list[Event] = field(default_factory=list)
-    first: dict[str, Event] = field(default_factory=dict)
-    user_exit: Event | None = None
+    events: list[TraceEvent] = field(default_factory=list)
+    first: dict[str, TraceEvent] = field(default_factory=dict)
+    user_exit: TraceEvent | None = None
     complete: bool = False
     in_handler: bool = False
     invalidated: bool = False
     emul_in_pf: bool | None = None
     set_count: int = 0
 
-    def add(self, name: str, event: Event) -> None:
+    def add(self, name: str, event: TraceEvent) -> None:
         """Take an event in, under the name that the columns use."""
         self.events.append(event)
         match name:
@@ -1100,7 +1100,7 @@ def _collect(scenario: Scenario) -> list[_Fault]:
     state, step, steps = VmState(), None, iter(scenario.steps)
     runs: Counter[int] = Counter()
 
-    def begin(event: Event, alone: bool) -> None:
+    def begin(event: TraceEvent, alone: bool) -> None:
         fault = _Fault(step, runs[event.pid], state.copy(), alone)
         found.append(fault)
         open_[event.pid] = [*open_.get(event.pid, []), fault] if alone else [fault]

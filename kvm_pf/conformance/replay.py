@@ -50,7 +50,7 @@ from kvm_pf.revisions import ROWS, Revision, get
 from kvm_pf.spte import SPTE_WRITE
 from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
 
-__all__ = ("Difference", "Replay", "Report", "Why", "replay", "revision_for")
+__all__ = ("Replay", "ReplayDifference", "ReplayReport", "Why", "replay", "revision_for")
 
 # --- which revision ---
 
@@ -79,7 +79,7 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
 # --- the report ---
 
 
-class Difference(NamedTuple):
+class ReplayDifference(NamedTuple):
     """One value on which the kernel and the model differ; `fault` says where it stands."""
 
     fault: str
@@ -98,7 +98,7 @@ def _shown(value: object) -> str:
 
 
 @dataclass
-class Report:
+class ReplayReport:
     """What replaying one directory showed."""
 
     name: str
@@ -109,7 +109,7 @@ class Report:
     compared: Counter[str] = field(default_factory=Counter)
     not_compared: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     given: Counter[str] = field(default_factory=Counter)
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[ReplayDifference] = field(default_factory=list)
     damage: tuple[str, ...] = ()  # what shows that the recording is not whole
     causes: list[str] = field(default_factory=list)
     """For differing faults: the one input, not shown by the recording, that would explain all their differences."""
@@ -239,7 +239,7 @@ def _host_level(row: FaultRow) -> tuple[int | None, str]:
 class Replay:
     """One recording on its way through the model: override `fields` and `cell` to look on, `before` to suppose."""
 
-    def __init__(self, recording: Recording, revision: Revision, report: Report) -> None:
+    def __init__(self, recording: Recording, revision: Revision, report: ReplayReport) -> None:
         self.recording, self.revision, self.report = recording, revision, report
         self.rows = list(walk(recording))
         rows = [row for row, _ in self.rows]
@@ -266,7 +266,7 @@ class Replay:
             return
         self.report.compared[name] += 1
         if recorded != want:
-            self.report.differences.append(Difference(where, name, recorded, want))
+            self.report.differences.append(ReplayDifference(where, name, recorded, want))
 
     def scenario(self, scenario: Scenario) -> None:
         """Replay one scenario, step by step."""
@@ -524,7 +524,9 @@ class Replay:
             self.note("warning", Why("outside the path"), others)
 
 
-def replay(directory: str | Path, revision: str | Revision | None = None, *, limit: int = LIMIT) -> Report:
+def replay(
+    directory: str | Path, revision: str | Revision | None = None, *, limit: int = LIMIT
+) -> ReplayReport:
     """Replay a directory of recordings, raw or as carried in data/, and return what differs.
 
     `revision` instead of the one that the kernel's release says.  A recording that was cut, or that lacks a file, is
@@ -534,7 +536,7 @@ def replay(directory: str | Path, revision: str | Revision | None = None, *, lim
     directory = as_path(directory, "a folder of recordings")
     recording = read_recording(directory, limit)
     chosen, remark = revision_for(recording.kernel) if revision is None else (get(revision), "by request")
-    report = Report(recording.name, recording.kernel, chosen.name, remark, damage=recording.damage)
+    report = ReplayReport(recording.name, recording.kernel, chosen.name, remark, damage=recording.damage)
     play = Replay(recording, chosen, report)
     report.faults = len(play.rows)
     for scenario in recording.scenarios:

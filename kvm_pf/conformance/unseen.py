@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario
-from kvm_pf.conformance.replay import Replay, Report
+from kvm_pf.conformance.replay import Replay, ReplayReport
 from kvm_pf.exits import Event
 from kvm_pf.guest.machine import Taken
 from kvm_pf.guest.memory import Given
@@ -56,7 +56,7 @@ class Supposing(Replay):
     """A replay in which some faults get an input that the recording does not show."""
 
     def __init__(self, recording: Recording, revision: Revision, unseen: Mapping[str, Unseen]) -> None:
-        super().__init__(recording, revision, Report(recording.name, recording.kernel, revision.name))
+        super().__init__(recording, revision, ReplayReport(recording.name, recording.kernel, revision.name))
         self.unseen = unseen
         self.met: dict[str, tuple[FaultRow, Taken]] = {}
 

@@ -31,7 +31,7 @@ ALIASES = {row.vectors: row.name for row in ROWS if row.vectors}
 
 
 @dataclass
-class Difference:
+class TableDifference:
     """One value of one row on which the table and the model differ."""
 
     row: int  # counted from 0, the header not counted
@@ -42,7 +42,7 @@ class Difference:
 
 
 @dataclass
-class Report:
+class TableReport:
     """What comparing one table showed."""
 
     name: str
@@ -54,7 +54,7 @@ class Report:
     foreign: list[str] = field(default_factory=list)  # and those that this revision does not have
     differing: int = 0  # rows
     by_column: dict[str, int] = field(default_factory=dict)
-    first: list[Difference] = field(default_factory=list)
+    first: list[TableDifference] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
@@ -165,7 +165,7 @@ def check_table(
     engine: str = "auto",
     limit: int = LIMIT,
     progress: Callable[[int], None] | None = None,
-) -> Report:
+) -> TableReport:
     """Compare every output column of a table of kernel vectors with the model.
 
     `path` is a CSV file (also gzipped) or a Parquet file with the columns of kvm_pf.run.tables; its name gives kind
@@ -175,7 +175,7 @@ def check_table(
     """
     path = as_path(path, "a table of kernel vectors")
     kind, name = kind_and_revision(path, revision)
-    report = Report(path.name, kind, name)
+    report = TableReport(path.name, kind, name)
     wanted = [o.column for o in outputs(kind, get(name))]
     for frame in _chunks(path, limit):
         start = report.rows
@@ -202,7 +202,7 @@ def check_table(
                 for row in frame.index[wrong][: max(0, first - len(report.first))]:
                     case = str(frame["case_id"][row]) if "case_id" in frame else ""
                     report.first.append(
-                        Difference(row, case, column, _written(expected[row]), _written(got[row]))
+                        TableDifference(row, case, column, _written(expected[row]), _written(got[row]))
                     )
         report.differing += int(wrong_rows.sum())
         report.rows += len(frame)

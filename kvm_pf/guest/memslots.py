@@ -187,26 +187,9 @@ class Memslots:
         kept = KVM_MEMSLOT_GMEM_ONLY if gmem_only else 0
         return self._set(number, guest_phys_addr, memory_size, userspace_addr, flags, kept, during)
 
-    def set_internal(
-        self, number: int, guest_phys_addr: int, memory_size: int, *, during: During = _nothing
-    ) -> int:
-        """Make one of KVM's own slots (TSS, APIC page, identity map) or delete it, as `set` does.
-
-        Source: Linux `arch/x86/kvm/x86.c`, __x86_set_memory_region() (v6.8).
-        """
-        if check("number", number, int) not in _INTERNAL:
-            raise InputError(f"KVM's own slots are {', '.join(map(str, _INTERNAL))}, not {number!r}")
-        return self._set(number, guest_phys_addr, memory_size, 0, 0, 0, during)
-
     def delete(self, number: int, *, during: During = _nothing) -> int:
         """Delete a slot."""
         return self.set(number, 0, 0, 0, during=during)
-
-    def move(self, number: int, guest_phys_addr: int, *, during: During = _nothing) -> int:
-        """Move a slot.  Raises InputError if there is none with that id."""
-        slot = self[number]
-        size = slot.npages << PAGE_SHIFT
-        return self.set(number, guest_phys_addr, size, slot.userspace_addr, slot.flags, during=during)
 
     def _set(
         self, number: int, gpa: int, size: int, userspace_addr: int, flags: int, kept: int, during: During

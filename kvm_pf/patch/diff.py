@@ -71,7 +71,7 @@ def _knows(revision: Revision, since: str) -> bool:
 def step_diff(name: str, a: str | Revision = "before", b: str | Revision = "posted") -> list[Row]:
     """Compare a step or constant of two revisions, without docstrings; `name` as in `source_lines`.
 
-    >>> [row.tag for row in step_diff("passed_on", "posted", "posted_u32")]
+    >>> [row.tag for row in step_diff("handler_error_code", "posted", "posted_u32")]
     ['equal', 'replace']
     """
     left, right = source_lines(name, a), source_lines(name, b)

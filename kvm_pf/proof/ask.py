@@ -112,15 +112,15 @@ class Answer:
 
     claim: Claim
     revision: Revision
-    said: str = UNKNOWN  # holds, empty, fails, unknown
-    count: int | None = None  # rungs exhausted and tested: how many were run
+    status: str = UNKNOWN  # holds, empty, fails, unknown
+    count: int | None = None  # strengths exhausted and tested: how many were run
     witness: Witness | None = None
     seconds: float = 0.0  # of the CPU
 
     @property
     def holds(self) -> bool | None:
         """Whether the claim is true; None: unknown."""
-        return None if self.said == UNKNOWN else self.said != FAILS
+        return None if self.status == UNKNOWN else self.status != FAILS
 
     @property
     def expected(self) -> str | None:
@@ -131,34 +131,34 @@ class Answer:
     def as_expected(self) -> bool:
         """Whether the answer is the expected one; unknown never is, nor a witness that is none when it is run."""
         real = self.witness is None or self.witness.real
-        return real and self.said != UNKNOWN and self.expected in (None, self.said)
+        return real and self.status != UNKNOWN and self.expected in (None, self.status)
 
     @property
-    def rung(self) -> str:
+    def strength(self) -> str:
         """How we know, in words."""
-        if self.said == UNKNOWN:
+        if self.status == UNKNOWN:
             return "the solver gave up"
         if self.witness:
             return "refuted, run again" if self.witness.real else "refuted, but not when run again"
         over = {EXHAUSTED: f" over {self.count:,}", TESTED: f" on {self.count:,}"} if self.count else {}
-        return self.claim.rung + over.get(self.claim.rung, "")
+        return self.claim.strength + over.get(self.claim.strength, "")
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """The answer in plain values; 64-bit numbers as they are."""
         return {
             "claim": self.claim.name,
             "revision": self.revision.name,
             "expected": self.expected,
-            "answer": self.said,
+            "answer": self.status,
             "as_expected": self.as_expected,
-            "rung": self.rung,
+            "strength": self.strength,
             "seconds": round(self.seconds, 3),
             "witness": self.witness and self.witness.state,
         }
 
     def __str__(self) -> str:
         seen = f": {self.witness}" if self.witness else ""
-        return f"{self.claim.name}, {self.revision.name}: {self.said} ({self.rung}){seen}"
+        return f"{self.claim.name}, {self.revision.name}: {self.status} ({self.strength}){seen}"
 
     __repr__ = __str__
 
@@ -185,7 +185,7 @@ def prove(name: str | Claim, revision: str | Revision = "posted", *, shrink: boo
     try:
         _settle(answer, shrink)
     except Unknown:
-        answer.said = UNKNOWN
+        answer.status = UNKNOWN
     answer.seconds = time.process_time() - start
     return answer
 
@@ -194,20 +194,22 @@ def _settle(answer: Answer, shrink: bool) -> None:
     """Find out what is true; if the claim is refuted, with a state in which it is false."""
     claim, revision = answer.claim, answer.revision
     check: Any = claim.check
-    if claim.rung == STATED:
-        answer.said = HOLDS
-    elif claim.rung == PROVED:
+    if claim.strength == STATED:
+        answer.status = HOLDS
+    elif claim.strength == PROVED:
         case = Case()
         wrong, means = no(check(case, revision)), case.has_meaning(revision)
         state = case.smallest(wrong & means, shrink=shrink)
         if state is not None:
             answer.witness = Witness(claim, revision, state, not check(Case(state), revision))
-            answer.said = FAILS
+            answer.status = FAILS
         else:
-            answer.said = HOLDS if all(case.possible(premise & means) for premise in case.premises) else EMPTY
+            answer.status = (
+                HOLDS if all(case.possible(premise & means) for premise in case.premises) else EMPTY
+            )
     else:
         holds, answer.count = check(revision)
-        answer.said = HOLDS if holds else FAILS
+        answer.status = HOLDS if holds else FAILS
 
 
 Pair = tuple[Claim, Revision]
@@ -232,23 +234,23 @@ def asked(
     ]
 
 
-_Told = tuple[str, int | None, tuple[dict[str, int], bool] | None, float]
+_Plain = tuple[str, int | None, tuple[dict[str, int], bool] | None, float]
 
 
-def _ask(names: list[tuple[str, str]], timeout_ms: int) -> list[_Told]:
+def _ask(names: list[tuple[str, str]], timeout_ms: int) -> list[_Plain]:
     """Ask pairs of claim and revision by name, in a process of its own; answer in plain values."""
-    told: list[_Told] = []
+    answers: list[_Plain] = []
     with patience(timeout_ms):
         for name, revision in names:
             a = prove(name, revision)
             witness = (a.witness.state, a.witness.real) if a.witness else None
-            told.append((a.said, a.count, witness, a.seconds))
-    return told
+            answers.append((a.status, a.count, witness, a.seconds))
+    return answers
 
 
-def _told(pair: Pair, told: _Told) -> Answer:
-    said, count, witness, seconds = told
-    return Answer(*pair, said, count, Witness(*pair, *witness) if witness else None, seconds)
+def _answer(pair: Pair, plain: _Plain) -> Answer:
+    status, count, witness, seconds = plain
+    return Answer(*pair, status, count, Witness(*pair, *witness) if witness else None, seconds)
 
 
 def _is_known(claim: Claim, revision: Revision) -> bool:
@@ -263,9 +265,9 @@ def _tasks(pairs: Sequence[Pair]) -> list[list[Pair]]:
     What is tested is compiled for each revision, which is slowest of all, and is shared by two.
     """
     tasks: dict[str, list[Pair]] = {}
-    for n, (claim, revision) in enumerate(sorted(pairs, key=lambda pair: pair[0].rung == PROVED)):
-        name = f"{claim.name} {n % 2}" if claim.rung == TESTED else claim.name
-        tasks.setdefault(revision.name if claim.rung == PROVED else name, []).append((claim, revision))
+    for n, (claim, revision) in enumerate(sorted(pairs, key=lambda pair: pair[0].strength == PROVED)):
+        name = f"{claim.name} {n % 2}" if claim.strength == TESTED else claim.name
+        tasks.setdefault(revision.name if claim.strength == PROVED else name, []).append((claim, revision))
     return list(tasks.values())
 
 
@@ -306,7 +308,7 @@ def prove_all(
                     for task, names in zip(away, names_of, strict=True)
                 }
             for future in as_completed(futures):
-                note(map(_told, futures[future], future.result()))
+                note(map(_answer, futures[future], future.result()))
     with SOLVER, patience(timeout_ms):
         for claim, revision in pairs:
             if (claim.name, revision.name) not in answers:

@@ -62,7 +62,7 @@ from kvm_pf.state import (
 Check = Callable[[Case, Revision], Any]
 
 PROVED, EXHAUSTED, TESTED, STATED = "proved", "exhausted", "tested", "stated"
-"""The rungs: for all states by a solver; all of so many run; so many run; only read in a source."""
+"""The strengths: for all states by a solver; all of so many run; so many run; only read in a source."""
 
 HOLDS, EMPTY, FAILS, UNKNOWN = "holds", "empty", "fails", "unknown"
 """The answers.  Empty: it holds, but because there is no state of the kind that it speaks of."""
@@ -73,7 +73,7 @@ class Claim(NamedTuple):
 
     `lines` are the ids of the patch's lines that it covers, `holds` and `fails` the revisions that are expected
     to keep and to break it, `empty` those in which there is nothing that it could be about; nothing is expected of
-    others.  `check` says whether it is true: of a case (rung `proved`); of a revision, with how many were run
+    others.  `check` says whether it is true: of a case (strength `proved`); of a revision, with how many were run
     (`exhausted`, `tested`); a `stated` claim has none.
     """
 
@@ -84,7 +84,7 @@ class Claim(NamedTuple):
     fails: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     check: Check | Callable[[Revision], tuple[bool, int]] | None = None
-    rung: str = PROVED
+    strength: str = PROVED
     source: str = ""
 
     def expected(self, revision: str) -> str | None:
@@ -104,7 +104,7 @@ def claim(
     holds: str = "",
     fails: str = "",
     empty: str = "",
-    rung: str = PROVED,
+    strength: str = PROVED,
     source: str = "",
 ) -> Callable[[Any], Any]:
     """Enter a function into CLAIMS as the check of a claim; lists are words parted by blanks.
@@ -114,7 +114,7 @@ def claim(
 
     def enter(check: Any) -> Any:
         words = [tuple(text.split()) for text in (lines, holds, fails, empty)]
-        CLAIMS[name] = Claim(name, statement, words[0], words[1], words[2], words[3], check, rung, source)
+        CLAIMS[name] = Claim(name, statement, words[0], words[1], words[2], words[3], check, strength, source)
         return check
 
     return enter
@@ -552,7 +552,7 @@ def _(c: Case, r: Revision) -> Any:
     return c.given(others, same(c, "kvm_mmu_page_fault", "before", r, "attr_lookups attr_gfn"))
 
 
-class Difference(NamedTuple):
+class KnownDifference(NamedTuple):
     """A difference between `before` and `posted`: where, in what states, and what differs in all of them."""
 
     name: str
@@ -570,19 +570,19 @@ def _reserved(c: Case) -> Any:
 
 
 FIVE = (
-    Difference(
+    KnownDifference(
         "callers-bits",
         "a caller's bit 48 or 49: both go, with another warning; before, 49 went through",
         {"kvm_mmu_page_fault": lambda c: no(_clean(c))},
         ("warns",),
     ),
-    Difference(
+    KnownDifference(
         "marked-code",
         "a private fault's error code carries bit 49",
         {"kvm_mmu_page_fault": lambda c: c.root_valid & _clean(c) & _declared(c)},
         ("f_error_code",),
     ),
-    Difference(
+    KnownDifference(
         "reserved-on-private",
         "a reserved fault on a private page that reaches the handler is shared; before, private",
         {
@@ -592,13 +592,13 @@ FIVE = (
         },
         ("f_is_private",),
     ),
-    Difference(
+    KnownDifference(
         "page-ready",
         "a page that became ready and private is asked for as shared; before, as private",
         {"kvm_arch_async_page_ready": lambda c: c.page_ready("before").handled.called & _private_page(c)},
         ("f_is_private",),
     ),
-    Difference(
+    KnownDifference(
         "look-ups",
         "no look-up for other VMs, for reserved faults, for pages that became ready; before, one for each fault "
         "that reached the handler",
@@ -770,7 +770,7 @@ def _(c: Case, r: Revision) -> Any:
 
 # --- beside the solver ---
 
-DOORS: tuple[str | Callable[..., Any], ...] = (
+ENTRY_FUNCTIONS: tuple[str | Callable[..., Any], ...] = (
     "kvm_mmu_page_fault", "source", "kvm_arch_async_page_ready", "kvm_arch_vcpu_pre_fault_memory", "kvm_faultin_pfn",
     "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes", "page_fault_can_be_fast",
     "kvm_memslot_flush_zap_all",
@@ -788,8 +788,8 @@ def steps(revision: Revision) -> dict[str, Summary]:
         found[summary.key] = summary
         return summary
 
-    for door in DOORS:
-        revision.link(door, bind)
+    for function in ENTRY_FUNCTIONS:
+        revision.link(function, bind)
     return found
 
 
@@ -809,7 +809,7 @@ def flaws(step: Summary) -> list[str]:
     "paths-are-complete",
     "The paths that the explorer finds through each function cover every state, and no two of them overlap.",
     holds=ALL,
-    rung=EXHAUSTED,
+    strength=EXHAUSTED,
 )
 def _(r: Revision) -> tuple[bool, int]:
     found = steps(r)
@@ -821,7 +821,7 @@ def _(r: Revision) -> tuple[bool, int]:
     "Every combination of named bits is told by its names, and read back from them.",
     "h1+10",
     "posted",
-    rung=EXHAUSTED,
+    strength=EXHAUSTED,
 )
 def _(r: Revision) -> tuple[bool, int]:
     masks = [bit.mask for bit in PFERR]
@@ -835,7 +835,7 @@ def _(r: Revision) -> tuple[bool, int]:
     "For every way into the path, the plain functions and the solver's terms give the same outcomes, and so do the "
     "tables' evaluation and the compiled code.",
     holds=" ".join(REVISIONS),
-    rung=TESTED,
+    strength=TESTED,
 )
 def _(r: Revision) -> tuple[bool, int]:
     return all(_engines_agree(name, r) for name in WAYS), ENGINE_ROWS * len(WAYS)
@@ -920,7 +920,7 @@ claim(
     "The sanitiser in the form of the patch, in kvm_mmu_page_fault() and for both bits, was in no release.",
     "h2+04 h2+05",
     "posted",
-    rung=STATED,
+    strength=STATED,
     source="Linux `arch/x86/kvm/svm/svm.c`, commit `dee281e4b435` (v6.10), merged before commit `b3d5dc629c32` "
     '("KVM: x86/mmu: Use synthetic page fault error code to indicate private faults") (v6.10)',
 )(None)
@@ -928,14 +928,14 @@ claim(
     "private-mmio-is-the-guests-bug",
     "A private access to emulated MMIO is a bug of the guest.",
     holds=COMPARES_FIRST,
-    rung=STATED,
+    strength=STATED,
     source="mail <ZbmenP05fo8hZU8N@google.com>, 2024-01-30",
 )(None)
 claim(
     "hardware-sets-bit-34",
     "A CPU that knows SNP sets bit 34 for every access with an effective C-bit of 1, of SEV and SEV-ES VMs too.",
     holds=BORROWS,
-    rung=STATED,
+    strength=STATED,
     source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22, as far as its writer could tell; mail "
     "<Zd9hrfJ5xRI6HeZp@google.com>, 2024-02-28: of two systems tested, the one that knows SNP",
 )(None)

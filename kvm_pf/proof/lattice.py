@@ -34,7 +34,7 @@ SERIES_CLAIMS = (
 """The claims that the prerequisite and the later patches are about."""
 
 
-class Patch(NamedTuple):
+class SeriesPatch(NamedTuple):
     """A later patch: what it is called here, the revision that has its steps, and their names."""
 
     name: str
@@ -44,37 +44,37 @@ class Patch(NamedTuple):
 
 
 LATER = (
-    Patch(
+    SeriesPatch(
         "06: a #PF has 32 bits",
         "<20240228024147.41573-7-seanjc@google.com>",
         "posted_series",
         ("legacy_pf_code",),
     ),
-    Patch(
+    SeriesPatch(
         "07: #NPF drops the bits",
         "<20240228024147.41573-8-seanjc@google.com>",
         "posted_series",
         ("sanitize", "npf_synthetic"),
     ),
-    Patch(
+    SeriesPatch(
         "08: private and reserved is warned of",
         "<20240228024147.41573-9-seanjc@google.com>",
         "posted_series",
         ("reserved_fault",),
     ),
-    Patch(
+    SeriesPatch(
         "09 to 16: private against shared first",
         "<20240228024147.41573-10-seanjc@google.com> to <20240228024147.41573-17-seanjc@google.com>",
         "posted_series",
         ("kvm_handle_noslot_fault", "faultin_pfn", "kvm_faultin_pfn", "INITIAL_PFN", "INITIAL_HVA"),
     ),
-    Patch(
+    SeriesPatch(
         "merged: private and reserved is refused",
         "Linux commit 07702e5a6d6d (v6.10)",
         "v6_10",
         ("reserved_fault",),
     ),
-    Patch(
+    SeriesPatch(
         "merged: a private page that became ready is warned of",
         "Linux commit cd389f507003 (v6.10)",
         "v6_10",
@@ -103,7 +103,7 @@ def table(revisions: Mapping[str, str | Revision], claims: Sequence[str | Claim]
     """
     import pandas as pd
 
-    rows = [[prove(claim, r, shrink=False).said for claim in claims] for r in revisions.values()]
+    rows = [[prove(claim, r, shrink=False).status for claim in claims] for r in revisions.values()]
     columns = [find(claim).name for claim in claims]
     return pd.DataFrame(rows, pd.Index(list(revisions), name="revision"), columns, dtype="str")
 

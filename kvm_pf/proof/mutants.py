@@ -42,7 +42,7 @@ from kvm_pf.run.inputs import read_output, row_values, run_row
 from kvm_pf.run.tables import TABLES, Output
 
 MODULES = (*path_modules(), *(f"revisions.{name}" for name in revision_modules()))
-"""What is broken: the rooms of the logic, what revisions do differently, and the tables of bits and numbers."""
+"""What is broken: the modules of the path, what revisions do differently, and the tables of bits and numbers."""
 
 SECONDS = 0.2
 """A case that takes longer than this on the processor has met a mutant that does not end."""
@@ -65,7 +65,7 @@ class Mutant:
 
 @cache
 def reached() -> dict[CodeType, FunctionType]:
-    """The functions that the cases' doors lead to in any revision, by their code."""
+    """The functions that the cases' entry points lead to in any revision, by their code."""
     found: dict[CodeType, FunctionType] = {}
 
     def note(function: FunctionType) -> FunctionType:
@@ -73,9 +73,9 @@ def reached() -> dict[CodeType, FunctionType]:
         return function
 
     for revision in REVISIONS.values():
-        doors: list[str | Callable[..., Any]] = [*(table.row for table in TABLES.values()), *CALLS]
-        for door in doors:
-            revision.link(door, note)
+        entries: list[str | Callable[..., Any]] = [*(table.row for table in TABLES.values()), *CALLS]
+        for entry in entries:
+            revision.link(entry, note)
     return found
 
 
@@ -92,7 +92,7 @@ def _meanings(revision: Revision) -> dict[str, Any]:
 
 
 def _home(revision: Revision | None, name: str) -> str:
-    """The module that a revision has a constant from; "" for the rooms."""
+    """The module that a revision has a constant from; "" for the path."""
     while revision is not None and name not in revision.changes:
         revision = revision.base
     return f"revisions.{revision.name}" if revision else ""
@@ -225,7 +225,7 @@ def killers(mutant: Mutant, without: frozenset[str] = frozenset()) -> list[str]:
 FUNCTION = "the function gives the same for all arguments"
 PATH = "every way into the path gives the same for all inputs"
 REACHABLE = "every way into the path gives the same in all states that can exist"
-"""The rungs of a proof that a mutant is equivalent."""
+"""The strengths of a proof that a mutant is equivalent."""
 
 
 FEW_CALLS = 3
@@ -251,12 +251,12 @@ def settle(mutant: Mutant) -> Settled:
             broken = placed(mutant, original)
             if broken is None:
                 continue
-            for door in DOORS:
-                inside = behind(original, door)
-                if not _meets(inside.codes, mutant) or (door, inside.digests) in seen:
+            for entry in ENTRIES:
+                inside = behind(original, entry)
+                if not _meets(inside.codes, mutant) or (entry, inside.digests) in seen:
                     continue
-                seen.add((door, inside.digests))
-                doubt = Doubt(door, original, broken)
+                seen.add((entry, inside.digests))
+                doubt = Doubt(entry, original, broken)
                 if doubt.possible():
                     proof = REACHABLE
                     if apart := doubt.smallest(reachable=True):
@@ -275,16 +275,16 @@ def _impatient() -> tuple[Revision, ...]:
 
 
 class Behind(NamedTuple):
-    """What a revision has behind a door: the functions' code, and fingerprints of all that they do."""
+    """What a revision has behind an entry point: the functions' code, and fingerprints of all that they do."""
 
     codes: frozenset[CodeType]
     digests: tuple[str, ...]
 
 
 @cache
-def behind(revision: Revision, door: str) -> Behind:
-    """Look behind one of DOORS."""
-    roots: tuple[str | Callable[..., Any], ...] = (WAYS[door].row,) if door in WAYS else (door,)
+def behind(revision: Revision, entry: str) -> Behind:
+    """Return what stands behind one of ENTRIES."""
+    roots: tuple[str | Callable[..., Any], ...] = (WAYS[entry].row,) if entry in WAYS else (entry,)
     found: set[CodeType] = set()
 
     def note(function: FunctionType) -> FunctionType:
@@ -297,7 +297,7 @@ def behind(revision: Revision, door: str) -> Behind:
 
 
 _TABLES = tuple(table.function for table in TABLES.values())
-DOORS = (*_TABLES, *CALLS)
+ENTRIES = (*_TABLES, *CALLS)
 """The functions that cases enter the path by: three with a table of inputs, and those that a case can call."""
 
 
@@ -352,24 +352,24 @@ class Apart(NamedTuple):
 
 
 class Doubt:
-    """Whether two revisions differ behind one of DOORS: in an output that either reaches, for some input.
+    """Whether two revisions differ behind one of ENTRIES: in an output that either reaches, for some input.
 
     Inputs are all that the columns of a table can say and that has a meaning; of a function that a case calls, all
     arguments.
     """
 
-    def __init__(self, door: str, a: Revision, b: Revision) -> None:
-        self.door, self.a, self.b = door, a, b
-        self.outputs = common_outputs(door, a, b) if door in WAYS else []
+    def __init__(self, entry: str, a: Revision, b: Revision) -> None:
+        self.entry, self.a, self.b = entry, a, b
+        self.outputs = common_outputs(entry, a, b) if entry in WAYS else []
         self.case = Case()
-        if door in _TABLES:
-            self.wrong = one_of(self.case.differs(door, o, a, b) for o in self.outputs)
-            if door == "kvm_mmu_page_fault":
+        if entry in _TABLES:
+            self.wrong = one_of(self.case.differs(entry, o, a, b) for o in self.outputs)
+            if entry == "kvm_mmu_page_fault":
                 walked = (self.case.walk_leaf != 0) & (self.case.walk_leaf <= self.case.walk_root)
                 self.wrong = self.wrong & self.case.has_meaning(a) & walked
             return
-        self.arguments = _arguments(a.step(door))
-        one, other = (revision.link(door, Summary)(*self.arguments) for revision in (a, b))
+        self.arguments = _arguments(a.step(entry))
+        one, other = (revision.link(entry, Summary)(*self.arguments) for revision in (a, b))
         pairs = [(_cell(one, o), _cell(other, o)) for o in self.outputs] or [((True, one), (True, other))]
         self.wrong = one_of(_differ(*pair) for pair in pairs)
 
@@ -379,20 +379,20 @@ class Doubt:
 
     def smallest(self, reachable: bool = False) -> Apart | None:
         """Return the smallest input that does, if wished one that can exist; None: there is none.  Raises Unknown."""
-        if self.door not in _TABLES:
+        if self.entry not in _TABLES:
             state = smallest(self.wrong, {name: Variable(term, 0) for name, term in _leaves(self.arguments)})
-            return None if state is None else Apart(self.door, state, {})
-        exists = self.case.reachable(self.a, self.door) if reachable else True
+            return None if state is None else Apart(self.entry, state, {})
+        exists = self.case.reachable(self.a, self.entry) if reachable else True
         state = self.case.smallest(self.wrong & exists)
         if state is None:
             return None
         plain = Case(state)
         seen = {
-            o.column: (plain.written(self.door, o, self.a), plain.written(self.door, o, self.b))
+            o.column: (plain.written(self.entry, o, self.a), plain.written(self.entry, o, self.b))
             for o in self.outputs
-            if plain.differs(self.door, o, self.a, self.b)
+            if plain.differs(self.entry, o, self.a, self.b)
         }
-        return Apart(WAYS[self.door].title, state, seen)
+        return Apart(WAYS[self.entry].title, state, seen)
 
 
 def _differ(one: tuple[Any, Any], other: tuple[Any, Any]) -> Any:

@@ -503,7 +503,7 @@ class Summary:
 
 
 @dataclass
-class Verdict:
+class SolverAnswer:
     """Whether a claim holds: proved, or refuted by `witness` (a solver's model)."""
 
     holds: bool
@@ -514,13 +514,13 @@ class Verdict:
         return self.holds
 
 
-def always(paths: list[Path], claim: Callable[[Any], Any], assume: tuple[Any, ...] = ()) -> Verdict:
+def always(paths: list[Path], claim: Callable[[Any], Any], assume: tuple[Any, ...] = ()) -> SolverAnswer:
     """Prove that `claim(result)` is true at the end of every path.  Raises Unknown if the solver gives up."""
     for path in paths:
         solver = new_solver(*(bool_term(a) for a in assume), path.condition)
         if satisfiable(solver, z3.Not(bool_term(claim(path.result)))):
-            return Verdict(False, len(paths), solver.model())
-    return Verdict(True, len(paths))
+            return SolverAnswer(False, len(paths), solver.model())
+    return SolverAnswer(True, len(paths))
 
 
 def complete(paths: list[Path], assume: tuple[Any, ...] = ()) -> Iterator[str]:

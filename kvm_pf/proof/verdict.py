@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import write_number
 from kvm_pf.common.typed import typed
-from kvm_pf.conformance.corpus import Difference, load_corpus
+from kvm_pf.conformance.corpus import CaseDifference, load_corpus
 from kvm_pf.conformance.corpus import differences as failing
 from kvm_pf.proof.ask import Answer, find, prove
 from kvm_pf.proof.claims import CLAIMS, HOLDS, PROVED, Claim
-from kvm_pf.proof.mutants import DOORS, Apart, Doubt, behind
+from kvm_pf.proof.mutants import ENTRIES, Apart, Doubt, behind
 from kvm_pf.proof.terms import Unknown, alone
 from kvm_pf.revisions import Revision
 
@@ -28,7 +28,7 @@ class Verdict:
     revision: Revision
     base: Revision
     asked: int  # curated cases that speak of the base
-    differences: list[Difference]  # expected values that the change does not give
+    differences: list[CaseDifference]  # expected values that the change does not give
     claims: int  # claims that should hold for the base
     fallen: list[Answer]
     unasked: dict[str, str]  # claims that could not be asked, and why
@@ -81,7 +81,7 @@ def verdict(revision: Revision, claims: Iterable[str | Claim] = ()) -> Verdict:
     cases = cases[cases["revision"] == base.name]
     differences = failing(cases, revision)
     asked = [find(claim) for claim in claims] or [
-        claim for claim in CLAIMS.values() if claim.rung == PROVED and claim.expected(base.name) == HOLDS
+        claim for claim in CLAIMS.values() if claim.strength == PROVED and claim.expected(base.name) == HOLDS
     ]
     fallen, unasked = [], {}
     for claim in asked:
@@ -105,11 +105,11 @@ def witness(revision: Revision) -> tuple[Apart | None, str]:
     """
     assert revision.base is not None
     unmet, why = None, "they do the same"
-    for door in DOORS:
-        if behind(revision, door).digests == behind(revision.base, door).digests:
+    for entry in ENTRIES:
+        if behind(revision, entry).digests == behind(revision.base, entry).digests:
             continue
         try:
-            doubt = Doubt(door, revision.base, revision)
+            doubt = Doubt(entry, revision.base, revision)
             if found := doubt.smallest(reachable=True):
                 return found, ""
             unmet = unmet or doubt.smallest()

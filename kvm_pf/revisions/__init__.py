@@ -51,16 +51,20 @@ def _own(module: ModuleType) -> dict[str, Any]:
 
 
 def _changes(module: ModuleType) -> dict[str, Any]:
-    """What a revision's module defines itself, not what it imports."""
-    written = ast.parse(inspect.getsource(module)).body
-    assigned = {
-        target.id
-        for s in written
-        if isinstance(s, ast.Assign)
-        for target in s.targets
-        if isinstance(target, ast.Name)
+    """The functions and constants that a revision's module defines or assigns, not what it only imports."""
+    written: set[str] = set()
+    for s in ast.parse(inspect.getsource(module)).body:
+        if isinstance(s, ast.FunctionDef):
+            written.add(s.name)
+        elif isinstance(s, ast.Assign):
+            written |= {target.id for target in s.targets if isinstance(target, ast.Name)}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name in written
+        and not name.startswith("_")
+        and (isinstance(value, FunctionType) or (type(value) is int and name.isupper()))
     }
-    return {name: v for name, v in _own(module).items() if isinstance(v, FunctionType) or name in assigned}
 
 
 @cache

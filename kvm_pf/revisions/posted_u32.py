@@ -6,7 +6,7 @@ from __future__ import annotations
 U32_MASK = (1 << 32) - 1
 
 
-def passed_on(error_code: int) -> int:
+def handler_error_code(error_code: int) -> int:
     """The part of the error code that kvm_mmu_do_page_fault() gets: the low 32 bits.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault() (v6.9).

@@ -27,7 +27,7 @@ def sanitize(error_code: int) -> tuple[int, int]:
     return error_code, 0
 
 
-def passed_on(error_code: int) -> int:
+def handler_error_code(error_code: int) -> int:
     """The part of the error code that kvm_mmu_do_page_fault() gets: the low 32 bits.
 
     Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault() (v6.1).

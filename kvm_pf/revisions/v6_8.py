@@ -12,7 +12,7 @@ from kvm_pf.state import EMULTYPE_WRITE_PF_TO_SP, NO_MEMORY_FAULT, Handled, Vcpu
 U32_MASK = (1 << 32) - 1
 
 
-def passed_on(error_code: int) -> int:
+def handler_error_code(error_code: int) -> int:
     """The part of the error code that kvm_mmu_do_page_fault() gets: the low 32 bits.
 
     Whether the fault is private does not depend on it, for the attribute says so.

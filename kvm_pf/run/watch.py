@@ -167,7 +167,7 @@ def _why_after(r: Record) -> str:
     return f"{done}returns {a.ret}"
 
 
-def _why_passed_on(r: Record) -> str:
+def _why_handler_error_code(r: Record) -> str:
     lost = r.given["error_code"] & ~r.result
     return f"cut: {describe(lost)} lost" if lost else "all 64 bits"
 
@@ -235,7 +235,7 @@ WHY: Mapping[str, Callable[[Record], str]] = {
     "get_mmio_spte": lambda r: (
         f"lowest SPTE {r.result[0]:#x}" + ("; reserved bits on the way" if r.result[1] else "")
     ),
-    "passed_on": _why_passed_on,
+    "handler_error_code": _why_handler_error_code,
     "kvm_mmu_do_page_fault": _why_do_page_fault,
     "is_private": _why_is_private,
     "new_fault": _why_new_fault,
@@ -267,7 +267,7 @@ _HANDLERS = tuple(source.handler for source in SOURCES.values())
 WHY_FROM_EXIT = {**WHY, **dict.fromkeys(_HANDLERS, _why_handler)}
 """The steps that are watched if a fault is followed from its exit."""
 
-CODE_STEPS = ("sanitize", "mark_private", "passed_on")
+CODE_STEPS = ("sanitize", "mark_private", "handler_error_code")
 """The steps that return the error code itself, alone or first."""
 
 
@@ -323,7 +323,7 @@ class Watcher:
                 record.before = given["event"].info
                 record.after = mmu.error_code if mmu.called else record.before
             if name in CODE_STEPS:
-                record.after = record.result if name == "passed_on" else record.result[0]
+                record.after = record.result if name == "handler_error_code" else record.result[0]
             record.why = self.why[name](record)
             return record.result
 

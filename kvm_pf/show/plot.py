@@ -30,7 +30,7 @@ from kvm_pf.guest.memslots import Memslot
 from kvm_pf.mmio import update_in_progress
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.inputs import brief, parse
-from kvm_pf.run.tables import VM_TYPES, Input
+from kvm_pf.run.tables import Input
 from kvm_pf.run.watch import WAYS, Explanation, Record
 from kvm_pf.show.draw import (
     BLUE,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "Picture", "bit_changes", "bit_counts", "bit_layout", "decision_path", "ept_terms", "ept_wiring", "lattice",
-    "memory_strip", "mmio_generation", "mmio_spte_layout", "outcomes", "png", "spte_fields",
+    "memory_strip", "mmio_generation", "mmio_spte_layout", "png", "spte_fields",
 )  # fmt: skip
 
 
@@ -516,7 +516,7 @@ def _taken(explanation: Explanation) -> dict[str, list[str]]:
         said = [record.why]
         if record.before != record.after:
             said.append(f"{record.before:#x} → {record.after:#x}")
-        if record.step == "passed_on" and record.before != record.after:
+        if record.step == "handler_error_code" and record.before != record.after:
             carried = said
         if record.step == "reserved_fault":
             taken["reserved?"] = said
@@ -976,80 +976,6 @@ def bit_counts(frame: pd.DataFrame, column: str = "error_code", ax: Axes | None 
     samples = [filled_with(Patch(label=origin.value), ORIGINS[origin], scale) for origin in origins]
     inner_key(ax, scale, [Patch(facecolor="none", label="set by"), *samples], len(origins) + 1)
     return result
-
-
-_RESULTS: Mapping[str, Ink] = {
-    "resume the guest": Ink(SKY, ""),
-    "emulate": Ink(GREEN, "///"),
-    "exit to user space": Ink(PINK, "..."),
-    "memory-fault exit": Ink(ORANGE, "xxx"),
-    "error": Ink(INK, ""),
-}
-_WAYS: Mapping[str, Ink] = dict(
-    zip(ROUTES, (Ink(PINK, "..."), Ink(GREEN, "///"), Ink(SKY, ""), Ink(INK, "")), strict=True)
-)
-
-
-def _results(frame: pd.DataFrame) -> Any:
-    """What came of each row of evaluated faults, as one of _RESULTS."""
-    ret = _column(frame, "ret").dropna().astype("Int64")
-    result = ret.map(lambda r: "error" if r < 0 else "resume the guest" if r else "exit to user space")
-    if "emu_called" in frame:
-        result = result.mask(frame["emu_called"].astype("Int64") == 1, "emulate")
-    if "exit_reason" in frame:
-        result = result.mask(frame["exit_reason"].astype("Int64").fillna(0) != 0, "memory-fault exit")
-    return result
-
-
-@drawing()
-def outcomes(frame: pd.DataFrame, by: str = "vm_type", ax: Axes | None = None) -> Figure | Axes:
-    """Draw what came of the faults in each category `by`, as shares of a bar.
-
-    `frame` has the column `by`, and `ret` with `emu_called` and `exit_reason` as `kvm_pf.evaluate` gives them,
-    or else `route`.  Raises InputError if a column is missing.
-    """
-    inks = _RESULTS if "ret" in frame else _WAYS
-    result = _results(frame) if "ret" in frame else _column(frame, "route")
-    categories = _column(frame, by)
-    for row, category in categories.items():
-        if not isinstance(category, str | int | np.integer | bool):
-            raise InputError(
-                f"column {by!r}, row {row}: {brief(category)} is no category; text or a whole number is"
-            )
-    counts = result.groupby([categories, result]).size()
-    unknown = [kind for _, kind in counts.index if kind not in inks]
-    if unknown:
-        raise InputError(f"column 'route': {unknown[0]!r} is no way; they are {', '.join(inks)}")
-    groups = sorted({group for group, _ in counts.index}, key=lambda group: (type(group).__name__, group))
-    if not groups:
-        raise InputError("there is no row to draw")
-    kinds = [kind for kind in inks if any(kind == k for _, k in counts.index)]
-    names = [VM_TYPES[g] if by == "vm_type" and g in range(len(VM_TYPES)) else str(g) for g in groups]
-    left_margin = 0.8 + max(text_width(name) for name in names)
-    figure, ax, scale = chart(ax, 14, 2.3 + 0.75 * len(groups), Margins(left_margin, 0.2, 0.9))
-    for y, group in enumerate(groups):
-        total, left = int(counts[group].sum()), 0.0
-        for kind in kinds:
-            share = int(counts.get((group, kind), 0)) / total * 100
-            bar = Rectangle((left, y - 0.34), share, 0.68, gid=f"share:{group}:{kind}")
-            ax.add_patch(filled_with(bar, inks[kind], scale))
-            if share >= 5:
-                ax.text(
-                    left + share / 2, y, f"{share:.0f}%", ha="center", va="center_baseline",
-                    **font_of(scale, bold=True),
-                    bbox={"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": "none"},
-                )  # fmt: skip
-            left += share
-        text_beside(ax, scale, 100, y, f"{total:,}", gid=f"rows:{group}")
-    text_beside(ax, scale, 100, -0.6, "rows", gid="rows", pale=True)
-    ax.set_yticks(range(len(groups)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(0, 113), ylim=(len(groups) - 0.4, -0.6), xticks=range(0, 101, 20))
-    ax.spines["bottom"].set_bounds(0, 100)
-    axis_labels(ax, scale, "share of the rows, %", by)
-    samples = [filled_with(Patch(label=kind), inks[kind], scale) for kind in kinds]
-    inner_key(ax, scale, samples, len(kinds) if len(kinds) < 5 else 3)
-    return figure
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from kvm_pf import exits
 from kvm_pf.exits import (
     BREAK_EVENTS,
-    BREAK_NO_SLOT,
     BREAK_NONE,
     BREAK_SIGNAL,
     BREAK_SLOT_INVALID,
@@ -492,7 +491,7 @@ class TestTdx:
         assert (outcome.ret, outcome.mmu.calls) == (-EFAULT, 2)
 
     def test_missing_slot_is_no_reason_to_stop(self):
-        outcome = self.tdx(0x182, mmu_ret=2, retry=(3, BREAK_NO_SLOT, 0))
+        outcome = self.tdx(0x182, mmu_ret=2, retry=(3, tables.BREAK_KINDS.index("no_slot"), 0))
         assert (outcome.ret, outcome.mmu.calls) == (2, 4)
 
     @pytest.mark.parametrize("kind", [BREAK_NONE, BREAK_VM_DEAD])
@@ -722,10 +721,14 @@ class TestTable:
         ]  # fmt: skip
         kinds = (exits.SEV_NONE, exits.SEV_SEV, exits.SEV_ES, exits.SEV_SNP)
         assert [tables.SEV_KINDS[k] for k in kinds] == ["none", "sev", "sev_es", "snp"]
-        kinds = (BREAK_NONE, BREAK_EVENTS, BREAK_SIGNAL, BREAK_VM_DEAD, BREAK_SLOT_INVALID, BREAK_NO_SLOT)
+        kinds = (BREAK_NONE, BREAK_EVENTS, BREAK_SIGNAL, BREAK_VM_DEAD, BREAK_SLOT_INVALID)
         assert [tables.BREAK_KINDS[k] for k in kinds] == [
-            "none", "events", "signal", "vm_dead", "slot_invalid", "no_slot",
-        ]  # fmt: skip
+            "none",
+            "events",
+            "signal",
+            "vm_dead",
+            "slot_invalid",
+        ]
 
     def test_defaults_are_harmless(self):
         assert self.event() == Event(KIND_NPF, 0, 0x100000000)

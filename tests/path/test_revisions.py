@@ -106,21 +106,21 @@ def test_every_function_of_a_revision_names_its_source(name):
         assert SOURCE.search(source_of(function)), function.__name__
 
 
-@pytest.mark.parametrize("room", [room for room in path_modules() if room not in ("bits", "state")])
-def test_every_function_of_the_path_that_stands_for_the_kernels_names_its_source(room):
+@pytest.mark.parametrize("name", [name for name in path_modules() if name not in ("bits", "state")])
+def test_every_function_of_the_path_that_stands_for_the_kernels_names_its_source(name):
     """A function without a source is the model's own; it stands for none of the kernel's."""
-    module = importlib.import_module(f"kvm_pf.{room}")
+    module = importlib.import_module(f"kvm_pf.{name}")
     named = [f for f in own_functions(module).values() if source_of(f)]
     assert named
     for function in named:
         assert SOURCE.search(source_of(function)), function.__name__
 
 
-def test_no_posted_name_stands_in_two_rooms():
+def test_no_posted_name_stands_in_two_modules():
     seen = {}
-    for room in path_modules():
-        for name in own_functions(importlib.import_module(f"kvm_pf.{room}")):
-            assert seen.setdefault(name, room) == room, name
+    for module in path_modules():
+        for name in own_functions(importlib.import_module(f"kvm_pf.{module}")):
+            assert seen.setdefault(name, module) == module, name
 
 
 class TestPatch:

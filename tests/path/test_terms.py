@@ -28,7 +28,7 @@ from kvm_pf.proof.terms import (
 from kvm_pf.revisions import get
 from kvm_pf.state import KVM_X86_SW_PROTECTED_VM, Mmu, Vm
 
-prove = sys.modules["kvm_pf.proof.terms"]  # the package's own name for prove() hides the room
+prove = sys.modules["kvm_pf.proof.terms"]  # the package's own name for prove() hides the module
 CODE, ADDRESS = any_int("error_code"), any_int("cr2_or_gpa")
 MMU, VM = any_of(Mmu), any_of(Vm)
 

@@ -33,7 +33,8 @@ def joined():
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_every_fault_is_found(joined, path):
     mine = joined[(joined["recording"] == path.parent.name) & (joined["scenario"] == path.name.split(".")[0])]
-    traced = load(path, revision_for(mine["kernel"].iloc[0])[0])
+    kernel = joined.loc[joined["recording"] == path.parent.name, "kernel"].iloc[0]
+    traced = load(path, revision_for(kernel)[0])
     assert traced.faults["line"].tolist() == mine["first_line"].tolist()
     assert traced.reader.unread == []
     both = mine.merge(traced.faults, left_on="first_line", right_on="line", suffixes=("_theirs", ""))

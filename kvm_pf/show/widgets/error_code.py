@@ -198,7 +198,7 @@ def _way(revision: Revision, ask: Ask, given: int) -> str:
         told = f"{told}, {_told(sanitized, way.error_code, '')}".removeprefix("unchanged, ")
     if way.to != TO_FAULT:
         return f"{told} → {ROUTES[way.to]}"
-    err: int = revision.link("passed_on")(way.error_code)
+    err: int = revision.link("handler_error_code")(way.error_code)
     cut = f", {describe(way.error_code & ~err)} cut off" if err != way.error_code else ""
     private, _ = revision.link("is_private")(vcpu.vm, ADDRESS, err)
     return f"{told}{cut} → fault, {'private' if private else 'shared'}"
