@@ -60,10 +60,11 @@ def _shortened(text: str, longest: int) -> str:
 def bit_names(bits: int, names: Sequence[str]) -> str:
     """Name the bits that are set, joined by "|"; `names` are those of the bits, lowest first.
 
-    >>> bit_names(0b101, ("implicit", "synthetic", "bad_root"))
-    'implicit|bad_root'
+    >>> bit_names(0b101, ("implicit", "synthetic", "bad_root")), bit_names(0b101, ("implicit",))
+    ('implicit|bad_root', 'implicit|bit2')
     """
-    return "|".join(name for n, name in enumerate(names) if bits >> n & 1)
+    known = dict(enumerate(names))
+    return "|".join(known.get(n, f"bit{n}") for n in range(bits.bit_length()) if bits >> n & 1)
 
 
 def write_number(value: int) -> str:

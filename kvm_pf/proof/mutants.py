@@ -22,6 +22,7 @@ from operator import attrgetter
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple, get_type_hints
 
+from kvm_pf.bits import U64_MASK
 from kvm_pf.conformance.corpus import CALLS, call, load_corpus
 from kvm_pf.proof.case import WAYS, Case, common_outputs, spelled
 from kvm_pf.proof.terms import (
@@ -335,7 +336,7 @@ def _same_function(mutant: Mutant) -> bool:
 def _unlike(one: Any, other: Any) -> Any:
     if isinstance(one, tuple):
         return one_of(_unlike(a, b) for a, b in zip(one, other, strict=True))
-    return one != other
+    return one - other & U64_MASK != 0
 
 
 class Apart(NamedTuple):
