@@ -304,7 +304,7 @@ def test_the_kill_matrix_names_functions_of_one_module_and_modules_of_many(recor
         return [label.get_text() for label in picture.axes[0].get_xticklabels()]
 
     assert names(plot.kill_matrix(record.of("entry")))[:2] == ["sanitize", "mark_private"]
-    assert names(plot.kill_matrix(record))[:2] == ["entry", "mmio"]
+    assert names(plot.kill_matrix(record))[:2] == ["attributes", "bits"]
 
 
 def test_what_has_no_case_is_named_in_the_coverage():

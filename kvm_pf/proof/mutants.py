@@ -297,9 +297,8 @@ def behind(revision: Revision, entry: str) -> Behind:
     return Behind(frozenset(found), tuple(revision.digest(root) for root in roots))
 
 
-_TABLES = tuple(table.function for table in TABLES.values())
-ENTRIES = (*_TABLES, *CALLS)
-"""The functions that cases enter the path by: three with a table of inputs, and those that a case can call."""
+ENTRIES = (*WAYS, *(name for name in CALLS if name not in WAYS))
+"""The functions that cases enter the path by: those with columns, and others that a case can call."""
 
 
 def _arguments(function: FunctionType, prefix: str = "") -> list[Any]:
@@ -363,7 +362,7 @@ class Doubt:
         self.entry, self.a, self.b = entry, a, b
         self.outputs = common_outputs(entry, a, b) if entry in WAYS else []
         self.case = Case()
-        if entry in _TABLES:
+        if entry in WAYS:
             self.wrong = one_of(self.case.differs(entry, o, a, b) for o in self.outputs)
             if entry == "kvm_mmu_page_fault":
                 walked = (self.case.walk_leaf != 0) & (self.case.walk_leaf <= self.case.walk_root)
@@ -380,7 +379,7 @@ class Doubt:
 
     def smallest(self, reachable: bool = False) -> Apart | None:
         """Return the smallest input that does, if wished one that can exist; None: there is none.  Raises Unknown."""
-        if self.entry not in _TABLES:
+        if self.entry not in WAYS:
             state = smallest(self.wrong, {name: Variable(term, 0) for name, term in _leaves(self.arguments)})
             return None if state is None else Apart(self.entry, state, {})
         exists = self.case.reachable(self.a, self.entry) if reachable else True

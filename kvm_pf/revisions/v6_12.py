@@ -344,7 +344,7 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     if ret == 0:
         page = 1 << PAGE_SHIFT + PT64_LEVEL_BITS * (request.level - 1)
         left = (~request.gpa & page - 1) + 1
-        ret = min(request.size, left)
+        ret = request.size & page - 1 if request.size < left else left
     return PreFaulted(
         ret=ret, warns=warns, calls=calls, addr=addr, error_code=error_code, lookups=lookups, handled=handled
     )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kvm_pf import bits
 from kvm_pf.bits import EPT, PFERR, TABLES, decode, describe, encode
+from kvm_pf.common.errors import InputError
 
 CODES = st.integers(0, (1 << 64) - 1)
 
@@ -73,3 +74,21 @@ def test_a_word_that_is_no_bit_is_named(word):
 def test_no_bits_have_a_name_too():
     assert encode("0") == 0
     assert describe(0) == "0"
+
+
+@pytest.mark.parametrize("code", [True, None, "6", 1.0, -1, 1 << 64, 1 << 200])
+def test_what_is_no_u64_is_refused(code):
+    with pytest.raises(InputError, match="unsigned 64-bit number"):
+        decode(code)
+
+
+@pytest.mark.parametrize("table", [None, "PFERR", 3, [1, 2]])
+def test_what_is_no_table_of_bits_is_refused(table):
+    with pytest.raises(InputError, match="table of bits"):
+        decode(1, table)
+
+
+@pytest.mark.parametrize("names", [None, 6, b"WRITE"])
+def test_names_are_text(names):
+    with pytest.raises(InputError, match="it takes text"):
+        encode(names)

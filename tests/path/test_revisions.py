@@ -2,6 +2,7 @@
 """Revisions: what each changes, how they are built on each other, and how a reader makes one more."""
 
 import importlib
+import pickle
 import re
 from types import FunctionType
 
@@ -21,6 +22,7 @@ from kvm_pf.revisions import (
 )
 from kvm_pf.run import tables
 from kvm_pf.run.batch import evaluate
+from kvm_pf.run.inputs import case_state, case_values
 from kvm_pf.run.watch import explain, source_of
 
 BASES = {
@@ -241,3 +243,32 @@ def test_revisions_are_found_by_their_traits():
 def test_the_linker_is_no_revision():
     assert "link" not in revision_modules()
     assert {"before", "v6_8", "v7_3"} <= set(revision_modules()) <= set(REVISIONS)
+
+
+def test_a_name_and_a_summary_are_text():
+    for given in ((1, ""), ("mine", None)):
+        with pytest.raises(InputError, match="are text"):
+            get("posted").derive(*given)
+
+
+@pytest.mark.parametrize(("step", "value"), [("RET_PF_RETRY", "x"), ("sanitize", 3)])
+def test_a_step_is_replaced_by_its_like(step, value):
+    with pytest.raises(InputError, match=step):
+        get("posted").derive("mine", **{step: value})
+
+
+def test_a_revision_from_another_process_is_the_registered_one():
+    assert pickle.loads(pickle.dumps(get("v6_12"))) is get("v6_12")
+    mine = get("posted").derive("mine", RET_PF_RETRY=7)
+    again = pickle.loads(pickle.dumps(mine))
+    assert (again.name, again.base, again.step("RET_PF_RETRY")) == ("mine", get("posted"), 7)
+
+
+@pytest.mark.parametrize("quirk", [True, False])
+@pytest.mark.parametrize("vm_type", range(6))
+def test_a_deleted_slot_takes_all_entries_until_6_12_and_then_those_of_an_ordinary_vm(vm_type, quirk):
+    vm = case_state(case_values("v7_3", vm_type=vm_type), get("v7_3")).vm
+    for revision in ("v6_1", "before", "posted", "v6_10"):
+        assert get(revision).link("kvm_memslot_flush_zap_all")(vm, quirk)
+    for revision in ("v6_12", "v7_3"):
+        assert get(revision).link("kvm_memslot_flush_zap_all")(vm, quirk) == (vm_type == 0 and quirk)
