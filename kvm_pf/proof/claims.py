@@ -42,7 +42,7 @@ from kvm_pf.proof.terms import (
     one_of,
 )
 from kvm_pf.revisions import REVISIONS, Revision, having
-from kvm_pf.run.inputs import ANSWERS, U64_MAX, answers, limits
+from kvm_pf.run.inputs import ANSWERS, U64_MAX, answers, limits, words
 from kvm_pf.run.tables import Input
 from kvm_pf.state import (
     EFAULT,
@@ -851,12 +851,15 @@ def _engines_agree(name: str, r: Revision) -> bool:
     """Whether the engines agree on one way; asked once of revisions that do the same there."""
     key = name, fingerprint(name, r)
     if key not in _agreed:
-        draw, known = random.Random(1), answers(r)
+        draw = random.Random(1)
+        known = {c.column: answers(r) if c.column == "pf_ret" else words(c, r) for c in WAYS[name].inputs}
         rows = [
             {column.column: any_number(column, draw) for column in WAYS[name].inputs}
             for _ in range(ENGINE_ROWS)
         ]
-        rows = [{n: v % len(known) if n == "pf_ret" else v for n, v in row.items()} for row in rows]
+        rows = [
+            {n: v % len(known[n]) if n in ("pf_ret", "kind") else v for n, v in row.items()} for row in rows
+        ]
         _agreed[key] = _terms_agree(name, rows[::5], r) and _tables_agree(name, rows, r)
     return _agreed[key]
 
