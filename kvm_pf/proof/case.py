@@ -237,7 +237,8 @@ class Case:
     def differs(self, way: str, output: Output, a: str | Revision, b: str | Revision) -> Any:
         """Whether an output of a way is not the same in two revisions: reached in one alone, or another value."""
         (reached, value), (also, other) = (self.cell(way, output, get(r)) for r in (a, b))
-        return (reached != also) | (reached & (value != other))
+        apart = value - other & U64_MASK != 0 if output.kind in ("int", "long") else value != other
+        return (reached != also) | (reached & apart)
 
     def cell(self, way: str, output: Output, revision: Revision) -> tuple[Any, Any]:
         """Whether an output is reached, and its value; a handler's answer as its place in ANSWERS."""
