@@ -12,7 +12,8 @@ from test_cli import refused, run
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import read
 from kvm_pf.common.paths import data_dir
-from kvm_pf.conformance.recordings import read_recording, read_trace
+from kvm_pf.conformance.ftrace import read_trace
+from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import replay
 from kvm_pf.conformance.vectors import check_table
 from kvm_pf.run.batch import evaluate_parquet

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kvm_pf.bits import encode
 from kvm_pf.common.errors import InputError
-from kvm_pf.conformance.recordings import faults, read_recording
+from kvm_pf.conformance.join import faults
+from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.guest.machine import Access, Exit, Machine, nested_lookup_example
 from kvm_pf.guest.memory import BASE_SLOT_SIZE, HARDWARE, Given
 from kvm_pf.run.tables import VM_TYPES

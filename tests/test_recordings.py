@@ -16,18 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.conformance.recordings import (
-    FaultRow,
-    Recording,
-    columns,
-    dump_faults,
-    fault_frame,
-    faults,
-    load_faults,
-    read_recording,
-    read_trace,
-    walk,
-)  # fmt: skip
+from kvm_pf.conformance.fault_rows import FaultRow, columns, dump_faults, fault_frame, load_faults
+from kvm_pf.conformance.ftrace import read_trace
+from kvm_pf.conformance.join import faults, walk
+from kvm_pf.conformance.recordings import Recording, read_recording
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "recordings"
 NAMES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
@@ -860,7 +852,7 @@ def test_the_frame_keeps_64_bit_values_exact(recordings, rows):
     assert frame.pf_ret[0] == -14
     assert frame[["in_pfn", "in_rsvd"]].isna().all(axis=None)
     assert frame.pf_err.isna().tolist() == [False, True]
-    assert fault_frame(recordings["6.12"]).shape == (133, len(columns()))
+    assert fault_frame(faults(recordings["6.12"])).shape == (133, len(columns()))
     assert fault_frame([]).shape == (0, len(columns()))
 
 

@@ -13,7 +13,9 @@ import pytest
 from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
-from kvm_pf.conformance.recordings import columns, faults, read_recording
+from kvm_pf.conformance.fault_rows import columns
+from kvm_pf.conformance.join import faults
+from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import Replay, ReplayDifference, ReplayReport, replay, revision_for
 
 DATA = Path(__file__).parents[1] / "data" / "recordings"

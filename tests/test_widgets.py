@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import load_corpus
-from kvm_pf.conformance.recordings import columns
+from kvm_pf.conformance.fault_rows import columns
 from kvm_pf.patch.diff import diff_text, source_lines, step_diff
 from kvm_pf.patch.ledger import digest, ledger
 from kvm_pf.revisions import REVISIONS, get

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvm_pf.common.errors import InputError  # noqa: E402
-from kvm_pf.conformance.recordings import Recording, columns, dump_faults, faults, read_recording  # noqa: E402
+from kvm_pf.conformance.fault_rows import columns, dump_faults  # noqa: E402
+from kvm_pf.conformance.join import faults  # noqa: E402
+from kvm_pf.conformance.recordings import Recording, read_recording  # noqa: E402
 
 KEEP = {
     "dmesg.txt": re.compile(

@@ -234,7 +234,7 @@ class Corpus:
 
     @cached_property
     def _recordings(self) -> pd.DataFrame:
-        from kvm_pf.conformance.recordings import fault_frame, load_faults
+        from kvm_pf.conformance.fault_rows import fault_frame, load_faults
 
         return fault_frame(load_faults(self.folder / "recordings" / "faults.csv.gz"))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kvm_pf import exits, faultin
 from kvm_pf.bits import PFERR_RSVD_MASK
-from kvm_pf.conformance.recordings import columns
+from kvm_pf.conformance.fault_rows import columns
 from kvm_pf.exits import PF_LOWER32_MASK
 from kvm_pf.guest.machine import Machine, Taken
 from kvm_pf.guest.memory import BASE_SLOT_SIZE, Handler

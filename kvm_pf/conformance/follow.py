@@ -12,7 +12,8 @@ from kvm_pf.common.paths import data_dir
 from kvm_pf.common.text import write_number
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
-from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario, columns, read_recording
+from kvm_pf.conformance.fault_rows import FaultRow, columns
+from kvm_pf.conformance.recordings import Recording, Scenario, read_recording
 from kvm_pf.conformance.replay import Replay, ReplayReport, revision_for
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get

@@ -34,16 +34,11 @@ from kvm_pf.conformance.expect import (
     Why,
     expected,
 )
-from kvm_pf.conformance.recordings import (
-    LIMIT,
-    FaultRow,
-    Recording,
-    Scenario,
-    Step,
-    VmState,
-    read_recording,
-    walk,
-)
+from kvm_pf.conformance.fault_rows import FaultRow
+from kvm_pf.conformance.ftrace import LIMIT
+from kvm_pf.conformance.join import walk
+from kvm_pf.conformance.recordings import Recording, Scenario, Step, read_recording
+from kvm_pf.conformance.vm_state import VmState
 from kvm_pf.guest.machine import Machine, Taken
 from kvm_pf.guest.memory import Given, Options
 from kvm_pf.revisions import ROWS, Revision, get

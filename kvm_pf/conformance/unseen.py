@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
-from kvm_pf.conformance.recordings import FaultRow, Recording, Scenario
+from kvm_pf.conformance.fault_rows import FaultRow
+from kvm_pf.conformance.recordings import Recording, Scenario
 from kvm_pf.conformance.replay import Replay, ReplayReport
 from kvm_pf.exits import Event
 from kvm_pf.guest.machine import Taken

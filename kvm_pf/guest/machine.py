@@ -3,7 +3,7 @@
 
 `take` hands the machine one exit as a CPU reports it.  `access` lets the guest touch memory: the page-table
 entries decide whether the CPU faults and with which code, the path runs, and the guest tries again until it is
-through.  `run` takes the operations of the recordings' scenarios (their list stands in `kvm_pf.trace`).  What
+through.  `run` takes the operations of the recordings' scenarios; `kvm_pf.conformance.recordings` lists them.  What
 lasts between faults is kept in `kvm_pf.guest.memory`; warnings that were printed and statistics are kept here.
 
 The guest's own code and page tables never fault.
@@ -336,7 +336,7 @@ class Machine(GuestMemory):
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{op!r} lacks a word or number, or has another than there are; see the operations in kvm_pf.trace"
+                f"{op!r} lacks a word or number, or has one too many; kvm_pf.conformance.recordings lists them"
             ) from None
 
     def _run(self, verb: str, words: list[str]) -> Access | int | None:
@@ -399,7 +399,7 @@ class Machine(GuestMemory):
             case "e" | "s" | "evread" | "sh":
                 return None  # the emulator's own accesses walk the guest's tables, not KVM's
             case _:
-                raise InputError(f"{verb!r} is no operation; kvm_pf.trace lists them")
+                raise InputError(f"{verb!r} is no operation; kvm_pf.conformance.recordings lists them")
         return 0
 
     @property

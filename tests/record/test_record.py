@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvm_pf.conformance.recordings import faults, read_recording
+from kvm_pf.conformance.join import faults
+from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import replay
 
 ROOT = Path(__file__).parents[2]

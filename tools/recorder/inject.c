@@ -8,7 +8,7 @@
  *
  * One order at a time, written to the parameter `order`: "AT SET CLEAR GPA COUNT".  The next COUNT faults on GPA
  * have the bits SET set and the bits CLEAR cleared.  Each change leaves a line in the trace, which begins with the
- * name of the function that made it; kvm_pf/conformance/recordings.py reads these lines.
+ * name of the function that made it; kvm_pf/conformance/ftrace.py reads these lines.
  */
 #include <linux/kprobes.h>
 #include <linux/module.h>

@@ -10,17 +10,11 @@ from typing import NamedTuple
 
 from kvm_pf.bits import describe
 from kvm_pf.conformance.expect import Why
+from kvm_pf.conformance.fault_rows import FaultRow, columns
 from kvm_pf.conformance.follow import Follow, Seen, carried, scenario_of
-from kvm_pf.conformance.recordings import (
-    FaultRow,
-    Recording,
-    Scenario,
-    Step,
-    VmState,
-    columns,
-    read_recording,
-)
+from kvm_pf.conformance.recordings import Recording, Scenario, Step, read_recording
 from kvm_pf.conformance.replay import revision_for
+from kvm_pf.conformance.vm_state import VmState
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get
 from kvm_pf.show.markup import Html, beside, bold, code, element, join, table
