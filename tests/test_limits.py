@@ -6,6 +6,8 @@ import os
 import time
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_cli import refused, run
 
@@ -16,6 +18,7 @@ from kvm_pf.conformance.ftrace import read_trace
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import replay
 from kvm_pf.conformance.vectors import check_table
+from kvm_pf.run import batch
 from kvm_pf.run.batch import evaluate_parquet
 
 RECORDING = data_dir() / "recordings" / "6.12"
@@ -68,6 +71,25 @@ class TestTables:
         with pytest.raises(InputError, match="more than 9,000,000 bytes"):
             check_table(path, limit=9_000_000, progress=seen.append)
         assert seen[0] <= 125_000
+
+    def test_parquet_that_would_unpack_to_too_much_is_not_unpacked(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(batch, "GROUP_BYTES", 10_000_000)
+        path = tmp_path / "cases_posted.parquet"
+        text = pa.array(["y" * 1_000_000] * 11)
+        pq.write_table(pa.table({"case_id": text}), path, compression="zstd", use_dictionary=False)
+        assert path.stat().st_size < 5_000
+        assert "unpacks to more than 10,000,000 bytes" in refused("check", str(path))
+        assert "smaller row groups" in refused("evaluate", str(path), str(tmp_path / "out"))
+
+    def test_any_number_of_rows_fits_in_a_small_file_and_is_not_evaluated_unasked(self, tmp_path):
+        path, out = tmp_path / "rows.parquet", tmp_path / "out"
+        rows = pa.table({"error_code": pa.array([6] * 1_100_000, pa.uint64())})
+        pq.write_table(rows, path)
+        assert path.stat().st_size < 10_000
+        said = refused("evaluate", str(path), str(out), "--limit", "1")
+        assert "there are 1,100,000 rows in it, and 1,000,000 are the most" in said
+        assert not out.exists()
+        assert "a whole number of millions" in refused("evaluate", str(path), str(out), "--limit", "-1")
 
     def test_the_limit_is_an_option(self, tmp_path):
         path = tmp_path / "cases_posted.parquet"

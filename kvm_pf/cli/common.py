@@ -32,9 +32,18 @@ ERASE = "\r\x1b[K"
 
 
 def mebibytes(text: str) -> int:
-    """Read a limit on what is read."""
+    """Read a limit on the bytes that are read."""
+    return _limit(text, "MiB")
+
+
+def millions(text: str) -> int:
+    """Read a limit on the rows that are read."""
+    return _limit(text, "millions")
+
+
+def _limit(text: str, unit: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= len(text) <= 6 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number of MiB is wanted, 1 to 999999")
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of {unit} is wanted, 1 to 999999")
     return int(text)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kvm_pf.cli.common import OK, PLAIN, Progress
+from kvm_pf.cli.common import OK, PLAIN, Progress, millions
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
         args.target,
         args.revision,
         kind=args.kind,
+        most_rows=args.limit * 1_000_000,
         progress=lambda done, rows: progress.show(f"{done} of {rows} rows"),
     )
     progress.done()
@@ -39,5 +40,8 @@ def add(commands: Any) -> None:
     p.add_argument("--revision", default="posted", help="revision of the kernel (posted)")
     p.add_argument(
         "--kind", choices=("cases", "sources", "faultin"), default="cases", help="kind of table (cases)"
+    )
+    p.add_argument(
+        "--limit", type=millions, default=1000, metavar="N", help="read N million rows at most (1000)"
     )
     p.set_defaults(run=run)

@@ -38,6 +38,12 @@ PLAIN_ROWS = 100_000
 CHUNK = 1 << 15
 """Rows that one thread works on at a time."""
 
+MOST_ROWS = 1_000_000_000
+"""Rows of a Parquet file that are evaluated, unless told otherwise."""
+
+GROUP_BYTES = 1 << 30
+"""What a row group of a Parquet file may take, unpacked."""
+
 EVERY_ROW = (1 << 64) - 1
 """The stride of a column that has a value for each row."""
 
@@ -460,13 +466,14 @@ def evaluate_parquet(
     *,
     kind: str = "cases",
     batch_rows: int = 1 << 19,
+    most_rows: int = MOST_ROWS,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Evaluate a Parquet file into another, batch by batch: memory stays bounded however long the file.
 
     `progress` is called with (rows done, rows in all) after each batch.  Returns the number of rows.
-    Raises InputError if `source` is no Parquet file, or as `evaluate` does; the index that it names is then the
-    row in the file.  `target` is written whole or not at all, as kvm_pf.common.files.write does.
+    Raises InputError if `source` is no Parquet file, if it has more than `most_rows` rows (a few kilobytes can
+    hold any number), or as `evaluate` does; the index that it names is then the row in the file.  `target` is written whole or not at all, as kvm_pf.common.files.write does.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -479,6 +486,11 @@ def evaluate_parquet(
     with write(target) as file, ExitStack() as opened:
         writer: Any = None
         for frame, rows in read_parquet(source, batch_rows):
+            if rows > most_rows:
+                raise InputError(
+                    f"{source}: there are {rows:,} rows in it, and {most_rows:,} are the most; "
+                    "a higher limit would let it be read"
+                )
             frame.index = pd.RangeIndex(done, done + len(frame))
             engine = "auto" if rows <= PLAIN_ROWS else "compiled"
             result = evaluate(frame, revision, kind=kind, engine=engine)
@@ -497,7 +509,8 @@ def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFra
 
     The first batch is empty, so that a file without rows gives its columns too.  Whole numbers stay whole where
     values are missing.  A nameless index that pandas wrote is left out.
-    Raises InputError naming the file if it is not readable.
+    Raises InputError naming the file if it is not readable, or if one of its row groups, which are read as a
+    whole, unpacks to more than GROUP_BYTES.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -517,6 +530,11 @@ def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFra
     try:
         with pq.ParquetFile(path) as file:
             rows = file.metadata.num_rows
+            groups = (file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
+            if any(size > GROUP_BYTES for size in groups):
+                raise ValueError(
+                    f"a row group unpacks to more than {GROUP_BYTES:,} bytes; write it with smaller row groups"
+                )
             yield table(file.schema_arrow.empty_table()), rows
             for batch in file.iter_batches(batch_size=batch_rows):
                 yield table(batch), rows
