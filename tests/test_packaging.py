@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from email.parser import BytesParser
 
 import pytest
 import yaml
@@ -141,6 +142,14 @@ def test_the_wheel_is_complete_and_finds_its_data(root, tmp_path):
     assert not [name for name in names if not name.startswith(("kvm_pf/", "kvm_pf-"))]
     points = next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
     assert "kvm-pf = kvm_pf.cli:script" in points
+    described = BytesParser().parsebytes(next((tmp_path / "site").glob("*.dist-info/METADATA")).read_bytes())
+    for field in ("Author", "Summary", "Keywords", "License-Expression", "Requires-Python"):
+        assert described[field], field
+    assert {url.partition(", ")[0] for url in described.get_all("Project-URL")} == {"The patch", "The kernel"}
+    assert {f"Programming Language :: Python :: 3.{n}" for n in (11, 12, 13, 14)} <= {
+        *described.get_all("Classifier")
+    }
+    assert "# kvm_pf" in described.get_payload()
     ask = "from kvm_pf.common.paths import data_dir; print(data_dir())"
     run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "text": True}
     answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True, **run).stdout

@@ -473,7 +473,8 @@ def evaluate_parquet(
 
     `progress` is called with (rows done, rows in all) after each batch.  Returns the number of rows.
     Raises InputError if `source` is no Parquet file, if it has more than `most_rows` rows (a few kilobytes can
-    hold any number), or as `evaluate` does; the index that it names is then the row in the file.  `target` is written whole or not at all, as kvm_pf.common.files.write does.
+    hold any number), or as `evaluate` does; the index that it names is then the row in the file.
+    `target` is written whole or not at all, as kvm_pf.common.files.write does.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
