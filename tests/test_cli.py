@@ -537,13 +537,22 @@ def ended(signals, *arguments, after=1.0, everybody=False):
     `everybody`: the signals go to its processes, too, as Ctrl-C in a terminal does.
     """
     command = subprocess.Popen(
-        [*KVM_PF, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [*KVM_PF, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's & hands on that it is ignored
     )
     time.sleep(after)
     start = time.monotonic()
     for number in signals:
         (os.killpg if everybody else os.kill)(command.pid, number)
-    _, err = command.communicate(timeout=30)  # which waits until no process holds the streams any more
+    try:
+        _, err = command.communicate(timeout=30)  # which waits until no process holds the streams any more
+    finally:
+        command.kill()
     return command.returncode, err.decode(), time.monotonic() - start
 
 
