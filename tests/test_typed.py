@@ -4,6 +4,7 @@
 import copy
 import inspect
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
@@ -212,3 +213,43 @@ def test_an_explanation_and_a_revision_survive_pickling():
 def test_every_public_name_is_tried_here():
     tried = {name.partition(".")[0] for name in public()}
     assert {n for n in kvm_pf.__all__ if inspect.isfunction(getattr(kvm_pf, n))} <= tried
+
+
+UNFIT = {
+    "**": lambda error_code: (error_code**2, 0),
+    "/": lambda error_code: (error_code / 2, 0),
+    "abs()": lambda error_code: (abs(error_code), 0),
+    "int()": lambda error_code: (int(error_code), 0),
+    "divmod()": lambda error_code: divmod(error_code, 3),
+    "the number itself": lambda error_code: ((1, 2)[error_code & 1], 0),
+    "the text": lambda error_code: (len(f"{error_code}"), 0),
+    "1.5 stands where a whole number is wanted": lambda error_code: (error_code + 1.5, 0),
+    "None stands where a whole number is wanted": lambda error_code: (error_code < None, 0),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_step_that_a_solver_cannot_be_asked_about_is_named(what):
+    mine = REVISIONS["posted"].derive("mine", sanitize=UNFIT[what])
+    for ask in (
+        lambda: prove("sanitiser-is-a-mask", mine),
+        lambda: compare("posted", mine, way="kvm_mmu_page_fault"),
+    ):
+        with pytest.raises(InputError, match=f"step 'sanitize'.*{re.escape(what)}"):
+            ask()
+
+
+BROKEN = {
+    "ZeroDivisionError": lambda error_code: (error_code // 0, 0),
+    "NameError": lambda error_code: (no_such_name, 0),  # noqa: F821
+    "TypeError: cannot unpack": lambda error_code: None,
+    "ValueError: too many values": lambda error_code: (error_code, 0, 0),
+    "TypeError: unsupported operand": lambda error_code: ("x", 0),
+}
+
+
+@pytest.mark.parametrize("error", BROKEN)
+def test_an_error_of_a_step_is_an_error_of_whoever_wrote_it(error):
+    mine = REVISIONS["posted"].derive("mine", sanitize=BROKEN[error])
+    with pytest.raises(InputError, match=f"mine, (step 'sanitize', line|after sanitize).*{error}"):
+        evaluate(pd.DataFrame({"error_code": ["0x6"]}), mine)

@@ -48,7 +48,7 @@ from kvm_pf.proof.terms import (
     no,
     patience,
 )
-from kvm_pf.revisions import REVISIONS, Revision, get
+from kvm_pf.revisions import REVISIONS, Revision, get, steps_of
 from kvm_pf.run.watch import Record, flat
 
 
@@ -183,7 +183,8 @@ def prove(name: str | Claim, revision: str | Revision = "posted", *, shrink: boo
     answer = Answer(find(name), get(revision))
     start = time.process_time()
     try:
-        _settle(answer, shrink)
+        with steps_of(answer.revision):
+            _settle(answer, shrink)
     except Unknown:
         answer.status = UNKNOWN
     answer.seconds = time.process_time() - start

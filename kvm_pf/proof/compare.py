@@ -25,7 +25,7 @@ from kvm_pf.proof.case import WAYS, Case, common_outputs, fingerprint, spelled
 from kvm_pf.proof.cover import Condition, cover, facts
 from kvm_pf.proof.evidence import curated, recorded, tells
 from kvm_pf.proof.terms import all_of, alone, bool_term, new_solver, no, one_of, satisfiable
-from kvm_pf.revisions import Revision, get, logic_names
+from kvm_pf.revisions import Revision, get, logic_names, steps_of
 from kvm_pf.run.tables import Output
 
 
@@ -174,8 +174,13 @@ def compare(
     a, b = get(a), get(b)
     if way is not None and way not in WAYS:
         raise InputError(f"way={way!r}: it takes one of {', '.join(WAYS)}")
-    ways = (way,) if way else tuple(WAYS)
-    tell = progress or (lambda what: None)
+    with steps_of(a, b):
+        return _compared(a, b, reachable, (way,) if way else tuple(WAYS), progress or (lambda what: None))
+
+
+def _compared(
+    a: Revision, b: Revision, reachable: bool, ways: tuple[str, ...], tell: Callable[[str], object]
+) -> Comparison:
     case = Case()
     kinds: dict[str, Kind] = {}
     for way in ways:

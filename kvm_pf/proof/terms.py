@@ -22,8 +22,10 @@ from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_type_hints
 import z3
 
 from kvm_pf.bits import U64_MASK
+from kvm_pf.common.errors import InputError
 from kvm_pf.revisions.link import digest
 from kvm_pf.run import ranges
+from kvm_pf.run.inputs import brief
 from kvm_pf.run.ranges import Span
 
 _P = ParamSpec("_P")
@@ -175,7 +177,9 @@ class Bool:
     __lshift__, __rshift__ = _number("__lshift__"), _number("__rshift__")
     __floordiv__, __mod__ = _number("__floordiv__"), _number("__mod__")
     __lt__, __le__, __gt__, __ge__ = map(_number, ("__lt__", "__le__", "__gt__", "__ge__"))
-    __invert__, __neg__ = _number("__invert__"), _number("__neg__")
+    __invert__, __neg__, __pos__ = _number("__invert__"), _number("__neg__"), _number("__pos__")
+    __truediv__, __pow__, __abs__ = _number("__truediv__"), _number("__pow__"), _number("__abs__")
+    __int__, __float__, __index__ = _number("__int__"), _number("__float__"), _number("__index__")
     __radd__, __rmul__, __rsub__ = __add__, __mul__, _number("__rsub__")
 
     def __repr__(self) -> str:
@@ -258,6 +262,9 @@ class Int:
     def __neg__(self) -> Int:
         return 0 - self
 
+    def __pos__(self) -> Int:
+        return self
+
     def __eq__(self, other: object) -> Any:
         other = as_int(other)
         _read("==", self, other)
@@ -285,6 +292,23 @@ class Int:
 
     __rand__, __ror__, __rxor__, __radd__, __rmul__ = __and__, __or__, __xor__, __add__, __mul__
     __hash__ = object.__hash__
+
+    def _refused(what: str) -> Any:  # type: ignore[misc]
+        def refuse(self: Int, *other: Any) -> Any:
+            raise InputError(
+                f"step {_step()!r} uses {what} of a value that stands for many; a solver is asked with "
+                "+ - * // % << >> & | ^ ~, comparisons and `if`; explain and evaluate run it with one"
+            )
+
+        return refuse
+
+    __truediv__ = __rtruediv__ = _refused("/")
+    __pow__ = __rpow__ = _refused("**")
+    __matmul__ = __rmatmul__ = _refused("@")
+    __divmod__ = __rdivmod__ = _refused("divmod()")
+    __abs__, __round__ = _refused("abs()"), _refused("round()")
+    __int__, __float__, __index__ = _refused("int()"), _refused("float()"), _refused("the number itself")
+    __format__, __str__ = _refused("the text"), _refused("the text")
 
     def __repr__(self) -> str:
         return f"Int({self.term})"
@@ -326,7 +350,11 @@ def as_int(value: Any) -> Int:
     """A truth value as the number 0 or 1; a number as itself."""
     if isinstance(value, Bool):
         return Int(z3.If(value.term, z3.BitVecVal(1, WIDTH), z3.BitVecVal(0, WIDTH)), ranges.TRUTH)
-    return value if isinstance(value, Int) else Int(z3.BitVecVal(int(value), WIDTH), ranges.span_of(value))
+    if isinstance(value, Int):
+        return value
+    if not isinstance(value, int):
+        raise InputError(f"step {_step()!r}: {brief(value)} stands where a whole number is wanted")
+    return Int(z3.BitVecVal(int(value), WIDTH), ranges.span_of(value))
 
 
 def int_term(value: Any) -> z3.BitVecRef:

@@ -12,9 +12,11 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pkgutil import iter_modules
+from traceback import extract_tb
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from kvm_pf.state import KVM_X86_SW_PROTECTED_VM
 
 __all__ = (
     "REVISIONS", "ROWS", "TRAITS", "Revision", "Row", "get", "having", "logic_names", "path_modules",
-    "revision_modules",
+    "revision_modules", "steps_of",
 )  # fmt: skip
 
 
@@ -182,6 +184,48 @@ class Revision:
 
     def __repr__(self) -> str:
         return f"<revision {self.name}>"
+
+
+@contextmanager
+def steps_of(*revisions: Revision) -> Iterator[None]:
+    """Take an error that the steps of a derived revision raise, or cause by what they return, as a wrong input.
+
+    Raises InputError naming the step and its error.  Errors of registered revisions stay what they are.
+    """
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NameError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        derived = [revision for revision in revisions if REVISIONS.get(revision.name) is not revision]
+        if isinstance(error, InputError) or not derived:
+            raise
+        names = {name: value.__code__.co_filename for revision in derived for name, value in _steps(revision)}
+        if not names:
+            raise
+        trace = extract_tb(error.__traceback__)
+        raised = [frame for frame in trace if names.get(frame.name) == frame.filename]
+        where = (
+            f"step {raised[-1].name!r}, line {raised[-1].lineno}" if raised else f"after {', '.join(names)}"
+        )
+        raise InputError(f"{derived[0].name}, {where}: {type(error).__name__}: {error}") from error
+
+
+def _steps(revision: Revision) -> Iterator[tuple[str, FunctionType]]:
+    """The functions that a derived revision changes, and those that it is derived from."""
+    while REVISIONS.get(revision.name) is not revision:
+        for name, value in revision.changes.items():
+            if isinstance(value, FunctionType):
+                yield name, value
+        if revision.base is None:
+            return
+        revision = revision.base
 
 
 HUNK_STEPS = ("sanitize", "mark_private", "is_private")

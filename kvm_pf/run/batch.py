@@ -25,7 +25,7 @@ from kvm_pf.common.cores import cores
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import as_path, regular, write
 from kvm_pf.common.text import bit_names
-from kvm_pf.revisions import Revision, get, logic_names
+from kvm_pf.revisions import Revision, get, logic_names, steps_of
 from kvm_pf.revisions.link import digest, link
 from kvm_pf.run.inputs import brief, entry_point, limits, outputs, parse, takes, words
 from kvm_pf.run.ranges import Uses, as_int64, span_of
@@ -446,7 +446,9 @@ def evaluate(
             if n < len(wanted):
                 _check_output(wanted[n], revision.name, least, greatest)
 
-        _run_plain(link(_loop(table, wanted), revision.names), kinds, rows, strides, given, made, check)
+        loop = link(_loop(table, wanted), revision.names)
+        with steps_of(revision):
+            _run_plain(loop, kinds, rows, strides, given, made, check)
     absent = {gate: values == 0 for gate, values in zip(gates, made[len(wanted) :], strict=True)}
     columns = list(zip(wanted, made, strict=False))
 

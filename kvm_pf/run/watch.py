@@ -24,7 +24,7 @@ from kvm_pf.common.text import bit_names
 from kvm_pf.exits import SOURCE_WARN_NAMES, SourceOutcome
 from kvm_pf.fault import NO_FAULT, no_mmio
 from kvm_pf.mmio import MMIO_NPT, MMIO_TDX
-from kvm_pf.revisions import Revision, get, logic_names
+from kvm_pf.revisions import Revision, get, logic_names, steps_of
 from kvm_pf.run.inputs import answer, brief, case_state, case_values, row_values, run_row
 from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, SEV_KINDS, SOURCE_INPUTS, VM_TYPES
 from kvm_pf.state import (
@@ -454,7 +454,8 @@ def explain(
     watcher = Watcher(revision, WHY if source is None else WHY_FROM_EXIT)
     if source is None:
         values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
-        outcome, records = run_row("cases", values, revision, watcher), watcher.records
+        with steps_of(revision):
+            outcome, records = run_row("cases", values, revision, watcher), watcher.records
         code = f"error code {values['error_code']:#x} ({describe(values['error_code'])})"
         how = f"address {values['cr2_or_gpa']:#x}, {code}"
     else:
@@ -469,7 +470,8 @@ def explain(
         more = {name: state.pop(name) for name in own & set(state) - {"kind", "info", "addr", "mmu_ret"}}
         state = {**_usual(source, state), **state}
         values = case_values(revision, error_code=error_code, cr2_or_gpa=cr2_or_gpa, **state)
-        outcome, records = _through_handler(revision, source, values, more, watcher)
+        with steps_of(revision):
+            outcome, records = _through_handler(revision, source, values, more, watcher)
         code = (
             f" with {gets} {values['error_code']:#x} ({describe(values['error_code'], table)})"
             if gets
