@@ -10,11 +10,9 @@ import jsonschema
 import pytest
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.cases import CALLS, CASE_COLUMNS, call
 from kvm_pf.conformance.corpus import (
-    CALLS,
-    CASE_COLUMNS,
     Corpus,
-    call,
     case_schema,
     differences,
     load_corpus,

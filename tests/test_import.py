@@ -79,6 +79,36 @@ def loaded_by(code):
     return done.stdout.splitlines()[-1].split()[1:]
 
 
+WITHOUT_LIBRARIES = """
+import sys
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top != "kvm_pf" and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"{name} is not of the standard library", name=name)
+
+sys.meta_path.insert(0, Only())
+"""
+
+
+def without_libraries(code):
+    """What `code` prints in a fresh Python in which the standard library is all there is, parsed as a literal."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARIES + code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
+
+
+NEED_LIBRARIES = {
+    "kvm_pf.run.batch", "kvm_pf.run.unsigned",  # tables, compiled
+    "kvm_pf.conformance.corpus", "kvm_pf.conformance.vectors",  # tables
+    "kvm_pf.proof.kills",
+}  # fmt: skip
+"""What cannot be imported without pandas; pictures, pages and widgets come on top."""
+
+
 def tree(name):
     return ast.parse(inspect.getsource(importlib.import_module(name)))
 
@@ -102,6 +132,45 @@ def functions(name):
 )
 def test_no_library_is_loaded_before_it_is_used(code):
     assert loaded_by(code) == []
+
+
+def test_what_runs_watches_and_judges_the_path_needs_only_the_standard_library():
+    names = [name for name in MODULES if not name.startswith("kvm_pf.show.")]
+    found = without_libraries(f"""
+from importlib import import_module
+failed = set()
+for name in {names}:
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        failed.add(name)
+print(failed)
+""")
+    assert found == NEED_LIBRARIES
+
+
+def test_a_case_is_run_explained_and_judged_without_a_library():
+    found = without_libraries("""
+import kvm_pf
+from kvm_pf.conformance.cases import differences, read_cases
+from kvm_pf.run.inputs import results
+given = {"error_code": "WRITE|USER", "vm_type": "sw-protected", "private": True}
+kept = kvm_pf.REVISIONS["posted"].derive("mine", sanitize=lambda error_code: (error_code, 0))
+verdict = kvm_pf.verdict(kept)
+print([
+    results("cases", kvm_pf.REVISIONS["posted"], given)["f_error_code"],
+    kvm_pf.explain(**given).outcome.handled.fault.is_private,
+    "sanitize-both-bits" in verdict.cases, verdict.witness.state, verdict.witness.outputs["f_error_code"],
+    (verdict.claims, verdict.fallen), len(differences(read_cases())),
+])
+""")
+    code, private, noticed, state, outputs, claims, failing = found
+    assert (code, private) == (1 << 49 | 0b110, True)
+    assert noticed
+    assert state == {"error_code": 1 << 49}
+    assert outputs == ("0", "0x2000000000000")
+    assert claims == (0, [])
+    assert failing == 0
 
 
 @pytest.mark.parametrize(

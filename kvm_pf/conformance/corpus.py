@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cache, cached_property, lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -24,80 +23,20 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import folder as new_folder
 from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
-from kvm_pf.common.text import bit_names
 from kvm_pf.common.typed import typed
+from kvm_pf.conformance.cases import (
+    CASE_COLUMNS,
+    CaseDifference,
+    case_files,
+    changed_at,
+    read_cases,
+    run_case,
+)
+from kvm_pf.conformance.cases import differences as rows_that_differ
 from kvm_pf.conformance.vectors import kind_and_revision
-from kvm_pf.exits import SOURCE_WARN_NAMES
-from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.run.inputs import brief, limits, number, outputs, results, row_values, run_row
+from kvm_pf.revisions import REVISIONS, Revision, get
+from kvm_pf.run.inputs import brief, limits, outputs
 from kvm_pf.run.tables import TABLES, Input, Output
-from kvm_pf.state import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, KVM_X86_TDX_VM, PAGE_SIZE
-
-CASE_FIELDS = {
-    "id": str, "kind": str, "why": str, "flags": list, "source": str, "input": dict, "expect": dict,
-}  # fmt: skip
-"""What a case in data/cases has, and as what; one of kind call has a `function`, too."""
-
-CASE_COLUMNS = {
-    "id": "the case's name, a slug that names the property of its input",
-    "topic": "the file it stands in",
-    "kind": "cases, sources, faultin (a table of kvm_pf.run.tables) or call (one function)",
-    "function": 'kind call: the function\'s name; otherwise ""',
-    "revision": "the revision that this expectation is for",
-    "why": "what the case shows, in a sentence",
-    "flags": "properties of the input, a tuple of words",
-    "source": "where the expectation comes from: Linux path and commit, or message-id",
-    "input": "the inputs that differ from the defaults, by column",
-    "expect": "the outputs that the case fixes, by column; None: not reached",
-}
-"""The columns of `Corpus.cases`: text, but for flags (tuple), input and expect (dicts of int, str or None)."""
-
-
-def _values(given: Any, place: str) -> dict[str, Any]:
-    """Turn "0x…" into a number and "" into None; leave words alone."""
-    if not isinstance(given, dict):
-        raise InputError(f"{place}: {brief(given)} is no table of values")
-    values = {}
-    for name, value in given.items():
-        values[name] = value
-        if type(value) is not int and not isinstance(value, str):
-            raise InputError(f"{place}: {name} is {brief(value)}; it takes a number or text")
-        if isinstance(value, str) and value.startswith("0x"):
-            values[name] = number(value)
-            if values[name] is None:
-                raise InputError(f"{place}: {name} is {brief(value)}, which is no number")
-        elif value == "" and name != "warns":  # no warning is the empty text, not a blank
-            values[name] = None
-    return values
-
-
-def _case_files(folder: Path) -> list[Path]:
-    """List the files of cases; flags.toml beside them explains the flags."""
-    return sorted(path for path in (folder / "cases").glob("*.toml") if path.name != "flags.toml")
-
-
-def _read_cases(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        cases = tomllib.loads(path.read_text(encoding="utf-8"))["case"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, OSError) as error:
-        raise InputError(f"{path}: not a file of cases ({error})") from None
-    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
-        raise InputError(f"{path}: not a file of cases (case is no array of tables)")
-    for count, case in enumerate(cases, 1):
-        place = f"{path}, case {count} ({brief(case.get('id', 'no id'))})"
-        fields = {**CASE_FIELDS, "function": str} if "function" in case else CASE_FIELDS
-        wrong = set(case) ^ set(fields) or {f for f, kind in fields.items() if not isinstance(case[f], kind)}
-        if wrong:
-            right = ", ".join(f"{field} ({kind.__name__})" for field, kind in fields.items())
-            raise InputError(f"{place}: {', '.join(sorted(wrong))}: a case has {right}")
-        common = {key: case[key] for key in ("id", "kind", "why", "source")}
-        common |= {"topic": path.stem, "function": case.get("function", ""), "flags": tuple(case["flags"])}
-        common["input"] = _values(case["input"], place)
-        for revisions, expect in case["expect"].items():
-            if isinstance(expect, dict) and isinstance(expect.get("result"), dict):
-                expect = expect["result"]  # a call with several results
-            for revision in revisions.split():
-                yield {**common, "revision": revision, "expect": _values(expect, f"{place}, {revision}")}
 
 
 def case_schema() -> Any:
@@ -168,16 +107,6 @@ def vector_schema(kind: str, revision: str) -> Any:
     return pa.DataFrameSchema(columns, strict=True)
 
 
-class CaseDifference(NamedTuple):
-    """One value in which the model differs from a curated case."""
-
-    id: str
-    revision: str
-    column: str
-    expected: Any
-    got: Any
-
-
 class Corpus:
     """The three tables; each is read and checked when used, and everyone gets a copy to change."""
 
@@ -194,9 +123,7 @@ class Corpus:
 
     @cached_property
     def _cases(self) -> pd.DataFrame:
-        files = _case_files(self.folder)
-        rows = [row for file in files for row in _read_cases(file)]
-        frame = pd.DataFrame(rows, columns=list(CASE_COLUMNS))
+        frame = pd.DataFrame(read_cases(self.folder), columns=list(CASE_COLUMNS))
         for column in CASE_COLUMNS:
             frame[column] = frame[column].astype(object if column in ("flags", "input", "expect") else "str")
         places = [f"{row.topic}.toml, case {row.id}, {row.revision}" for row in frame.itertuples()]
@@ -322,10 +249,10 @@ def load_corpus(folder: str | Path | None = None) -> Corpus:
     Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
     """
     folder = data_dir() if folder is None else Path(folder)
-    if not _case_files(folder):
+    if not case_files(folder):
         raise InputError(f"{folder}: no cases/*.toml here")
     files = sorted(folder.glob("*/*"))
-    return _corpus(folder, tuple((file, file.stat().st_mtime_ns if file.exists() else 0) for file in files))
+    return _corpus(folder, tuple((file, changed_at(file)) for file in files))
 
 
 @lru_cache(maxsize=4)
@@ -337,112 +264,20 @@ def _corpus(folder: Path, files: tuple[tuple[Path, int], ...]) -> Corpus:
 # Running curated cases
 
 
-def run_cases(cases: pd.DataFrame, revision: Any = None) -> pd.DataFrame:
+def run_cases(cases: pd.DataFrame, revision: str | Revision | None = None) -> pd.DataFrame:
     """Run curated cases and return `cases` with a column `got`: the model's values of the expected columns.
 
     `revision` runs them all on one revision (a name, or one made in a notebook) whatever they are for.
     """
-    got: dict[Any, dict[str, Any]] = {}
-    groups: Any = cases.groupby(["kind", "revision"], sort=False)
-    for (kind, name), group in groups:
-        run_on = get(name if revision is None else revision)
-        if kind == "call":
-            for label, row in group.iterrows():
-                got[label] = call(row["function"], row["input"], run_on)
-            continue
-        for label, given in group["input"].items():
-            got[label] = results(kind, run_on, given)
-    return cases.assign(got=pd.Series(got, dtype=object).reindex(cases.index))
+    rows: list[dict[Any, Any]] = cases.to_dict("records")
+    got = [run_case(row, revision) for row in rows]
+    return cases.assign(got=pd.Series(got, cases.index, dtype=object))
 
 
-def differences(cases: pd.DataFrame, revision: Any = None) -> list[CaseDifference]:
-    """Run curated cases and list every expected value that the model does not give."""
-    ran = run_cases(cases, revision)
-    return [
-        CaseDifference(row["id"], row["revision"], column, expected, row["got"].get(column, "no such output"))
-        for _, row in ran.iterrows()
-        for column, expected in row["expect"].items()
-        if row["got"].get(column, "no such output") != expected
-    ]
-
-
-def _result(function: str) -> Callable[..., dict[str, Any]]:
-    def called(revision: Any, **given: int) -> dict[str, Any]:
-        return {"result": int(revision.link(function)(**given))}
-
-    return called
-
-
-def _with_format(function: str) -> Callable[..., dict[str, Any]]:
-    def called(revision: Any, mmio_cfg: int, **given: int) -> dict[str, Any]:
-        return {"result": revision.link(function)(revision.link("mmio_format")(mmio_cfg), **given)}
-
-    return called
-
-
-def _page_ready(revision: Any, error_code: int = 0, **given: Any) -> dict[str, Any]:
-    given = {"cr2_or_gpa": PAGE_SIZE, "put_off_code": error_code, **given}
-    ready = run_row("page_ready", row_values("page_ready", revision, **given), revision)
-    fault = ready.handled.fault if ready.handled.called else None
-    return {
-        "mmu_called": int(ready.handled.called),
-        "mmu_addr": fault and fault.addr,
-        "mmu_error_code": fault and fault.error_code,
-        "prefetch": fault and int(fault.prefetch),
-        "is_private": fault and int(fault.is_private),
-        "attr_lookups": ready.handled.lookups.count,
-        "warns": bit_names(ready.warns, SOURCE_WARN_NAMES),
-        **{name: getattr(ready.handled.stats, name) + count for name, count in ready.stats._asdict().items()},
-    }
-
-
-def _pre_fault(
-    revision: Any, gpa: int, has_private_mem: int, attrs: int, direct_bits: int, **given: Any
-) -> dict[str, Any]:
-    private = KVM_X86_TDX_VM if direct_bits else KVM_X86_SW_PROTECTED_VM
-    vm_type = private if has_private_mem else KVM_X86_DEFAULT_VM
-    given |= {"cr2_or_gpa": gpa, "vm_type": vm_type, "attrs": attrs, "direct_bits": direct_bits}
-    done = run_row("pre_fault", row_values("pre_fault", revision, **given), revision)
-    return {
-        "result": done.ret,
-        "error_code": done.error_code,
-        "addr": done.addr,
-        "calls": done.calls,
-        "prefetch": int(done.handled.fault.prefetch) if done.handled.called else None,
-        "attr_lookups": done.lookups.count,
-        "warns": bit_names(done.warns, SOURCE_WARN_NAMES),
-    }
-
-
-def _pfec(revision: Any, access: int) -> dict[str, Any]:
-    pfec, warned = revision.link("permission_pfec")(access)
-    return {"result": pfec, "warned": int(warned)}
-
-
-CALLS: dict[str, Callable[..., dict[str, Any]]] = {
-    "get_mmio_spte_generation": _result("get_mmio_spte_generation"),
-    "get_mmio_spte_gfn": _with_format("get_mmio_spte_gfn"),
-    "kvm_arch_async_page_ready": _page_ready,
-    "kvm_arch_vcpu_pre_fault_memory": _pre_fault,
-    "kvm_vm_ioctl_set_mem_attributes": _result("kvm_vm_ioctl_set_mem_attributes"),
-    "make_mmio_spte": _with_format("make_mmio_spte"),
-    "permission_pfec": _pfec,
-    "smap_applies": _result("smap_applies"),
-}
-"""What a case of kind `call` calls: from revision and inputs to results by name; one without a name is "result"."""
-
-
-def call(function: str, given: Mapping[str, Any], revision: Any) -> dict[str, Any]:
-    """Call one function of the path as a case of kind `call` asks for it.
-
-    Raises InputError if cases cannot call that function, or not with these inputs.
-    """
-    if function not in CALLS:
-        raise InputError(f"a case cannot call {function!r}; it can call {', '.join(CALLS)}")
-    try:
-        return CALLS[function](revision, **given)
-    except TypeError as error:
-        raise InputError(f"{function}: {error}") from None
+def differences(cases: pd.DataFrame, revision: str | Revision | None = None) -> list[CaseDifference]:
+    """Run curated cases and list every expected value that the model does not give, as `run_cases` takes them."""
+    rows: list[dict[Any, Any]] = cases.to_dict("records")
+    return rows_that_differ(rows, revision)
 
 
 # Export

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_pf.common.paths import data_dir
@@ -27,6 +29,7 @@ __all__ = (
     "Span",
     "digest",
     "ledger",
+    "ledger_rows",
     "posted",
     "relatives",
 )
@@ -107,8 +110,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode(errors="replace")).hexdigest()[:16]
 
 
+@cache
+def ledger_rows() -> tuple[Mapping[str, str], ...]:
+    """Return the ledger as text: a row for each of the 39 changed lines, in the patch's order; columns: `DTYPES`."""
+    return tuple(MappingProxyType(row) for row in _rows("ledger.csv"))
+
+
 def ledger() -> pd.DataFrame:
-    """Return the ledger: a row for each of the 39 changed lines, in the patch's order; columns: `DTYPES`."""
+    """Return the ledger as a table: `ledger_rows`, its numbers as numbers; columns and types: `DTYPES`."""
     import pandas as pd
 
     path = data_dir() / "ledger" / "ledger.csv"

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import zip_longest
-from multiprocessing import get_context
 from typing import Any
 
 from kvm_pf.bits import (
@@ -24,7 +22,6 @@ from kvm_pf.bits import (
 )
 from kvm_pf.common.cores import cores
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.processes import leave_with_parent, spared
 from kvm_pf.common.typed import check, typed
 from kvm_pf.exits import KIND_EPT, KIND_NPF, KIND_TDX
 from kvm_pf.proof.case import CODES, Case, spelled
@@ -301,6 +298,11 @@ def prove_all(
         tell(len(answers), len(pairs))
 
     if jobs > 1:
+        from concurrent.futures import ProcessPoolExecutor, as_completed  # WebAssembly has no processes
+        from multiprocessing import get_context
+
+        from kvm_pf.common.processes import leave_with_parent, spared
+
         with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=leave_with_parent) as pool:
             names_of = [[(claim.name, revision.name) for claim, revision in task] for task in away]
             with spared():

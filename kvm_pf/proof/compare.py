@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from textwrap import fill
 from types import FunctionType
-from typing import Any, NamedTuple
-
-import z3
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.later import Later
 from kvm_pf.common.typed import typed
 from kvm_pf.patch.diff import diff_text, step_diff
 from kvm_pf.proof.case import WAYS, Case, common_outputs, fingerprint, spelled
@@ -27,6 +26,11 @@ from kvm_pf.proof.evidence import curated, recorded, tells
 from kvm_pf.proof.terms import all_of, alone, bool_term, new_solver, no, one_of, satisfiable
 from kvm_pf.revisions import Revision, get, logic_names, steps_of
 from kvm_pf.run.tables import Output
+
+if TYPE_CHECKING:
+    import z3
+else:
+    z3 = Later("z3")
 
 
 class Topic(NamedTuple):

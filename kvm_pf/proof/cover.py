@@ -7,11 +7,10 @@ cover(case, region, given, facts) -> conditions, whether they are exactly the re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-import z3
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import PFERR, PFERR_NESTED_GUEST_PAGE, PFERR_SYNTHETIC_MASK
+from kvm_pf.common.later import Later
 from kvm_pf.exits import PF_LOWER32_MASK
 from kvm_pf.faultin import KVM_PFN_NOSLOT
 from kvm_pf.mmio import update_in_progress
@@ -21,6 +20,11 @@ from kvm_pf.revisions import Revision
 from kvm_pf.run.inputs import ANSWERS, U64_MAX
 from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE
+
+if TYPE_CHECKING:
+    import z3
+else:
+    z3 = Later("z3")
 
 # --- facts that conditions are made of ---
 

@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple, get_type_hints
 
 from kvm_pf.bits import U64_MASK
-from kvm_pf.conformance.corpus import CALLS, call, load_corpus
+from kvm_pf.conformance.cases import CALLS, call, read_cases
 from kvm_pf.proof.case import WAYS, Case, common_outputs, spelled
 from kvm_pf.proof.terms import (
     Summary,
@@ -128,7 +128,7 @@ class Row(NamedTuple):
 @cache
 def rows() -> tuple[Row, ...]:
     """Everything that the curated cases expect, in the order of the corpus."""
-    return tuple(_row(case) for case in load_corpus().cases.to_dict("records"))
+    return tuple(_row(case) for case in read_cases())
 
 
 def _row(case: Mapping[Any, Any]) -> Row:

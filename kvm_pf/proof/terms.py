@@ -17,16 +17,20 @@ from itertools import islice
 from operator import and_, or_
 from threading import RLock
 from types import FunctionType
-from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_type_hints
-
-import z3
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 from kvm_pf.bits import U64_MASK
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.later import Later
 from kvm_pf.revisions.link import digest
 from kvm_pf.run import ranges
 from kvm_pf.run.inputs import brief
 from kvm_pf.run.ranges import Span
+
+if TYPE_CHECKING:
+    import z3
+else:
+    z3 = Later("z3")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -53,6 +57,15 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **named)
 
     return locked
+
+
+def has_solver() -> bool:
+    """Say whether the solver is installed; without it nothing here can be used."""
+    try:
+        import z3  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 class Unknown(Exception):

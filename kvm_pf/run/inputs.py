@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from errno import errorcode
 from functools import cache
 from numbers import Integral
 from operator import attrgetter
@@ -14,6 +13,7 @@ from types import FunctionType, MappingProxyType
 from typing import Any
 
 from kvm_pf.bits import encode
+from kvm_pf.common.errnos import ERRNO_NAMES
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import bit_names
 from kvm_pf.revisions import Revision, get, logic_names
@@ -93,7 +93,7 @@ def answer(value: int, revision: Revision) -> str:
     ('FIXED', 'SPURIOUS', '-EFAULT')
     """
     names = {number: name for name, number in answers(revision).items()}
-    return f"-{errorcode.get(-value, -value)}" if value < 0 else names.get(value, str(value))
+    return f"-{ERRNO_NAMES.get(-value, -value)}" if value < 0 else names.get(value, str(value))
 
 
 def words(column: Input, revision: Revision) -> Mapping[str, int]:

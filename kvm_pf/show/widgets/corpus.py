@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ipywidgets import Layout, Select, VBox
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.conformance.corpus import call, load_corpus
+from kvm_pf.conformance.cases import NO_OUTPUT, read_cases, run_case
 from kvm_pf.revisions import REVISIONS, get
-from kvm_pf.run.inputs import results
 from kvm_pf.run.tables import TABLES
 from kvm_pf.show.markup import Html, bold, code, element, join, table
 from kvm_pf.show.widgets.fault import FaultExplorer
@@ -37,8 +36,8 @@ class CorpusBrowser(Panel):
 
     def __init__(self) -> None:
         self._cases: dict[str, Case] = {}
-        for row in load_corpus().cases.to_dict("records"):
-            self._cases.setdefault(row["id"], []).append({str(key): value for key, value in row.items()})
+        for row in read_cases():
+            self._cases.setdefault(row["id"], []).append(row)
         rows = [row for case in self._cases.values() for row in case]
         flags = sorted({flag for row in rows for flag in row["flags"]})
         topics = list(dict.fromkeys(row["topic"] for row in rows))
@@ -155,24 +154,17 @@ def _detail(case: Case) -> Iterator[Html]:
     yield from _verdict(case)
 
 
-def _got(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    revision = get(row["revision"])
-    if row["kind"] == "call":
-        return call(row["function"], row["input"], revision)
-    return results(row["kind"], revision, row["input"])
-
-
 def _verdict(case: Case) -> Iterator[Html]:
     """Yield expectation beside model, revisions for which both are the same in one column, and what to make of it."""
     columns: dict[tuple[tuple[str, str], ...], list[str]] = {}
     complaint = ""
     for row in case:
         try:
-            got = _got(row)
+            got = run_case(row)
         except InputError as error:
             got, complaint = {}, f"the model was not run: {error}"
         cells = [
-            (name, _compared(value, got.get(name, NOTHING), got)) for name, value in row["expect"].items()
+            (name, _compared(value, got.get(name, NO_OUTPUT), got)) for name, value in row["expect"].items()
         ]
         columns.setdefault(tuple(cells), []).append(row["revision"])
     values = [text for cells, names in columns.items() for _, text in cells for _ in names]
@@ -185,9 +177,6 @@ def _verdict(case: Case) -> Iterator[Html]:
         for name in dict.fromkeys(name for cells in columns for name, _ in cells)
     ]
     yield table(verdict, heads, rows)
-
-
-NOTHING = "no such output"
 
 
 def _compared(expected: object, got: object, ran: Collection[str]) -> str:

@@ -5,31 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from difflib import SequenceMatcher
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from kvm_pf.patch.diff import step_diff
 from kvm_pf.patch.identify import identify
-from kvm_pf.patch.ledger import digest, ledger
+from kvm_pf.patch.ledger import digest, ledger_rows
 from kvm_pf.patch.reader import Patch, read_patch
 from kvm_pf.show.diff import diff_table
 from kvm_pf.show.markup import Html, bold, code, element, framed, source_line, table
 from kvm_pf.show.widgets.panel import Panel, choice, line
-
-Row = dict[str, Any]
-
-
-@cache
-def _ledger() -> list[Row]:
-    return [{str(key): value for key, value in row.items()} for row in ledger().to_dict("records")]
 
 
 def lines_table(caption: str, ids: Collection[str], real: Mapping[str, str] | None = None) -> Html:
     """Say what lines of the patch do, by ledger id; `real` maps ids to the lines themselves, which then stand there."""
     heads = ["line", "kind", "what it does", "what became of it, up to Linux 7.3", "step"]
     rows = []
-    for row in _ledger():
+    for row in ledger_rows():
         if row["id"] in ids:
             cells: list[object] = [bold(row["id"]), row["role"], row["does"], row["fate"], code(row["step"])]
             if real is not None:
@@ -43,7 +34,7 @@ def real_lines(patch: Patch) -> dict[str, str]:
     """Find the ledger's lines in a patch by their digests: id to text, in the order of the ledger."""
     found = {}
     for file in patch.files:
-        rows = [row for row in _ledger() if row["file"] == file]
+        rows = [row for row in ledger_rows() if row["file"] == file]
         lines = [line for hunk in patch.hunks if hunk.file == file for line in hunk.changed]
         wanted = [(row["sign"], row["digest"]) for row in rows]
         given = [(line.sign, digest(line.text)) for line in lines]
@@ -67,7 +58,7 @@ class HunkViewer(Panel):
         self.patch = patch
         self.real = None if patch is None else real_lines(patch)
         self.verdict = None if patch is None else identify(patch)
-        files = {row["hunk"]: row["file"] for row in _ledger()}
+        files = {int(row["hunk"]): row["file"] for row in ledger_rows()}
         options = [(f"hunk {number}: {file}", number) for number, file in files.items()]
         hunk = choice("show", "which hunk of the patch", options, 1)
         super().__init__({"hunk": hunk}, [line(hunk)])
@@ -83,7 +74,7 @@ class HunkViewer(Panel):
 
     def _parts(self, real: Mapping[str, str] | None) -> Iterator[Html]:
         number = self.controls["hunk"].value
-        rows = [row for row in _ledger() if row["hunk"] == number]
+        rows = [row for row in ledger_rows() if int(row["hunk"]) == number]
         signs = [row["sign"] for row in rows]
         if self.patch and self.verdict and self.real is not None:
             here = sum(row["id"] in self.real for row in rows)
