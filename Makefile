@@ -42,8 +42,8 @@ ifeq ($(HEADLESS),1)
 walkthrough: env
 	@$(BIN)/python tools/site.py --execute
 else
-walkthrough: env ## open the first notebook in JupyterLab (HEADLESS=1: execute all, write the site)
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_one_real_fault.ipynb
+walkthrough: env ## open the first page in JupyterLab (HEADLESS=1: execute all, write the site)
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/index.ipynb
 endif
 
 test: env ## everything that must hold, two targets at a time

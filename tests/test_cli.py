@@ -417,7 +417,7 @@ class TestCompare:
         assert out.startswith(
             "before → posted, states that can exist in both: 2 kinds of difference; nothing else "
         )
-        assert "a page that became ready, if the page is private, it is gone on with\n" in out
+        assert "a page that became ready, if the page is private, the handler is called for it\n" in out
         assert "cases: revision-page-ready-and-now-private" in out
         assert "-     return kvm_mem_is_private(vm, gpa_to_gfn(cr2_or_gpa))\n" in out
 

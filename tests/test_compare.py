@@ -37,11 +37,11 @@ FIVE = [
          "f_is_private", "attrs=0x8, vm_type=sw-protected, walk_leaf=1, spte1=0x6, error_code=RSVD"),
     ]),
     ("private or shared: a page that became ready", [
-        (("the page is private", "it is gone on with"), "f_is_private", "attrs=0x8, vm_type=sw-protected"),
+        (("the page is private", "the handler is called for it"), "f_is_private", "attrs=0x8, vm_type=sw-protected"),
     ]),
     ("attribute look-ups", [
         (None, "attr_lookups", "nothing unusual"),
-        (("the page is shared", "it is gone on with", "cfg_sw_protected"), "attr_lookups", "nothing unusual"),
+        (("the page is shared", "the handler is called for it", "cfg_sw_protected"), "attr_lookups", "nothing unusual"),
     ]),
 ]  # fmt: skip
 

@@ -90,6 +90,21 @@ def test_normal_form_holds_nothing_of_one_run(text):
     assert image.imread(io.BytesIO(png)).ndim == 3
 
 
+@pytest.mark.parametrize(
+    ("tags", "hidden"),
+    [
+        (["fold"], {"source_hidden": True}),
+        (["twin"], {"source_hidden": True, "outputs_hidden": True}),
+        (["other"], None),
+        ([], None),
+    ],
+)
+def test_jupyterlab_is_told_what_is_folded(tags, hidden):
+    notebook = new_notebook(cells=[new_code_cell("1", metadata={"tags": tags, "scrolled": True})])
+    kept = notebooks.normalise(notebook).cells[0].metadata
+    assert kept == {**({"tags": tags} if tags else {}), **({"jupyter": hidden} if hidden else {})}
+
+
 def redrawn(text: str) -> str:
     """The small notebook with one pixel of its figure changed."""
     notebook = nbformat.reads(text, 4)

@@ -11,6 +11,7 @@ import kvm_pf
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.follow import mmio_moments
 from kvm_pf.patch.ledger import ledger
+from kvm_pf.proof.claims import CLAIMS
 from kvm_pf.show import page
 from tools.notebooks import FOLDER
 
@@ -94,6 +95,35 @@ class TestAsk:
 
     def test_a_step_without_a_code_shows_why_alone(self):
         assert "there is a page table" in page.ask("root_is_valid", {"w": 2}, "posted")._repr_html_()
+
+
+class TestClaims:
+    def test_each_claim_stands_with_its_sentence_and_the_smallest_state_that_refutes_it(self):
+        asked = page.claims(["reserved-never-private", "code-says-private"], "before", "posted")
+        assert list(asked.answers) == [
+            ("reserved-never-private", "before"),
+            ("reserved-never-private", "posted"),
+            ("code-says-private", "before"),
+            ("code-says-private", "posted"),
+        ]
+        html = asked._repr_html_()
+        for name in ("reserved-never-private", "code-says-private"):
+            assert f"<td>{CLAIMS[name].statement}<br><code>{name}</code></td>" in html
+        assert html.count("<td>holds, proved</td>") == 2
+        assert "<td><b>fails</b><br>attrs=0x8, walk_leaf=1, spte1=0x6, error_code=RSVD</td>" in html
+
+    def test_posted_is_asked_if_no_revision_is_named(self):
+        assert list(page.claims(["code-says-private"]).answers) == [("code-says-private", "posted")]
+
+    def test_a_table_of_answers_has_a_row_for_each_claim(self):
+        found = pd.DataFrame({"code-says-private": ["fails", "holds"]}, ["before", "posted"])
+        html = page.answers(found)._repr_html_()
+        assert CLAIMS["code-says-private"].statement in html
+        assert html.endswith("<td><b>fails</b></td><td>holds</td></tr></table></div>")
+
+    def test_another_name_is_refused(self):
+        with pytest.raises(InputError, match="there is no claim 'nothing'"):
+            page.claims(["nothing"])
 
 
 def test_a_change_names_both_revisions():

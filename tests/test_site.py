@@ -137,6 +137,28 @@ def test_contents(folder):
     assert entries == [site.TITLE, *told]
 
 
+def test_a_notebook_called_index_is_the_first_page(tmp_path):
+    pages = {"00_first": new_markdown_cell("# First"), "index": new_markdown_cell("# Two minutes")}
+    site.write([site.prepare(name, new_notebook(cells=[cell])) for name, cell in pages.items()], tmp_path)
+    assert sorted(page.name for page in tmp_path.iterdir()) == ["00_first.html", "index.html"]
+    assert parse(tmp_path / "index.html").h1.get_text() == "Two minutes"
+    assert [tag["href"] for tag in parse(tmp_path / "00_first.html").nav("a")] == ["index.html"]
+
+
+def test_the_first_page_leads_to_every_other(walkthrough):
+    links = {tag["href"].partition("#")[0] for tag in parse(walkthrough / "index.html").main("a")}
+    assert {page.name for page in walkthrough.glob("*.html")} - links == {"index.html"}
+
+
+@pytest.mark.parametrize("tag", ["fold", "twin"])
+def test_code_that_is_folded_can_be_opened(tag, tmp_path):
+    cell = new_code_cell("1 + 1", metadata={"tags": [tag]}, outputs=[new_output("stream", text="2")])
+    site.write([site.prepare("00_folded", new_notebook(cells=[new_markdown_cell("# A"), cell]))], tmp_path)
+    folded = parse(tmp_path / "00_folded.html").details
+    assert "1 + 1" in folded.get_text()
+    assert "2" not in folded.pre.get_text()
+
+
 @pytest.mark.parametrize(
     ("name", "links"),
     [

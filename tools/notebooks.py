@@ -50,6 +50,13 @@ VOLATILE = {
     "a random id of a styled table": r"#T_[0-9a-f]{5}_",
 }
 
+FOLDED = {
+    "fold": {"source_hidden": True},
+    "twin": {"source_hidden": True, "outputs_hidden": True},
+}
+"""Tags of cells that are folded, and how JupyterLab is told: code that only checks or sets up; the picture of a widget
+that stands above it, alive."""
+
 FIGURES = ("image/png", "image/jpeg")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -106,7 +113,10 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells, 1):
         cell.id = f"c{number:02d}"
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if cell.metadata.get("tags") else {})
+        tags = cell.metadata.get("tags", [])
+        hidden = {key: value for tag in tags for key, value in FOLDED.get(tag, {}).items()}
+        kept = {"jupyter": hidden if cell.cell_type == "code" else {}, "tags": tags}
+        cell.metadata = nbformat.from_dict({key: value for key, value in kept.items() if value})
         for output in cell.get("outputs", []):
             normalise_output(output)
     return notebook

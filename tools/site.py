@@ -62,6 +62,14 @@ TEMPLATE = """\
 {{ links() }}
 <main>
 {%- endblock -%}
+{%- block input -%}
+{%- set tags = cell.metadata.get('tags', []) -%}
+{%- if 'fold' in tags or 'twin' in tags -%}
+<details class="code"><summary>the code</summary>{{ super() }}</details>
+{%- else -%}
+{{ super() }}
+{%- endif -%}
+{%- endblock input -%}
 {%- block data_png -%}
 {%- set about = output.metadata['image/png'] -%}
 <div class="wide"><img src="data:image/png;base64,{{ output.data['image/png'] | replace('\\n', '') }}"
@@ -79,7 +87,7 @@ TEMPLATE = """\
 STYLE = """
 body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgia, serif; color: #1a1a1a;
   background: #fff; overflow-wrap: break-word }
-main > .text_cell { max-width: 44rem }
+main > .text_cell :is(p, ul, ol, dl, h1, h2, h3, pre) { max-width: 44rem }
 h1, h2, h3, nav { font-family: system-ui, sans-serif; line-height: 1.25 }
 h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem } h3 { font-size: 1.1rem }
 a { color: #00558b }
@@ -87,6 +95,8 @@ nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .8rem 0; font-
 nav [rel=next] { margin-left: auto }
 pre, code { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace }
 pre { margin: 0 }
+details.code { margin: .6rem 0 }
+details.code summary { font: .8rem system-ui, sans-serif; color: #595959; cursor: pointer }
 .input_area { margin: 1rem 0 .4rem; padding: .5rem .8rem; background: #f4f4f2; border-left: 4px solid #0072b2 }
 .output_area { margin: .4rem 0; padding-left: 1rem; font: .85rem/1.45 system-ui, sans-serif }
 .input_area, .output_text, .output_html, .wide { overflow-x: auto }
@@ -159,7 +169,7 @@ def first_sentence(text: str) -> str:
 
 
 def contents(pages: Sequence[Page]) -> Page:
-    """Return the first page of the site, which leads to the others."""
+    """Return a first page for notebooks among which none is named index: it leads to the others."""
     text = [f"# {TITLE}", "", LEAD, "", "<dl>"]
     for page in pages:
         text.append(f'<dt><a href="{page.name}.html">{escaped(page.title)}</a></dt>')
@@ -168,11 +178,12 @@ def contents(pages: Sequence[Page]) -> Page:
 
 
 def write(pages: Sequence[Page], folder: Path) -> None:
-    """Write the pages and their contents into the folder, each linked to the one before and the one after."""
+    """Write the pages into the folder, the index first, each linked to the one before and the one after."""
     exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_output_prompt=True)
     root = relpath(notebooks.FOLDER.parent, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    first = contents(pages)
+    first = next((page for page in pages if page.name == "index"), None) or contents(pages)
+    pages = [page for page in pages if page is not first]
     for before, page, after in zip([None, None, *pages], [first, *pages], [*pages, None], strict=False):
         resources = {"page": page, "prev": before, "next": after, "style": STYLE}
         html, _ = exporter.from_notebook_node(page.notebook, resources)

@@ -517,7 +517,7 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "private-page-ready-is-stopped",
-    "A private fault that was put off is not gone on with when its page is ready.",
+    "A private fault that was put off is dropped when its page is ready.",
     "h3+01",
     STOPS_READY,
     f"{having('strips', but='stops-ready')} {having('callers-strip', but='stops-ready')}",

@@ -114,7 +114,11 @@ def facts(way: str, a: Revision, b: Revision) -> list[Fact]:
         ],
         "kvm_arch_async_page_ready": [
             private,
-            Fact("it is gone on with", "it is not gone on with", lambda c: c.page_ready(a).handled.called),
+            Fact(
+                "the handler is called for it",
+                "the handler is not called for it",
+                lambda c: c.page_ready(a).handled.called,
+            ),
             Fact(f"{b.name} goes on", f"{b.name} does not go on", lambda c: c.page_ready(b).handled.called),
         ],
         "kvm_arch_vcpu_pre_fault_memory": [

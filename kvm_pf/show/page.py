@@ -24,7 +24,13 @@ from kvm_pf.show.widgets.hunks import lines_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ("Asked", "ask", "cases", "change", "differ", "faults", "lines", "log", "results", "story")
+    from kvm_pf.proof.ask import Answer
+    from kvm_pf.proof.claims import Claim
+
+__all__ = (
+    "Asked", "Claimed", "answers", "ask", "cases", "change", "claims", "differ", "faults", "lines", "log", "results",
+    "story",
+)  # fmt: skip
 
 
 def lines(*which: str) -> Shown:
@@ -84,6 +90,60 @@ def ask(step: str, given: Mapping[str, object], *revisions: str | Revision, **st
             steps = explain(revision=revision, **{**state, **case}).steps
             records[name, revision.name] = next((each for each in steps if each.step == step), None)
     return Asked(step, records)
+
+
+class Claimed(Shown):
+    """What became of claims for revisions, each claim with its sentence: `answers[claim, revision]`."""
+
+    def __init__(self, answers: Mapping[tuple[str, str], Answer]) -> None:
+        self.answers = answers
+        names = list(dict.fromkeys(revision for _, revision in answers))
+        told = {answer.claim.name: answer.claim.statement for answer in answers.values()}
+        rows = [
+            [_sentence(claim, told[claim]), *(_answer(answers[claim, r]) for r in names)] for claim in told
+        ]
+        super().__init__(
+            f"{len(told)} claims of {', '.join(names)}", framed(table("", ("claim", *names), rows))
+        )
+
+
+def _sentence(name: str, statement: str) -> Html:
+    return join([statement, code(name)], Html("<br>"))
+
+
+def _answer(answer: Answer) -> object:
+    if answer.status != "fails":
+        return f"{answer.status}, {answer.strength}" if answer.holds else answer.status
+    smallest = join(str(answer.witness or "nothing unusual").split("|"), Html("|<wbr>"))
+    return join([bold("fails"), smallest], Html("<br>"))
+
+
+def claims(which: Iterable[str | Claim], *revisions: str | Revision) -> Claimed:
+    """Ask claims of revisions (posted if none): a row for each claim, with its sentence; a column for each revision.
+
+    An answer is holds, empty (there is no state that the claim speaks of) or unknown; or fails, with the smallest state
+    in which it does, as far as it is unlike the defaults.  Raises InputError for what is no claim or no revision.
+    """
+    from kvm_pf.proof.ask import find, prove
+
+    asked = [prove(claim, r) for claim in map(find, which) for r in map(get, revisions or ("posted",))]
+    return Claimed({(answer.claim.name, answer.revision.name): answer for answer in asked})
+
+
+def answers(found: pd.DataFrame) -> Shown:
+    """Show a table of `kvm_pf.proof.lattice`: a row for each claim, with its sentence; a column for each revision."""
+    from kvm_pf.proof.ask import find
+
+    rows = [
+        [
+            _sentence(claim, find(claim).statement),
+            *(bold(said) if said == "fails" else said for said in found[claim]),
+        ]
+        for claim in map(str, found)
+    ]
+    return Shown(
+        f"{len(rows)} claims of {len(found)} revisions", framed(table("", ("claim", *found.index), rows))
+    )
 
 
 def results(
