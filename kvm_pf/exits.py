@@ -13,6 +13,7 @@ from kvm_pf.bits import (
     EPT_VIOLATION_ACC_INSTR,
     EPT_VIOLATION_ACC_READ,
     EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_GVA_IS_VALID,
     EPT_VIOLATION_GVA_TRANSLATED,
     EPT_VIOLATION_RWX_MASK,
     PFERR_FETCH_MASK,
@@ -519,3 +520,26 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, request: PreFault) -> PreFaulted:
     Source: Linux `arch/x86/kvm/x86.c`, kvm_arch_vcpu_ioctl() (v6.8); seen in a recording of 6.1.176.
     """
     return pre_fault_refused(-EINVAL)
+
+
+def nested_svm_inject_npf_exit(info: int, error_code: int) -> int:
+    """Return the EXITINFO1 (u64) that L1 sees of a nested page fault that is L1's own.
+
+    `info`: EXITINFO1 as the CPU reported it (u64), of which L1 gets the upper half, whatever it holds.
+    `error_code`: what is wrong with L1's table, by KVM's walk (32 bits).  KVM's own bit 49 is in neither.
+
+    Source: Linux `arch/x86/kvm/svm/nested.c`, nested_svm_inject_npf_exit() (v6.8).
+    """
+    return info & PF_UPPER32_MASK | error_code
+
+
+def nested_ept_inject_page_fault(q: int, walked: int) -> int:
+    """Return the exit qualification (u64) that L1 sees of an EPT violation that is L1's own.
+
+    `q`: the CPU's exit qualification, of which two bits about the linear address are kept.  `walked`: bits 5:0,
+    what was wanted and what L1's entries allow, by KVM's walk.
+
+    Source: Linux `arch/x86/kvm/vmx/nested.c`, nested_ept_inject_page_fault(), `arch/x86/kvm/mmu/paging_tmpl.h`,
+    FNAME(walk_addr_generic) (v6.8).
+    """
+    return q & (EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED) | walked

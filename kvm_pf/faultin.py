@@ -197,6 +197,17 @@ def page_fault_can_be_fast(vm: Vm, fault: Fault, accessed_dirty: bool) -> tuple[
     return fault.write, lookups
 
 
+def walked_is_private(vm: Vm, fault: Fault) -> tuple[bool, Lookups]:
+    """Say whether a fault is to private memory once the guest's page tables were walked: as it was said before.
+
+    Only the walk finds the page, `fault.gfn`, which `vm` describes.  For a guest of the guest (L2) with a nested
+    page table of its own, the look-up was made with L2's address, and nobody asks again.
+
+    Source: Linux `arch/x86/kvm/mmu/paging_tmpl.h`, FNAME(page_fault) (v6.8).
+    """
+    return fault.is_private, NO_LOOKUP
+
+
 def begin(vcpu: Vcpu, fault: Fault, mmu_seq: int) -> Faultin:
     """Start with what the fault brings, and with the invalidation count against which it will be held.
 

@@ -13,7 +13,7 @@ from kvm_pf.bits import encode
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.join import faults
 from kvm_pf.conformance.recordings import read_recording
-from kvm_pf.guest.machine import Access, Exit, Machine, nested_lookup_example
+from kvm_pf.guest.machine import Access, Exit, Machine
 from kvm_pf.guest.memory import BASE_SLOT_SIZE, HARDWARE, Given
 from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.state import MemoryFault
@@ -134,7 +134,7 @@ class TestConversion:
     def test_a_mapped_page_does_not_fault_again(self):
         machine = _machine()
         machine.access("w", SLOT)
-        assert machine.access("w", SLOT) == Access(f"w {SLOT:#x}", (), Exit("done"))
+        assert machine.access("w", SLOT) == Access(f"w {SLOT:#x}", (), Exit("done"), "shared")
 
     def test_setting_what_is_set_drops_nothing(self):
         machine = _machine()
@@ -483,22 +483,6 @@ class TestShadowPaging:
 
     def test_it_offers_no_software_protected_vm(self):
         assert Machine("default", "shadow").run("vm swprot") == -22
-
-
-class TestNested:
-    def test_the_look_up_answers_for_another_page(self):
-        taken = nested_lookup_example()
-        assert taken.addr == 0x1000
-        assert taken.handled.fault.is_private  # the page at L1's 0x1000 is; the one touched is not
-        assert taken.handler.fault.gfn == 0x40000
-        assert taken.exit == MemoryFault(39, 0x40000000, 0x1000, 8)
-
-    def test_without_the_private_neighbour_all_is_well(self):
-        machine = Machine("sw-protected")
-        machine.add_slot(1, SLOT, 0x1000, "touch")
-        assert machine.l2_access("r", 0x1000, SLOT).handler.ret == 4
-        with pytest.raises(InputError, match="is mapped, there is no fault"):
-            machine.l2_access("r", 0x1000, SLOT)
 
 
 class TestWarnings:

@@ -6,7 +6,8 @@ entries decide whether the CPU faults and with which code, the path runs, and th
 through.  `run` takes the operations of the recordings' scenarios; `kvm_pf.conformance.recordings` lists them.  What
 lasts between faults is kept in `kvm_pf.guest.memory`; warnings that were printed and statistics are kept here.
 
-The guest's own code and page tables never fault.
+The guest's own code and page tables never fault, nor do those of its guest, L2, where L1 maps them as the recorder
+does.  L1's stores to the nested page table that it keeps for L2 do: KVM may watch it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kvm_pf.bits import (
     EPT_VIOLATION_RWX_MASK,
     PFERR_FETCH_MASK,
     PFERR_GUEST_FINAL_MASK,
+    PFERR_GUEST_PAGE_MASK,
     PFERR_PRESENT_MASK,
     PFERR_RSVD_MASK,
     PFERR_USER_MASK,
@@ -33,7 +35,7 @@ from kvm_pf.bits import (
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import check, typed
 from kvm_pf.exits import SOURCE_WARN_NAMES, Event, SourceOutcome
-from kvm_pf.faultin import FAULTIN_WARN_NAMES
+from kvm_pf.faultin import FAULTIN_WARN_NAMES, KVM_MEM_READONLY
 from kvm_pf.guest.memory import (
     HARDWARE,
     PDE_ADDRESS,
@@ -44,8 +46,10 @@ from kvm_pf.guest.memory import (
     Given,
     GuestMemory,
     Handler,
+    Nested,
     Options,
 )
+from kvm_pf.guest.nested import LARGE, NPT_ROOT, NPT_TABLES, PageTable, Shadow, index
 from kvm_pf.revisions import Revision
 from kvm_pf.run.inputs import number as read_number
 from kvm_pf.run.tables import VM_TYPES
@@ -55,6 +59,8 @@ from kvm_pf.state import (
     NO_MEMORY_FAULT,
     PAGE_OFFSET_MASK,
     PAGE_SHIFT,
+    PG_LEVEL_2M,
+    PG_LEVEL_4K,
     Fault,
     Handled,
     MemoryFault,
@@ -64,6 +70,8 @@ from kvm_pf.state import (
     Vcpu,
 )
 
+L1_CR3 = 0x2000
+"""Where the recorder's guest has its page table, L1 and L2 alike."""
 PATIENCE = 16
 """Faults of one access after which a guest counts as stuck."""
 EFER_NX = 1 << 11
@@ -73,6 +81,19 @@ VMS = {"default": "default", "swprot": "sw-protected"}
 """The kinds of VM in the scenarios' words."""
 _EPT_ACCESS = {"r": EPT_VIOLATION_ACC_READ, "w": EPT_VIOLATION_ACC_WRITE, "x": EPT_VIOLATION_ACC_INSTR}
 _EPT_ADVANCED = ((PDE_USER, 9), (PDE_WRITE, 10), (PDE_NX, 11))
+
+
+# What L1 sees of its guest's exits.  Source: AMD APM vol. 2, appendix C; Intel SDM vol. 3, appendix C.
+SVM_EXIT_HLT, SVM_EXIT_NPF, SVM_EXIT_ERR = 0x78, 0x400, 0xFFFFFFFF
+EXIT_REASON_HLT, EXIT_REASON_EPT_VIOLATION, EXIT_REASON_EPT_MISCONFIG = 12, 48, 49
+
+
+class L1Exit(NamedTuple):
+    """An exit of L2's that L1 sees, as its control block (VMCB or VMCS) tells it."""
+
+    code: int  # 32 bits
+    info1: int  # u64: EXITINFO1, or the exit qualification
+    info2: int | None  # u64: EXITINFO2, or the guest-physical address; None: what was there before
 
 
 class Taken(NamedTuple):
@@ -91,25 +112,34 @@ class Taken(NamedTuple):
     printed: tuple[str, ...]  # those of the warnings that came for the first time
     stats: Counter[str]
     records: tuple[Record, ...]  # the watched steps
+    l1_exit: L1Exit | None = None  # the fault is L1's: its table for L2 does not allow the access
 
     def __str__(self) -> str:
         return "\n".join(f"{'  ' * r.depth + r.step:<30} {r.why}".rstrip() for r in flat(list(self.records)))
 
 
 class Exit(NamedTuple):
-    """How an access ended: done, mmio, internal-error, memory-fault, error, or stuck (it faults for ever)."""
+    """How an access ended: done, mmio, internal-error, memory-fault, error, stuck (it faults for ever), or l1.
+
+    l1: L2's access came to nothing, L1 has the fault (`l1_exit`).
+    """
 
     reason: str
     errno: int = 0
     memory_fault: MemoryFault = NO_MEMORY_FAULT
+    l1_exit: L1Exit | None = None
 
 
 class Access(NamedTuple):
-    """One access of the guest: the faults it took, and how it ended."""
+    """One access of the guest: the faults it took, and how it ended.
+
+    `copy`: for a page that was reached, which of its copies, "shared" or "private".
+    """
 
     op: str
     faults: tuple[Taken, ...]
     exit: Exit
+    copy: str | None = None
 
 
 class Machine(GuestMemory):
@@ -145,7 +175,8 @@ class Machine(GuestMemory):
         after_handler = self.linked(path.after_fault)
 
         def page_fault(vcpu: Vcpu, fault: Fault) -> tuple[int, bool]:
-            return self.handle(vcpu, fault), False
+            ret = self.handle(vcpu, fault)
+            return ret, self.handler is not None and self.handler.fault.write_fault_to_shadow_pgtable
 
         def after_fault(vcpu: Vcpu, *rest: int) -> path.After:
             after: path.After = after_handler(vcpu._replace(cache=self.cache), *rest)
@@ -155,6 +186,8 @@ class Machine(GuestMemory):
         self._mmu_page_fault = self.linked(path.kvm_mmu_page_fault, **names)
         self._page_fault = page_fault
         self._source = self.linked(exits.source)
+        self._npf_exit = self.linked(exits.nested_svm_inject_npf_exit)
+        self._ept_exit = self.linked(exits.nested_ept_inject_page_fault)
 
     def reset(self, vm_type: str) -> None:
         """Start a new VM; warnings that were printed stay printed."""
@@ -175,14 +208,22 @@ class Machine(GuestMemory):
         addr = asked.mmu.addr
         error_code = (asked.mmu.error_code | self.given.pf_set) & ~self.given.pf_clear ^ self.given.pf_flip
         emu_ret = self.given.emu_ret
-        if emu_ret is None:  # an event on a write of 8 bytes, or of any size, needs no user space
-            emu_ret = int(self.ioeventfds.get(addr) in (0, 8))
+        if emu_ret is None:  # memory, and an event on a write of 8 bytes, or of any size, need no user space
+            emu_ret = int(self._emulates_memory(addr) or self.ioeventfds.get(addr) in (0, 8))
         vcpu = self.vcpu(addr, emu_ret)
         outcome: Outcome = self._mmu_page_fault(vcpu, addr, error_code, asked.mmu.insn_len)
         if self.handler is None or self.handler.finished is None:
             self.cache = outcome.mmio.cache
         source: SourceOutcome = self._source(event._replace(mmu_ret=outcome.ret))
         return self._taken(event, source, addr, error_code, outcome, outcome.handled, source.ret)
+
+    def _emulates_memory(self, addr: int) -> bool:
+        """Say whether an emulated access reaches memory that may be written to, no device of user space's."""
+        gfn = self.page(addr)
+        if self.l2 and self.mmu.nested:
+            gfn = self.l2.table.walk(addr, 0, mark=False).gfn
+        slot = self.slots.find(gfn)
+        return slot is not None and not slot.flags & KVM_MEM_READONLY
 
     @typed(gpa=64, size=64)
     def pre_fault(self, gpa: int, size: int, given: Given | None = None) -> Taken:
@@ -231,8 +272,19 @@ class Machine(GuestMemory):
         records = tuple(self.watcher.records)
         return Taken(
             event, source, addr, error_code, outcome, handled, handler, ret, exit_, tuple(warns), printed, stats,
-            records,
+            records, self._l1_exit(event, handler),
         )  # fmt: skip
+
+    def _l1_exit(self, event: Event | None, handler: Handler | None) -> L1Exit | None:
+        """Return the exit that L1 gets, if KVM's walk of L1's table found that the fault is L1's."""
+        if event is None or handler is None or handler.walk is None or not handler.refused:
+            return None
+        walk = handler.walk
+        if self.hardware != "ept":
+            return L1Exit(SVM_EXIT_NPF, self._npf_exit(event.info, walk.error_code), event.addr)
+        if walk.error_code & PFERR_RSVD_MASK:
+            return L1Exit(EXIT_REASON_EPT_MISCONFIG, 0, event.addr)
+        return L1Exit(EXIT_REASON_EPT_VIOLATION, self._ept_exit(event.info, walk.qualification), event.addr)
 
     # --- the guest ---
 
@@ -240,31 +292,36 @@ class Machine(GuestMemory):
     def exit_for(self, access: str, addr: int) -> Event | None:
         """Return the exit with which the CPU reports an access (r, w or x), or None if it succeeds.
 
+        tables: the CPU walks the guest's own page tables, which it may write to.
+
         Source: AMD APM vol. 2, nested paging: #NPF counts as a user access, bit 32 says "final address".
         Intel SDM vol. 3, EPT misconfigurations; table of exit qualifications for EPT violations.
         """
-        gpa, pde = self.translate(addr)
-        spte, _ = self.entry((addr if self.mmu.direct else gpa) >> PAGE_SHIFT)
-        if self.allows(spte, access):
+        tables = access == "tables"
+        _, pde = self.translate(addr)
+        spte, _ = self.entry(self.page(addr))
+        if self.allows(spte, "w" if tables else access):
             return None
         guest = self.guest._replace(
             fast_mmio=self.ioeventfds.get(addr) == 0, guest_mode=self.mmu.guest_mode, next_rip_known=True
         )
         reserved, present = self.is_mmio(spte), spte & SPTE_MMU_PRESENT_MASK != 0
-        if access not in _EPT_ACCESS:
+        if access not in _EPT_ACCESS and not tables:
             raise InputError(f"an access is one of {', '.join(_EPT_ACCESS)}, not {ascii(access)[:80]}")
         if self.hardware == "ept":
             if reserved:
                 return Event(exits.KIND_MISCFG, 0, addr, guest=guest)
-            q = _EPT_ACCESS[access] | EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED
+            final = _EPT_ACCESS.get(access, 0) | EPT_VIOLATION_GVA_TRANSLATED
+            walking = EPT_VIOLATION_ACC_READ | EPT_VIOLATION_ACC_WRITE
+            q = EPT_VIOLATION_GVA_IS_VALID | (walking if tables else final)
             q |= spte << 3 & EPT_VIOLATION_RWX_MASK if present else 0
             q |= sum(1 << bit for flag, bit in _EPT_ADVANCED if pde & flag)
             return Event(exits.KIND_EPT, q, addr, guest=guest)
-        code = {"r": 0, "w": PFERR_WRITE_MASK, "x": PFERR_FETCH_MASK}[access]
+        code = {"r": 0, "x": PFERR_FETCH_MASK}.get(access, PFERR_WRITE_MASK)
         code |= PFERR_RSVD_MASK if reserved else 0
         code |= PFERR_PRESENT_MASK if present or (reserved and self.options.reserved_is_present) else 0
         if self.hardware == "npt":
-            code |= PFERR_USER_MASK | PFERR_GUEST_FINAL_MASK
+            code |= PFERR_USER_MASK | (PFERR_GUEST_PAGE_MASK if tables else PFERR_GUEST_FINAL_MASK)
             return Event(exits.KIND_NPF, code, addr, guest=guest)
         return Event(exits.KIND_PF, code, addr, guest=guest)
 
@@ -281,8 +338,11 @@ class Machine(GuestMemory):
             raise InputError(f"an access is one of {', '.join(kinds)}, not {kind!r}")
         faults: list[Taken] = []
         exit_ = Exit("stuck")
+        wanted = [(each, addr) for each in kinds[kind]]
+        if self.l2 and self.l2.running and self.l2.cr3 is not None:
+            wanted.insert(0, ("tables", self.l2.cr3))
         while len(faults) < PATIENCE:
-            exits = (self.exit_for(each, addr) for each in kinds[kind])
+            exits = (self.exit_for(each, at) for each, at in wanted)
             event = next((event for event in exits if event), None)
             if event is None:
                 exit_ = Exit("done")
@@ -291,7 +351,20 @@ class Machine(GuestMemory):
             if ended := _ended(faults[-1], kind):
                 exit_ = ended
                 break
-        return Access(f"{kind} {addr:#x}", tuple(faults), exit_)
+        copy = self._copy(addr) if exit_.reason == "done" else None
+        return Access(f"{kind} {addr:#x}", tuple(faults), exit_, copy)
+
+    def _copy(self, addr: int) -> str | None:
+        """Say which copy of a page the entry of an address maps; None: it maps none."""
+        page = self.page(addr)
+        if not self.entry(page)[0] & SPTE_MMU_PRESENT_MASK:
+            return None
+        if self.l2 and self.mmu.nested:
+            leaf, _ = self.l2.shadow.find(page)
+            private = leaf is not None and leaf.private
+        else:
+            private = self.private(page)  # entries go when the attribute changes
+        return "private" if private else "shared"
 
     def _inject(self, event: Event) -> tuple[Event, Given]:
         """Change the CPU's code, or kvm_mmu_page_fault()'s argument, if `inj` armed that for this address."""
@@ -304,21 +377,140 @@ class Machine(GuestMemory):
                 return event._replace(info=(event.info | set_) & ~clear), Given()
         return event, Given()
 
-    @typed(l2_gpa=64, l1_gpa=64)
-    def l2_access(self, kind: str, l2_gpa: int, l1_gpa: int) -> Taken:
-        """Let an L2 guest touch an L2 GPA that L1's nested tables map to `l1_gpa`, on a page not yet mapped.
+    # --- L2 ---
 
-        KVM shadows L1's tables: the MMU is nested and not direct, the fault's address is the L2 GPA.
+    def nest(self, paging: bool = True) -> int:
+        """Make L1 a hypervisor: `paging`, with a nested page table that maps L2's first 2M to L1's own."""
+        table = PageTable(self.hardware == "ept", self.options.accessed_dirty)
+        table.words = {
+            NPT_TABLES[0]: table.node(NPT_TABLES[1]),
+            NPT_TABLES[1]: table.node(NPT_TABLES[2]),
+            NPT_TABLES[2]: table.leaf(0) | LARGE,
+        }
+        self.l2 = Nested(paging, table, Shadow(NPT_ROOT))
+        for gpa in NPT_TABLES:
+            self.host.touch(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1)
+        return 0
+
+    def _nested(self) -> Nested:
+        if self.l2 is None:
+            raise InputError("L1 is no hypervisor yet: nest comes first")
+        return self.l2
+
+    def enter_l2(self) -> bool:
+        """Let L1 run L2 (VMRUN, VMLAUNCH); False: KVM refuses, for it has no nested paging of its own to build on.
+
+        KVM takes over what L1 changed in its table.
+
+        Source: Linux `arch/x86/kvm/svm/nested.c`, nested_svm_vmrun(), __nested_vmcb_check_controls(),
+        `arch/x86/kvm/mmu/mmu.c`, kvm_init_shadow_npt_mmu(), kvm_init_shadow_ept_mmu(), kvm_mmu_load() (v6.12).
         """
-        mmu, self.mmu = self.mmu, Mmu(True, False, False, True, True)
-        self.l2_pages = {l2_gpa >> PAGE_SHIFT: l1_gpa & ~PAGE_OFFSET_MASK}
-        try:
-            event = self.exit_for(kind, l2_gpa)
-            if event is None:
-                raise InputError(f"{kind} {l2_gpa:#x}: the page at {l1_gpa:#x} is mapped, there is no fault")
-            return self.take(event)
-        finally:
-            self.mmu, self.l2_pages = mmu, None
+        l2 = self._nested()
+        if l2.paging and self.hardware == "shadow":
+            return False
+        l2.running = True
+        direct = not l2.paging and self.l1_mmu.direct
+        self.mmu = Mmu(True, direct, direct, True, l2.paging)
+        if l2.paging:
+            _, new = l2.shadow.get(NPT_ROOT >> PAGE_SHIFT, 4)
+            synced = l2.shadow.sync(l2.table, self._mmio_mark)
+            for gfn in [*synced, *([NPT_ROOT >> PAGE_SHIFT] if new else [])]:
+                self.watch(gfn)
+        return True
+
+    def _mmio_mark(self, gfn: int, writable: bool, executable: bool) -> int:
+        access = self.access_bits(writable, executable)
+        return int(self.make_mmio_spte(self.format, self.slots.generation, gfn, access))
+
+    def leave_l2(self) -> None:
+        """Go back to L1."""
+        if self.l2:
+            self.l2.running = False
+        self.mmu = self.l1_mmu
+
+    @typed(addr=64)
+    def l2_access(self, kind: str, addr: int) -> Access:
+        """Let L1 run L2, and L2 touch an address of its own; then L1 goes on, unless user space has the vCPU.
+
+        After an exit to user space that is an error, `run_again` goes on where L2 was.
+        """
+        self.leave_l2()
+        if not self.enter_l2():
+            return Access(f"l2{kind} {addr:#x}", (), Exit("l1", l1_exit=L1Exit(SVM_EXIT_ERR, 0, 0)))
+        l2 = self._nested()
+        if l2.paging:  # its code and page tables do not fault here, but KVM shadows L1's tables for them
+            walk = l2.table.walk(L1_CR3, PFERR_WRITE_MASK | PFERR_USER_MASK)
+            for gfn in l2.shadow.path(L1_CR3 >> PAGE_SHIFT, walk, walk.level)[1]:
+                self.watch(gfn)
+        l2.access = kind, addr
+        return self.run_again()
+
+    def run_again(self) -> Access:
+        """Enter the guest again: L2 tries again what it was doing (KVM_RUN)."""
+        l2 = self._nested()
+        if not l2.running or l2.access is None:
+            raise InputError("L2 is not running: it is not entered again")
+        kind, addr = l2.access
+        done = self.access(kind, addr)
+        if done.exit.reason == "mmio" or not done.exit.errno:  # user space answers, L2 goes on and halts
+            self.leave_l2()
+            l2.access = None
+        return done._replace(op=f"l2{kind} {addr:#x}")
+
+    @typed(page=64, gpa=64)
+    def l2_map(self, page: int, gpa: int, rights: str = "", clear: bool = False) -> list[Access]:
+        """Let L1 map L2's page to a page of its own, or nothing, by stores to its nested page table.
+
+        `rights`: w writable, r not, n not executable, L a page of 2M; no letter: all rights.
+        """
+        self.leave_l2()
+        return [self.l1_store(at, value) for at, value in self.l2_stores(page, gpa, rights, clear)]
+
+    def l2_stores(self, page: int, gpa: int, rights: str, clear: bool) -> list[tuple[int, int]]:
+        """Return the stores (address, 64 bits) with which L1 maps a page; tables are taken as they are needed."""
+        l2, words = self._nested(), self._nested().table.words
+        stores: list[tuple[int, int]] = []
+
+        def entry(table: int, level: int) -> int:
+            return table | index(page >> PAGE_SHIFT, level) << 3
+
+        def new_table(at: int) -> int:
+            node, l2.next_table = l2.table.node(l2.next_table), l2.next_table + 0x1000
+            self.host.touch(node >> PAGE_SHIFT, (node >> PAGE_SHIFT) + 1)
+            stores.append((at, node))
+            return node
+
+        at = entry(NPT_TABLES[1], 3)
+        node = words.get(at, 0)
+        node = node if l2.table.present(node) else new_table(at)
+        at = entry(node & ~PAGE_OFFSET_MASK, PG_LEVEL_2M)
+        node = words.get(at, 0)
+        if "L" in rights:
+            return [*stores, (at, 0 if clear else l2.table.leaf(gpa) | LARGE)]
+        if not l2.table.present(node) or node & LARGE:
+            node = new_table(at)
+        at = entry(node & ~PAGE_OFFSET_MASK, PG_LEVEL_4K)
+        return [*stores, (at, 0 if clear else l2.table.leaf(gpa, rights))]
+
+    @typed(gpa=64, value=64)
+    def l1_store(self, gpa: int, value: int) -> Access:
+        """Let L1 store 64 bits; if they are a part of its nested page table, KVM follows."""
+        done = self.access("w", gpa)
+        self.stored(gpa, value, bool(done.faults) and _emulated(done.faults[-1]))
+        return done
+
+    def _l2_wrote(self, addr: int, value: int, done: Access) -> None:
+        """Follow a store of L2's: it may hit L1's nested page table."""
+        walk = self._nested().table.walk(addr, 0)
+        emulated = bool(done.faults) and _emulated(done.faults[-1])
+        self.stored(walk.gfn << PAGE_SHIFT | addr & PAGE_OFFSET_MASK, value, emulated)
+
+    def stored(self, gpa: int, value: int, emulated: bool) -> None:
+        """Follow a store to what may be L1's nested page table; `emulated`: KVM made it, and knows."""
+        l2 = self._nested()
+        l2.table.words[gpa & ~7] = value
+        if emulated:
+            l2.shadow.emulated_write(gpa)
 
     # --- scenarios ---
 
@@ -348,9 +540,31 @@ class Machine(GuestMemory):
         def gfns(gpa: int, size: int) -> tuple[int, int]:
             return gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
 
+        if verb in ("r", "w", "x", "i", "l2map", "l2unmap"):
+            self.leave_l2()
         match verb:
             case "r" | "w" | "x" | "i":
                 return self.access(verb, number(0))
+            case "nest":
+                return self.nest(words[:1] != ["np0"])
+            case "l2map" | "l2unmap":
+                clear = verb == "l2unmap"
+                rights = "".join(words[1 if clear else 2 :])
+                stores = self.l2_map(number(0), 0 if clear else number(1), rights, clear)
+                faults = tuple(fault for each in stores for fault in each.faults)
+                return Access(f"{verb} {' '.join(words)}", faults, stores[-1].exit)
+            case "l2r" | "l2w" | "l2x" | "l2i":
+                access = self.l2_access(verb[2], number(0))
+                if verb == "l2w" and access.exit.reason == "done":
+                    self._l2_wrote(number(0), number(1) if words[1:] else 0, access)
+                return access
+            case "l2cr3":
+                self._nested().cr3 = number(0) if number(0) != L1_CR3 else None
+            case "run":
+                return self.run_again() if self.l2 and self.l2.running else None
+            case "l2leave":
+                self._nested()
+                self.leave_l2()
             case "vm":
                 if words[0] == "swprot" and not self.offers_sw_protected:
                     return -EINVAL
@@ -386,16 +600,16 @@ class Machine(GuestMemory):
             case "ioeventfd":
                 self.ioeventfds[number(0)] = number(1)
             case "pde":
-                index = number(0) >> PDE_SHIFT
-                self.pdes[index] = index << PDE_SHIFT | number(1) & ~PDE_ADDRESS
+                region = number(0) >> PDE_SHIFT
+                self.pdes[region] = region << PDE_SHIFT | number(1) & ~PDE_ADDRESS
             case "efer" | "smap":
                 self.nx = number(0) & EFER_NX != 0 if verb == "efer" else self.nx
                 if not self.mmu.direct:  # another kind of shadow pages; kvm_mmu_sync_roots() clears the cache
-                    self.entries.clear()
+                    self.clear()
                     self.cache = self.cache._replace(gva=0)
             case "sh" if words[0] == "inj":
-                at, set_, clear, addr, count = words[1], *(number(n) for n in range(2, 6))
-                self.armed.append((at, set_, clear, addr, count))
+                set_, bits, addr, count = (number(n) for n in range(2, 6))
+                self.armed.append((words[1], set_, bits, addr, count))
             case "e" | "s" | "evread" | "sh":
                 return None  # the emulator's own accesses walk the guest's tables, not KVM's
             case _:
@@ -421,6 +635,10 @@ class Machine(GuestMemory):
         return 0, 0, faults
 
 
+def _emulated(taken: Taken) -> bool:
+    return taken.outcome is not None and taken.outcome.emulation.called
+
+
 def _named(warns: int, names: tuple[str, ...]) -> list[str]:
     return [name for n, name in enumerate(names) if warns >> n & 1]
 
@@ -431,22 +649,9 @@ def _ended(taken: Taken, kind: str) -> Exit | None:
         return Exit("memory-fault" if taken.exit.exit_reason else "error", -taken.ret, taken.exit)
     if taken.ret == 0:
         return Exit("internal-error" if kind == "x" else "mmio")
-    emulated = taken.outcome is not None and taken.outcome.emulation.called
+    if taken.l1_exit:
+        return Exit("l1", l1_exit=taken.l1_exit)
+    emulated = _emulated(taken)
     refused = taken.handler is not None and taken.handler.refused
     fast = taken.source is not None and taken.source.fast_mmio
     return Exit("done") if emulated or fast or refused else None
-
-
-def nested_lookup_example(revision: str | Revision = "posted") -> Taken:
-    """Show what the attribute look-up answers for an L2 guest: that of another page.
-
-    L1 is software-protected.  The page at 0x40000000 is shared, and L1 maps it for L2 at L2 GPA 0x1000.  Its
-    own page at 0x1000 is private.  The look-up takes the L2 GPA for a GPA of L1 and finds "private"; the
-    fault-in, which knows the real page, finds "shared"; user space is told of a conflict that is none.
-
-    Source: mail <20240228024147.41573-6-seanjc@google.com>, hunk 2: the comment on nested MMUs.
-    """
-    machine = Machine("sw-protected", revision=revision)
-    machine.add_slot(1, 0x40000000, 0x200000, "gmem", "touch")
-    machine.set_attributes(0x1000, 0x1000, private=True)
-    return machine.l2_access("r", 0x1000, 0x40000000)

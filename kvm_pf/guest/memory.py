@@ -7,12 +7,15 @@ does what entries, slots, attributes and host decide, and says where they do not
 
 Simplified: the guest maps every address to itself with 2M pages, apart from what its page-directory entries
 (`pdes`) say; no TLB keeps old entries; nothing happens at the same time.
+
+A guest in the guest (L2) has entries of its own: without a nested page table of L1's a second set for the same
+gfns, with one those of `kvm_pf.guest.nested.Shadow`, which are found by L2's pages.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -20,11 +23,25 @@ from typing import Any, NamedTuple
 from kvm_pf import fault as path
 from kvm_pf import faultin, mmio
 from kvm_pf.attributes import kvm_vm_ioctl_set_mem_attributes
+from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import typed
 from kvm_pf.faultin import Faultin, handle_abnormal_pfn
 from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslot, Memslots
+from kvm_pf.guest.nested import (
+    LEVELS,
+    NPT_TABLES,
+    PTE_PREFETCH_NUM,
+    GuestWalk,
+    Leaf,
+    PageTable,
+    Shadow,
+    ShadowPage,
+    in_page,
+    index,
+    span,
+)
 from kvm_pf.mmio import MMIO_EPT, MMIO_NPT, mmio_format
 from kvm_pf.revisions import Revision, get
 from kvm_pf.revisions.link import link
@@ -72,6 +89,8 @@ from kvm_pf.state import (
 HARDWARE = ("npt", "ept", "shadow")
 BASE_SLOT, BASE_SLOT_SIZE = 0, 0x200000
 """The slot for the guest's code and tables."""
+BASE_PAGES = (2, 3, 4, 5, 6, 7, 9, 0x10)
+"""Its pages (gfns) that user space fills: the guest's page tables, its descriptor table, its code."""
 USERSPACE_ADDR = 1 << 46
 """User space keeps the guest's memory here, in the guest's order."""
 PAGES = {PG_LEVEL_4K: 1, PG_LEVEL_2M: 512}
@@ -127,6 +146,14 @@ class HostMemory:
         whole = [start <= first and first + PAGES[PG_LEVEL_2M] <= end for start, end, _ in meets]
         return self._page(gfn) == "huge" and all(whole) and all(what == "huge" for _, _, what in meets)
 
+    def ready(self, gfn: int) -> bool:
+        """Say whether the host has the page at hand, and lets it be written to: only such are mapped ahead.
+
+        Source: Linux `virt/kvm/kvm_main.c`, gfn_to_page_many_atomic() (v6.12).
+        """
+        changed = any(start <= gfn < end for start, end, _ in self._mapped)
+        return self._page(gfn) in ("own", "huge") and not changed
+
     def look(self, gfn: int, write: bool, pages: int = 1) -> tuple[int, bool, bool]:
         """Look a page up: GUP_*, whether it may be written to, whether KVM's entry was dropped meanwhile.
 
@@ -176,6 +203,24 @@ class Given(NamedTuple):
 
 
 @dataclass
+class Nested:
+    """L1 as a hypervisor, and its guest L2.
+
+    `paging`: L1 gives L2 a nested page table.  `running`: the vCPU is in L2.  `access`: what L2 was doing when
+    user space was last asked, a kind and an address.  `cr3`: where L2's own page table is, in L2's memory.
+    """
+
+    paging: bool
+    table: PageTable
+    shadow: Shadow
+    entries: dict[tuple[int, int], int] = field(default_factory=dict)  # without a nested page table
+    running: bool = False
+    access: tuple[str, int] | None = None
+    cr3: int | None = None  # None: where L1 has its own
+    next_table: int = NPT_TABLES[-1] + 0x1000
+
+
+@dataclass
 class Handler:
     """What the MMU's page-fault handler did."""
 
@@ -187,6 +232,10 @@ class Handler:
     fast_traced: bool = False
     walked: bool = False  # the guest's page tables were walked
     refused: bool = False  # and do not allow the access
+    walk: GuestWalk | None = None  # L1's nested page table was walked, for L2
+    walk_lookups: Lookups = NO_LOOKUP  # of memory attributes, after that walk
+    write_tracked: bool = False  # a write to a page table that KVM shadows
+    prefetched: tuple[int, ...] = ()  # gfns that were mapped ahead with the fault's own
     faultin: Faultin | None = None  # as kvm_faultin_pfn() returned it
     finished: Faultin | None = None  # after handle_abnormal_pfn()
     noslot: bool = False  # kvm_handle_noslot_fault() was asked
@@ -217,6 +266,7 @@ class GuestMemory:
         self._can_be_fast = self.linked(faultin.page_fault_can_be_fast)
         self._zap_all = self.linked(faultin.kvm_memslot_flush_zap_all)
         self._present_leaf = self.linked(present_leaf)
+        self._walked_is_private = self.linked(faultin.walked_is_private)
         self._fault_gfn = self.linked(path.fault_gfn)
         self._gen_bits = self.linked(mmio.mmio_spte_gen_mask)().bit_length()
         self.make_mmio_spte = self.linked(mmio.make_mmio_spte)
@@ -236,7 +286,7 @@ class GuestMemory:
         ept_writable = names.get("EPT_SPTE_MMU_WRITABLE", EPT_SPTE_MMU_WRITABLE)
         self.mmu_writable = ept_writable if ept else NPT_SPTE_MMU_WRITABLE
         self.nonpresent = names.get("SPTE_NONPRESENT", SPTE_NONPRESENT)
-        self.mmu = Mmu(True, hardware != "shadow", hardware != "shadow", False, False)
+        self.l1_mmu = Mmu(True, hardware != "shadow", hardware != "shadow", False, False)
         self.reset(vm_type)
 
     def linked(self, function: Callable[..., Any], **names: Any) -> Any:
@@ -271,10 +321,13 @@ class GuestMemory:
         self.gmem_closed: set[int] = set()
         self.pdes: dict[int, int] = {}
         self.nx = True
-        self.l2_pages: dict[int, int] | None = None
+        self.l2: Nested | None = None
+        self.mmu = self.l1_mmu
         self.given = Given()
         self.handler: Handler | None = None
-        self.add_slot(BASE_SLOT, 0, BASE_SLOT_SIZE, "touch")
+        self.add_slot(BASE_SLOT, 0, BASE_SLOT_SIZE)
+        for gfn in BASE_PAGES:
+            self.host.touch(gfn, gfn + 1)
 
     # --- what user space does ---
 
@@ -322,46 +375,85 @@ class GuestMemory:
         if slot is None or ret:
             return ret
         if self._zap_all(self.vm(slot.base_gfn), self.options.slot_zap_all):
-            self.entries.clear()
-        for key in self._entries_in(slot.base_gfn, slot.end_gfn):
-            if self.entries[key] & SPTE_MMU_PRESENT_MASK:
-                del self.entries[key]
+            self.clear()
+        for root in self._roots():
+            for key in _entries_in(root, slot.base_gfn, slot.end_gfn):
+                if root[key] & SPTE_MMU_PRESENT_MASK:
+                    del root[key]
+        if self.l2:
+            self.l2.shadow.drop(slot.base_gfn, slot.end_gfn, lambda gfn: True)
         return 0
 
     def write_protect(self, start: int, end: int) -> None:
         """Begin to log writes anew: the CPU logs them by itself (PML), or the entries lose the right to write."""
-        for key in [] if self.options.pml else self._entries_in(start, end):
-            if self.entries[key] & SPTE_MMU_PRESENT_MASK:
-                self.entries[key] &= ~SPTE_WRITE
+        if not self.options.pml:
+            self._take(SPTE_WRITE, start, end)
+
+    def watch(self, gfn: int) -> None:
+        """Let nobody write to a page unseen: it is a page table that KVM shadows.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_slot_gfn_write_protect() (v6.12).
+        """
+        self._take(SPTE_WRITE | self.mmu_writable, gfn, gfn + 1)
+
+    def _take(self, bits: int, start: int, end: int) -> None:
+        """Take rights from every entry that maps one of some gfns."""
+        for root in self._roots():
+            for key in _entries_in(root, start, end):
+                if root[key] & SPTE_MMU_PRESENT_MASK:
+                    root[key] &= ~bits
+        if self.l2:
+            self.l2.shadow.take(bits, start, end)
 
     # --- entries ---
 
-    @typed(gfn=52)
-    def entry(self, gfn: int) -> tuple[int, int]:
-        """Return the entry that maps a gfn, or ends the walk to it, and its level."""
+    def _roots(self) -> list[dict[tuple[int, int], int]]:
+        """The sets of entries by gfn: L1's, and L2's if L1 gives it no table of its own."""
+        return [self.entries, *([self.l2.entries] if self.l2 else [])]
+
+    def _root(self) -> dict[tuple[int, int], int]:
+        """The set of entries that the vCPU uses now."""
+        return self.l2.entries if self.l2 and self.mmu.guest_mode else self.entries
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        for root in self._roots():
+            root.clear()
+        if self.l2:
+            self.l2.shadow.clear()
+
+    @typed(page=52)
+    def entry(self, page: int) -> tuple[int, int]:
+        """Return the entry that maps a page, or ends the walk to it, and its level.
+
+        `page`: a gfn; of L2 with a nested page table, L2's own page.
+        """
+        if self.l2 and self.mmu.nested:
+            leaf, level = self.l2.shadow.find(page)
+            return leaf.spte if leaf else self.nonpresent, level if leaf else PG_LEVEL_4K
+        root = self._root()
         for level, pages in PAGES.items():
-            if (spte := self.entries.get((gfn & -pages, level))) is not None:
+            if (spte := root.get((page & -pages, level))) is not None:
                 return spte, level
         return self.nonpresent, PG_LEVEL_4K
 
     @typed(gfn=52, spte=64)
     def put(self, gfn: int, spte: int, level: int = PG_LEVEL_4K) -> None:
         """Set the entry for a gfn; one that maps nothing is dropped."""
-        first = gfn & -PAGES[level]
-        self.drop(first, first + PAGES[level])
+        first, root = gfn & -PAGES[level], self._root()
+        for key in _entries_in(root, first, first + PAGES[level]):
+            del root[key]
         if spte & SPTE_MMU_PRESENT_MASK or self.is_mmio(spte):
-            self.entries[first, level] = spte
+            root[first, level] = spte
 
     def drop(self, start: int, end: int, which: Callable[[int], bool] = lambda gfn: True) -> None:
         """Drop the entries that map any gfn from `start` up to and without `end`, or those of `which` gfns."""
-        for first, level in self._entries_in(start, end):
-            if which(first):
-                del self.entries[first, level]
-
-    def _entries_in(self, start: int, end: int) -> list[tuple[int, int]]:
-        return [
-            (first, level) for first, level in self.entries if first < end and start < first + PAGES[level]
-        ]
+        for root in self._roots():
+            for first, level in _entries_in(root, start, end):
+                if which(first):
+                    del root[first, level]
+        if self.l2:
+            self.l2.shadow.drop(start, end, which)
 
     @typed(spte=64)
     def is_mmio(self, spte: int) -> bool:
@@ -392,13 +484,16 @@ class GuestMemory:
 
     @typed(addr=64)
     def translate(self, addr: int) -> tuple[int, int]:
-        """Walk the guest's tables (L1's for L2): where `addr` lies, and the entry (a PDE) that says so."""
-        if self.l2_pages is not None:
-            page = self.l2_pages[addr >> PAGE_SHIFT]
-            return page | addr & PAGE_OFFSET_MASK, PDE_PRESENT | PDE_WRITE | PDE_USER
+        """Walk the guest's own tables: where `addr` lies, and the entry (a PDE) that says so."""
         offset = addr & (1 << PDE_SHIFT) - 1
         pde = self.pdes.get(addr >> PDE_SHIFT, addr - offset | PDE_PRESENT | PDE_WRITE | PDE_USER | PDE_LARGE)
         return pde & PDE_ADDRESS | offset, pde
+
+    @typed(addr=64)
+    def page(self, addr: int) -> int:
+        """Return the page that the entry of an address is found by: its own, or where the guest's tables lead."""
+        walked = addr if self.mmu.direct or self.mmu.nested else self.translate(addr)[0]
+        return walked >> PAGE_SHIFT
 
     @typed(gfn=52)
     def private(self, gfn: int) -> bool:
@@ -417,7 +512,7 @@ class GuestMemory:
     @typed(addr=64)
     def vcpu(self, addr: int, emu_ret: int) -> Vcpu:
         """Return all that kvm_mmu_page_fault() can see when it is called for `addr` (u64)."""
-        spte, level = self.entry((addr if self.mmu.direct else self.translate(addr)[0]) >> PAGE_SHIFT)
+        spte, level = self.entry(self.page(addr))
         sptes = [spte if n == level else 0 for n in (5, 4, 3, 2, 1)]
         gfn = addr >> PAGE_SHIFT
         slot = self.slots.find(gfn) is not None
@@ -468,17 +563,20 @@ class GuestMemory:
         h = self.handler = Handler(fault)
         gfn = self._fault_gfn(vcpu.vm, fault.addr)
         if not self.mmu.direct:
-            gpa, pde = self.translate(fault.addr)
-            gfn, h.walked = gpa >> PAGE_SHIFT, True
-            no_exec = fault.exec and self.nx and pde & PDE_NX != 0
-            h.refused = not pde & PDE_PRESENT or no_exec or (fault.write and not pde & PDE_WRITE)
-            if h.refused:
-                h.stats["pf_guest"] += 1
+            walk = self._walk(h)
+            if walk is None:
                 return h.ret
-            fault = fault._replace(max_level=PG_LEVEL_2M if pde & PDE_LARGE else PG_LEVEL_4K)
+            gfn, fault = walk.gfn, fault._replace(max_level=walk.level, gfn=walk.gfn)
+            private, h.walk_lookups = self._walked_is_private(self.vm(gfn), fault)
+            fault = fault._replace(is_private=private)
         memslot = self.slots.find(gfn)
         h.fault = fault = fault._replace(gfn=gfn, slot=memslot is not None)
-        h.spte_before, level = self.entry(gfn)
+        h.spte_before, level = self.entry(self.page(fault.addr))
+        if memslot and self.l2 and self._write_tracked(fault):
+            h.write_tracked, h.ret = True, self._protected()
+            for table in self._on_path(fault.addr):
+                table.writes = 0
+            return h.ret
         if self.mmu.direct:
             h.fast = h.ret = self._fast_page_fault(h, memslot, level)
             if h.ret != self.constant("RET_PF_INVALID"):
@@ -487,7 +585,7 @@ class GuestMemory:
         h.noslot = memslot is None and fault.is_private == self.private(gfn)
         memory, writable = self._look(fault, memslot)
         h.gup_failed, h.gmem_ret = memory.gup_result != faultin.GUP_OK, memory.gmem_ret
-        access = self.constant("ACC_ALL")
+        access = self.access_bits(h.walk.writable, h.walk.executable) if h.walk else self.constant("ACC_ALL")
         now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
         found = self._faultin(now, fault, access, memory)
         if not (fault.is_private or writable):
@@ -497,6 +595,53 @@ class GuestMemory:
         if h.ret == RET_PF_CONTINUE:
             h.ret = self._map(h, memslot, access)
         return h.ret
+
+    def _walk(self, h: Handler) -> GuestWalk | None:
+        """Walk the guest's tables, for L2 with a nested page table L1's; None: they do not allow the access."""
+        fault, h.walked = h.fault, True
+        if self.l2 and self.mmu.nested:
+            h.walk = self.l2.table.walk(fault.addr, fault.error_code & ~PFERR_RSVD_MASK)
+            h.refused = h.walk.refused
+            return None if h.refused else h.walk
+        gpa, pde = self.translate(fault.addr)
+        no_exec = fault.exec and self.nx and pde & PDE_NX != 0
+        h.refused = not pde & PDE_PRESENT or no_exec or (fault.write and not pde & PDE_WRITE)
+        if h.refused:
+            h.stats["pf_guest"] += 1
+            return None
+        level = PG_LEVEL_2M if pde & PDE_LARGE else PG_LEVEL_4K
+        return GuestWalk(False, gpa >> PAGE_SHIFT, level, True, True, (), 0, 0)
+
+    @typed()
+    def access_bits(self, writable: bool, executable: bool) -> int:
+        """Return the rights that L1's table gives to a page that can be read, as ACC_* bits."""
+        everything = self.constant("ACC_ALL")
+        execute = 8 if everything & 8 else 1  # ACC_EXEC_MASK in 7.3, and before
+        return everything & ~((0 if writable else SPTE_WRITE) | (0 if executable else execute))
+
+    def _write_tracked(self, fault: Fault) -> bool:
+        """Say whether the fault is a write to a page table that KVM shadows.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_handle_page_track() (v6.12).
+        """
+        assert self.l2
+        return not fault.rsvd and fault.present and fault.write and self.l2.shadow.tracked(fault.gfn)
+
+    def _protected(self) -> int:
+        """What the handler answers to a write to a page table that it shadows."""
+        own = self.revision.has("write-protected")
+        return self.constant("RET_PF_WRITE_PROTECTED" if own else "RET_PF_EMULATE")
+
+    def _on_path(self, addr: int) -> list[ShadowPage]:
+        """The tables of KVM's on the way to an address of L2's; none elsewhere."""
+        if not (self.l2 and self.mmu.nested):
+            return []
+        tables, level = [], LEVELS
+        table = self.l2.shadow.pages.get((self.l2.shadow.root, LEVELS, False))
+        while table:
+            tables.append(table)
+            table, level = table.children.get(index(addr >> PAGE_SHIFT, level)), level - 1
+        return tables
 
     def _fast_page_fault(self, h: Handler, memslot: Memslot | None, level: int) -> int:
         """Give a page back the right to write that dirty logging took, without a lock; else RET_PF_INVALID.
@@ -535,10 +680,12 @@ class GuestMemory:
         """
         assert h.finished is not None
         found, fault, h.mapped = h.finished.found, h.fault, True
+        tables = self._tables(h, fault)
+        fault = h.fault
         if memslot is None:
             h.mmio_spte = self.make_mmio_spte(self.format, self.slots.generation, fault.gfn, access)
             h.stats["pf_mmio_spte_created"] += 1
-            self.put(fault.gfn, h.mmio_spte)
+            self._store(h, h.mmio_spte, PG_LEVEL_4K, tables)
             return self.constant("RET_PF_EMULATE")
         requested = self.mapping_level(fault.gfn, memslot, found.max_level)
         h.host_sized = self._largest(fault.gfn, memslot, found.max_level) > PG_LEVEL_4K
@@ -548,7 +695,7 @@ class GuestMemory:
                 self.nx_splits.add(split)
             goal = PG_LEVEL_4K if split in self.nx_splits else requested
         h.fault = fault = fault._replace(req_level=requested, goal_level=goal)
-        old, level = self.entry(fault.gfn)
+        old, level = self.entry(self.page(fault.addr))
         ret = self.constant("RET_PF_FIXED")
         leaf_there = level == goal and old & SPTE_MMU_PRESENT_MASK != 0
         if leaf_there and (fault.prefetch or self.allows(old, _kind(fault))):
@@ -558,9 +705,93 @@ class GuestMemory:
                 leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)
             h.decided = leaf != UNDECIDED
             ret = leaf if h.decided else ret if self.given.handler_ret is None else self.given.handler_ret
+        writable = found.map_writable and (h.walk is None or h.walk.writable)
+        if writable and self.l2 and not self.l2.shadow.try_to_unsync(fault.gfn, fault.prefetch):
+            writable = False
+            ret = self._protected() if fault.write else ret
         executable = goal == PG_LEVEL_4K or not fault.nx_huge_page_workaround_enabled
-        self.put(fault.gfn, self.page_spte(found.map_writable, executable, not fault.prefetch, goal), goal)
+        executable = executable and (h.walk is None or h.walk.executable)
+        spte = self.page_spte(writable, executable, not fault.prefetch, goal)
+        self._store(h, spte, goal, tables, found.map_writable)
         return ret
+
+    def _tables(self, h: Handler, fault: Fault) -> list[ShadowPage]:
+        """Shadow the tables of L1's that were walked: it can write to none of them unseen any more."""
+        if h.walk is None or self.l2 is None:
+            return []
+        tables, made = self.l2.shadow.path(fault.addr >> PAGE_SHIFT, h.walk, h.walk.level)
+        for gfn in made:
+            self.watch(gfn)
+        if fault.write and fault.gfn in h.walk.tables[1:]:
+            h.fault = fault._replace(write_fault_to_shadow_pgtable=True)
+        return tables
+
+    def _store(
+        self, h: Handler, spte: int, level: int, tables: list[ShadowPage], host_writable: bool = False
+    ) -> None:
+        """Set the fault's own entry, and, for L2 with a nested page table, those of neighbours ahead."""
+        if h.walk is None or self.l2 is None:
+            self.put(h.fault.gfn, spte, level)
+            return
+        page = h.fault.addr >> PAGE_SHIFT
+        if level < h.walk.level:
+            tables, _ = self.l2.shadow.path(page, h.walk, level)
+        leaf = Leaf(spte, h.fault.gfn & -span(level), h.fault.is_private, host_writable)
+        self.l2.shadow.put(tables[-1], page, leaf)
+        if level == PG_LEVEL_4K:
+            h.prefetched = tuple(self._prefetch(tables[-1], page))
+
+    def _prefetch(self, table: ShadowPage, page: int) -> Iterator[int]:
+        """Map neighbours of a page of L2's ahead, and yield L1's gfns: nobody asks whether they are private.
+
+        Source: Linux `arch/x86/kvm/mmu/paging_tmpl.h`, FNAME(pte_prefetch), FNAME(prefetch_gpte),
+        `arch/x86/kvm/mmu/mmu.c`, __direct_pte_prefetch(), direct_pte_prefetch_many() (v6.12).
+        """
+        assert self.l2
+        at, words = index(page, PG_LEVEL_4K), self.l2.table
+        around = range(at & -PTE_PREFETCH_NUM, (at & -PTE_PREFETCH_NUM) + PTE_PREFETCH_NUM)
+        free = [n for n in around if n != at and not _present(table.leaves.get(n))]
+        if table.direct:
+            yield from self._prefetch_direct(table, page, free)
+            return
+        for n in free:
+            entry = words.words.get(table.gfn << PAGE_SHIFT | n << 3, 0)
+            gfn = words.prefetched(entry)
+            writable = words.writable_now(entry)
+            if gfn is None:
+                table.leaves.pop(n, None)  # FNAME(prefetch_invalid_gpte) drops what was there
+            if gfn is None or not self._ready(gfn, writable):
+                return
+            self._put_ahead(table, page, n, gfn, writable, words.rights(entry)[2])
+            yield gfn
+
+    def _prefetch_direct(self, table: ShadowPage, page: int, free: list[int]) -> Iterator[int]:
+        """The same in a part of a large page of L1's: run by run of free entries, until a run does not go."""
+        while free:
+            run = [n for i, n in enumerate(free) if n == free[0] + i]
+            free = free[len(run) :]
+            ready = [n for n in run if self._ready(table.gfn + n, True)]
+            got = [n for i, n in enumerate(ready) if n == run[0] + i]
+            for n in got:
+                self._put_ahead(table, page, n, table.gfn + n, True, True)
+                yield table.gfn + n
+            if not got:
+                return
+
+    def _ready(self, gfn: int, writable: bool) -> bool:
+        """Say whether a gfn can be mapped ahead: it has a slot that may be written to, and a page of the host's."""
+        slot = self.slots.find(gfn)
+        refused = faultin.KVM_MEM_READONLY | faultin.KVM_MEMSLOT_INVALID
+        refused |= faultin.KVM_MEM_LOG_DIRTY_PAGES if writable else 0
+        return slot is not None and not slot.flags & refused and self.host.ready(gfn)
+
+    def _put_ahead(
+        self, table: ShadowPage, page: int, at: int, gfn: int, writable: bool, executable: bool
+    ) -> None:
+        assert self.l2
+        allowed = writable and self.l2.shadow.try_to_unsync(gfn, prefetch=True)
+        spte = self.page_spte(allowed, executable, False, PG_LEVEL_4K)
+        self.l2.shadow.put(table, in_page(page, at), Leaf(spte, gfn, False, True))
 
     @typed(gfn=52)
     def mapping_level(self, gfn: int, memslot: Memslot | None, max_level: int) -> int:
@@ -576,6 +807,14 @@ class GuestMemory:
         fits = memslot.base_gfn <= first and first + PAGES[PG_LEVEL_2M] <= memslot.end_gfn
         whole = not self.attributes.hugepage_mixed(gfn, PG_LEVEL_2M)
         return PG_LEVEL_2M if fits and whole else PG_LEVEL_4K
+
+
+def _entries_in(root: dict[tuple[int, int], int], start: int, end: int) -> list[tuple[int, int]]:
+    return [(first, level) for first, level in root if first < end and start < first + PAGES[level]]
+
+
+def _present(leaf: Leaf | None) -> bool:
+    return leaf is not None and leaf.spte & SPTE_MMU_PRESENT_MASK != 0
 
 
 def _kind(fault: Fault) -> str:

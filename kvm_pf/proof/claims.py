@@ -773,7 +773,7 @@ def _(c: Case, r: Revision) -> Any:
 ENTRY_FUNCTIONS: tuple[str | Callable[..., Any], ...] = (
     "kvm_mmu_page_fault", "source", "kvm_arch_async_page_ready", "kvm_arch_vcpu_pre_fault_memory", "kvm_faultin_pfn",
     "smap_applies", "make_mmio_spte", "kvm_vm_ioctl_set_mem_attributes", "page_fault_can_be_fast",
-    "kvm_memslot_flush_zap_all",
+    "kvm_memslot_flush_zap_all", "walked_is_private", "nested_svm_inject_npf_exit", "nested_ept_inject_page_fault",
     *(way.row for way in WAYS.values()),
 )  # fmt: skip
 """Functions from which every function of the path is reached."""

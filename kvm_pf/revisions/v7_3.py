@@ -419,3 +419,16 @@ def present_leaf(prefetch: bool, accessed: bool) -> int:
     Source: Linux `arch/x86/kvm/mmu/tdp_mmu.c`, Linux 7.3.4, tdp_mmu_map_handle_target_level().
     """
     return RET_PF_SPURIOUS
+
+
+def nested_svm_inject_npf_exit(info: int, error_code: int) -> int:
+    """Return the EXITINFO1 that L1 sees: of the upper half only the stage of the walk, bits 32 and 33.
+
+    With neither or both of them KVM warns and says "final address".
+
+    Source: Linux `arch/x86/kvm/svm/nested.c`, Linux 7.3.4, nested_svm_inject_npf_exit().
+    """
+    stage = info & (PFERR_GUEST_FINAL_MASK | PFERR_GUEST_PAGE_MASK)
+    if stage != PFERR_GUEST_PAGE_MASK:
+        stage = PFERR_GUEST_FINAL_MASK
+    return stage | error_code

@@ -775,3 +775,24 @@ class TestTable:
             assert isinstance(value, bool) == (column.kind == "bool"), column
             if column.reached:
                 assert isinstance(reduce(getattr, column.reached.split("."), outcome), bool)
+
+
+class TestWhatL1Sees:
+    """The recordings of nested guests, 6.12.117 and 7.3.4; Intel SDM vol. 3, table of exit qualifications."""
+
+    @pytest.mark.parametrize("revision", ["posted", "v6_12"])
+    def test_the_upper_half_of_exitinfo1_as_the_cpu_reported_it(self, revision):
+        info = get(revision).link("nested_svm_inject_npf_exit")
+        assert info(0x100000006, 0x7) == 0x100000007
+        assert info(0x2000100000004, 0x4) == 0x2000100000004  # bit 49, if the CPU reports it
+
+    def test_from_7_3_only_the_stage_of_the_walk(self):
+        info = get("v7_3").link("nested_svm_inject_npf_exit")
+        assert info(0x2000100000004, 0x4) == 0x100000004
+        assert info(0x200000006, 0x6) == 0x200000006
+        assert info(0x300000000, 0x4) == info(0, 0x4) == 0x100000004  # both, or neither: "final address"
+
+    def test_the_qualification_keeps_two_bits_and_gets_l1s_rights(self):
+        qualification = get("v6_12").link("nested_ept_inject_page_fault")
+        assert qualification(0x181, 0x1) == 0x181
+        assert qualification(0x3FFF, 0x2A) == 0x1AA  # a write where L1's entry allows to read and execute

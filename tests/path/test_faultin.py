@@ -609,3 +609,12 @@ class TestTheFastPath:
     ):
         asked = self.ask("posted", accessed_dirty=accessed_dirty, present=present, write=write)
         assert asked == (fast, (0, 0))
+
+
+def test_nobody_asks_again_after_the_walk():
+    vm = Vm(True, True, 1, 8, False, False, 0, 0)  # the page that was found is private
+    for revision in revisions.REVISIONS:
+        asked = revisions.get(revision).link("walked_is_private")
+        assert [asked(vm, NO_FAULT.fault._replace(is_private=p)) for p in (True, False)] == [
+            (True, (0, 0)), (False, (0, 0)),
+        ]  # fmt: skip

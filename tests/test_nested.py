@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""L2, a guest of the guest: what KVM records of it (6.12.117, Debian), and what the manuals say of its tables.
+
+X is an address of L2's, Y the page of L1's that it is mapped to.
+"""
+
+import pytest
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.guest.machine import Machine
+from kvm_pf.guest.nested import PageTable, Shadow
+
+X, Y = 0x4A000000, 0x40000000
+HARDWARE = pytest.mark.parametrize("hardware", ["npt", "ept"])
+REVISIONS = pytest.mark.parametrize("revision", ["before", "posted", "v6_12", "v7_3"])
+
+
+def machine(hardware="npt", revision="v6_12", **options):
+    """L1 is software-protected, has a slot at Y, and runs L2."""
+    made = Machine("sw-protected", hardware, revision, **options)
+    for op in (f"slot 1 {Y:#x} 0x200000 gmem,touch", "nest", f"l2map {X:#x} {Y:#x}"):
+        made.run(op)
+    return made
+
+
+def attr(at, kind):
+    return f"attr {at:#x} 0x1000 {kind}"
+
+
+def of_handler(access):
+    return access.faults[-1].handler
+
+
+class TestTheCaveat:
+    """KVM asks about X and compares about Y: the steps of the recording nested612, scenario 1-nested-swprot."""
+
+    @HARDWARE
+    @REVISIONS
+    @pytest.mark.parametrize(("x", "y", "flags"), [("private", "shared", 8), ("shared", "private", 0)])
+    def test_where_they_differ_user_space_is_told_of_y_with_the_answer_for_x(
+        self, hardware, revision, x, y, flags
+    ):
+        it = machine(hardware, revision)
+        it.run(attr(X, x)), it.run(attr(Y, y))
+        for done in (it.run(f"l2r {X:#x}"), it.run("run")):  # steps 33 and 34, 46 and 47: for ever
+            assert (done.exit.reason, done.exit.errno, done.exit.memory_fault) == (
+                "memory-fault", 14, (39, Y, 0x1000, flags),
+            )  # fmt: skip
+            assert of_handler(done).fault.gfn == Y >> 12
+            assert of_handler(done).fault.is_private == (x == "private")
+
+    @pytest.mark.parametrize("kind", ["private", "shared"])
+    def test_where_they_agree_the_page_is_mapped(self, kind):
+        it = machine()
+        it.run(attr(X, kind)), it.run(attr(Y, kind))
+        assert it.run(f"l2r {X:#x}").copy == kind  # steps 22 and 28
+        assert it.run(f"r {Y:#x}").copy == kind
+
+    @pytest.mark.parametrize(("x", "y"), [("private", "shared"), ("shared", "private")])
+    def test_obeying_the_exit_hands_over_the_other_copy(self, x, y):
+        it = machine()
+        it.run(attr(X, x)), it.run(attr(Y, y))
+        it.run(f"l2r {X:#x}")
+        it.run(attr(Y, x))  # steps 36 and 48
+        assert it.run("run").copy == x
+
+    @pytest.mark.parametrize(("x", "y"), [("private", "shared"), ("shared", "private")])
+    def test_only_the_attribute_of_x_helps(self, x, y):
+        it = machine()
+        it.run(attr(X, x)), it.run(attr(Y, y))
+        it.run(f"l2w {X:#x} 1")
+        it.run(attr(X, y))  # steps 41 and 53
+        assert it.run("run").copy == it.run(f"r {Y:#x}").copy == y
+
+    def test_what_lies_at_x_in_l1_does_not_matter(self):
+        it = machine()
+        it.run(f"l2map {Y + 0x80000:#x} {Y + 0x8000:#x}"), it.run(attr(Y + 0x80000, "private"))
+        assert it.run(f"l2r {Y + 0x80000:#x}").exit.memory_fault.gpa == Y + 0x8000  # step 78
+
+    def test_the_attribute_of_x_drops_nothing_that_of_y_does(self):
+        it = machine()
+        it.run(f"l2r {X:#x}"), it.run(attr(X, "private"))
+        assert not it.run(f"l2r {X:#x}").faults  # step 68
+        it.run(attr(Y, "private"))
+        assert it.run(f"l2r {X:#x}").copy == "private"  # step 71
+
+    def test_the_tables_of_l2_are_asked_about_in_the_same_way(self):
+        it = machine()
+        it.run("l2map 0x4d000000 0x2000"), it.run(attr(0x4D000000, "private")), it.run("l2cr3 0x4d000000")
+        done = it.run(f"l2r {X:#x}")  # step 115
+        assert done.exit.memory_fault == (39, 0x2000, 0x1000, 8)
+        assert done.faults[0].error_code == 0x200000006
+
+    @pytest.mark.parametrize("hardware", ["npt", "ept"])
+    def test_pre_faulting_is_refused_while_l2_runs(self, hardware):
+        it = machine(hardware)
+        it.run(attr(X, "private")), it.run(f"l2r {X:#x}")
+        assert it.run(f"prefault {Y:#x} 0x1000") == -95  # step 35
+        it.run("l2leave")
+        assert it.run(f"prefault {Y:#x} 0x1000") == 0
+
+    @HARDWARE
+    def test_without_a_nested_page_table_x_is_y(self, hardware):
+        it = machine(hardware)
+        it.run("nest np0"), it.run(attr(Y, "private"))
+        done = it.run(f"l2r {Y:#x}")  # scenario 3-nested-np0, step 9
+        assert (done.exit.reason, done.copy, of_handler(done).fault.is_tdp) == ("done", "private", True)
+
+
+class TestWhereNothingIsCompared:
+    @pytest.mark.parametrize("x", ["private", "shared"])
+    def test_the_fault_is_l1s(self, x):
+        it = machine()
+        it.run(attr(0x4C000000, x))
+        done = it.run("l2r 0x4c000000")  # steps 103 and 104
+        assert (done.exit.reason, done.exit.l1_exit) == ("l1", (0x400, 0x100000004, 0x4C000000))
+        assert of_handler(done).ret == 1
+        assert of_handler(done).faultin is None
+
+    def test_l1s_table_forbids_to_write(self):
+        it = machine()
+        it.run(f"l2map 0x4c002000 {Y + 0x9000:#x} r")
+        assert it.run("l2w 0x4c002000 1").exit.l1_exit == (0x400, 0x100000007, 0x4C002000)  # step 107
+
+    def test_intel_gets_an_exit_qualification(self):
+        it = machine("ept")
+        done = it.run("l2r 0x4c000000")
+        assert done.exit.l1_exit == (48, 0x181, 0x4C000000)
+        it.run(f"l2map 0x4c002000 {Y + 0x9000:#x} r")
+        assert (
+            it.run("l2w 0x4c002000 1").exit.l1_exit.info1 == 0x182 | 5 << 3
+        )  # L1 lets it be read and executed
+        it.run(f"l2map 0x4c003000 {Y + 0x9000:#x} wn")
+        assert it.run("l2x 0x4c003000").exit.l1_exit.info1 == 0x184 | 3 << 3
+        it.l2.table.words[it.l2_stores(0x4C004000, Y, "", False)[-1][0]] = Y | 2  # writable, not readable
+        assert it.run("l2r 0x4c004000").exit.l1_exit == (49, 0, 0x4C004000)
+
+    @pytest.mark.parametrize("x", ["private", "shared"])
+    def test_a_write_to_a_table_that_kvm_shadows_is_emulated(self, x):
+        it = machine()
+        it.run("l2map 0x4e000000 0x32000"), it.run("l2r 0x4e000000"), it.run(attr(0x4E000000, x))
+        done = it.run("l2w 0x4e000ff8 0")  # steps 131 and 133
+        handler = of_handler(done)
+        assert (handler.ret, handler.fault.is_private, handler.faultin) == (3, x == "private", None)
+        assert done.exit.reason == "done"
+        assert done.faults[0].stats == {"pf_taken": 1, "pf_emulate": 1}
+
+    def test_up_to_6_11_the_same_write_is_refused_if_it_is_private(self):
+        it = machine(revision="v6_10")
+        it.run("l2map 0x4e000000 0x32000"), it.run("l2r 0x4e000000"), it.run(attr(0x4E000000, "private"))
+        assert it.run("l2w 0x4e000ff8 0").exit.reason == "memory-fault"
+
+    def test_reserved_faults_are_not_looked_up_from_the_patch_on(self):
+        for revision, reason in (("before", "memory-fault"), ("posted", "mmio"), ("v6_12", "mmio")):
+            it = machine(revision=revision)
+            (
+                it.run("l2map 0x4b000000 0x60000000"),
+                it.run("l2r 0x4b000000"),
+                it.run(attr(0x4B000000, "private")),
+            )
+            assert it.run("l2r 0x4b000000").exit.reason == "mmio"  # step 85: the mark is good
+            it.run("slot 4 0xa0000000 0x10000 touch")
+            assert it.run("l2r 0x4b000000").exit.reason == reason  # step 101: it is stale
+
+    def test_without_marks_of_mmio_every_access_is_looked_up(self):
+        it = machine(mmio_caching=False)
+        it.run("l2map 0x4b000000 0x60000000"), it.run("l2r 0x4b000000"), it.run(attr(0x4B000000, "private"))
+        assert it.run("l2r 0x4b000000").exit.memory_fault == (39, 0x60000000, 0x1000, 8)
+
+
+class TestPrefetch:
+    """Scenario 4-nested-prefetch."""
+
+    def three(self, hardware="npt", **options):
+        it = machine(hardware, **options)
+        for n in range(1, 3):
+            it.run(f"l2map {X + n * 0x1000:#x} {Y + n * 0x1000:#x}")
+        return it
+
+    def touched(self, *args, **options):
+        it = self.three(*args, **options)
+        for n in range(3):
+            it.run(f"l2r {X + n * 0x1000:#x}")
+        return it
+
+    @HARDWARE
+    def test_a_fault_on_a_shared_page_maps_shared_copies_of_private_neighbours(self, hardware):
+        it = self.touched(hardware)
+        (
+            it.run(attr(Y + 0x1000, "private")),
+            it.run(attr(Y + 0x2000, "private")),
+            it.run(attr(X + 0x2000, "private")),
+        )
+        it.run(attr(Y, "private")), it.run(attr(Y, "shared"))
+        assert of_handler(it.run(f"l2r {X:#x}")).prefetched == (0x40001, 0x40002)  # step 25
+        for n in (1, 2):
+            done = it.run(f"l2r {X + n * 0x1000:#x}")  # steps 26 and 27
+            assert (done.faults, done.copy) == ((), "shared")
+            assert it.run(f"r {Y + n * 0x1000:#x}").copy == "private"  # steps 28 and 29
+
+    def test_only_neighbours_whose_entry_is_accessed(self):
+        it = self.three()
+        assert of_handler(it.run(f"l2r {X:#x}")).prefetched == ()
+
+    def test_without_accessed_bits_every_neighbour(self):
+        it = machine("ept", accessed_dirty=False)
+        it.run(f"l2map {X + 0x1000:#x} {Y + 0x1000:#x}")
+        assert of_handler(it.run(f"l2r {X:#x}")).prefetched == (0x40001,)
+
+    def test_not_beyond_the_eight_around_the_fault(self):
+        it = self.touched()
+        it.run(f"l2map {X + 0x8000:#x} {Y + 0x8000:#x}"), it.run(f"l2r {X + 0x8000:#x}")
+        it.run(attr(Y, "private")), it.run(attr(Y, "shared"))
+        assert 0x40008 not in of_handler(it.run(f"l2r {X:#x}")).prefetched
+
+    def test_not_what_the_host_has_not_at_hand(self):
+        it = self.touched()
+        for at in (Y + 0x1000, Y):
+            it.run(f"zap {at:#x} 0x1000")
+        assert of_handler(it.run(f"l2r {X:#x}")).prefetched == ()  # the first that does not go ends it
+
+    def test_not_what_may_not_be_written_to(self):
+        it = Machine("default", revision="v6_12")
+        for op in (f"slot 1 {Y:#x} 0x10000 ro,touch", "nest", f"l2map {X:#x} {Y:#x}",
+                   f"l2map {X + 0x1000:#x} {Y + 0x1000:#x}",
+                   f"l2r {X + 0x1000:#x}", f"zap {Y + 0x1000:#x} 0x1000", f"poke {Y + 0x1000:#x} 1"):  # fmt: skip
+            it.run(op)
+        assert of_handler(it.run(f"l2r {X:#x}")).prefetched == ()
+
+    def test_in_a_large_page_of_l1s_all_of_them(self):
+        it = machine()
+        it.run("slot 5 0x80000000 0x400000 gmem,thp"), it.run("l2map 0x50000000 0x80000000 L")
+        assert of_handler(it.run("l2r 0x50000000")).fault.goal_level == 2  # step 38
+        it.run(attr(0x80002000, "private"))
+        assert of_handler(it.run("l2r 0x50000000")).prefetched == tuple(range(0x80001, 0x80008))  # step 41
+        assert it.run("l2r 0x50002000").copy == "shared"  # step 43; L1's page is private
+        it.run("zap 0x8000a000 0x1000")
+        assert of_handler(it.run("l2r 0x50009000")).prefetched == (0x80008,)
+        assert of_handler(it.run("l2r 0x5000a000")).prefetched == tuple(range(0x8000B, 0x80010))
+
+
+class TestL1sTable:
+    def test_l1s_stores_are_watched_once_it_is_shadowed(self):
+        it = machine()
+        assert not it.run(f"l2map {X:#x} {Y:#x}").faults  # L1 has just written there
+        it.run(f"l2r {X:#x}")
+        leaf = it.run(f"l2map {X + 0x1000:#x} {Y:#x}").faults  # step 27: out of step from now on
+        assert [(hex(f.addr), f.handler.ret) for f in leaf] == [("0x34008", 5)]
+        assert not it.run(f"l2map {X + 0x2000:#x} {Y:#x}").faults
+        above = it.run(f"l2map {Y + 0x80000:#x} {Y:#x}").faults  # step 77: emulated
+        assert (above[0].addr, above[0].handler.ret, above[0].outcome.emulation.called) == (0x33000, 3, True)
+
+    def test_l1_may_map_another_page_or_none(self):
+        it = machine()
+        it.run(f"l2w {X:#x} 1"), it.run(f"l2map {X:#x} {Y + 0xA000:#x}")
+        assert of_handler(it.run(f"l2r {X:#x}")).fault.gfn == 0x4000A  # step 120
+        it.run(f"l2unmap {X:#x}")
+        assert it.run(f"l2r {X:#x}").exit.reason == "l1"
+
+    def test_a_page_that_is_clean_in_l1s_table_is_mapped_read_only(self):
+        it = machine()
+        it.run(f"l2r {X:#x}")
+        assert it.run(f"l2w {X:#x} 1").faults[0].error_code == 0x100000007  # step 23
+        assert not it.run(f"l2w {X:#x} 1").faults
+
+    def test_rights_that_l1_takes_away_are_gone_at_the_next_entry(self):
+        it = machine()
+        it.run(f"l2w {X:#x} 1"), it.run(f"l2map {X:#x} {Y:#x} r")
+        assert it.run(f"l2w {X:#x} 1").exit.l1_exit.info1 == 0x100000007
+
+    def test_marks_of_mmio_are_made_anew_when_the_table_is_brought_in_line(self):
+        it = machine()
+        (
+            it.run("l2map 0x4b000000 0x60000000"),
+            it.run("l2r 0x4b000000"),
+            it.run("slot 4 0xa0000000 0x10000 touch"),
+        )
+        it.run("l2map 0x4b003000 0x60003000")
+        assert it.run("l2r 0x4b000000").faults[0].handler is None  # the generation is right again
+        it.run("l2map 0x4b000000 0x60004000")
+        assert of_handler(it.run("l2r 0x4b000000")).fault.gfn == 0x60004
+
+    def test_after_three_emulated_writes_a_table_is_watched_no_more(self):
+        it = machine()
+        it.run(f"l2r {X:#x}")
+        results = []
+        for n in range(5):
+            results += [
+                f.handler.ret
+                for f in it.run(f"l2map {X + (n + 1 << 21):#x} {Y:#x}").faults
+                if f.addr >> 12 == 0x33
+            ]
+        assert results[:3] == [3, 3, 3]
+        assert 3 not in results[3:]
+        assert it.run(f"l2r {X:#x}").faults  # its shadow is gone
+
+    def test_an_emulated_store_takes_the_entry_out_of_the_shadow(self):
+        it = machine()
+        (
+            it.run("slot 5 0x80000000 0x400000 gmem,thp"),
+            it.run("l2map 0x50000000 0x80000000 L"),
+            it.run("l2r 0x50000000"),
+        )
+        it.run("l2map 0x50000000 0x80200000 L")
+        assert of_handler(it.run("l2r 0x50000000")).fault.gfn == 0x80200
+
+    def test_l2_may_write_to_a_table_that_it_is_walked_through(self):
+        it = machine()
+        it.run(f"l2map {X + 0x1000:#x} 0x34000")
+        handler = of_handler(it.run(f"l2w {X + 0x1000:#x} 0"))
+        assert handler.fault.write_fault_to_shadow_pgtable
+
+    def test_deleting_the_slot_takes_l2s_entries(self):
+        it = machine()
+        it.run(f"l2r {X:#x}")
+        it.delete_slot(1)
+        assert it.run(f"l2r {X:#x}").exit.reason == "mmio"
+
+    def test_dirty_logging_takes_the_right_to_write_from_l2_too(self):
+        it = Machine("default", revision="v6_12")
+        for op in (f"slot 1 {Y:#x} 0x10000 touch", "nest", f"l2map {X:#x} {Y:#x}", f"l2w {X:#x} 1",
+                   f"slot 1 {Y:#x} 0x10000 touch,log"):  # fmt: skip
+            it.run(op)
+        assert it.run(f"l2w {X:#x} 1").faults[0].error_code == 0x100000007
+
+    @pytest.mark.parametrize(("ept", "leaf"), [(False, 0x40000087), (True, 0x400000B7)])
+    def test_a_large_entry(self, ept, leaf):
+        table = PageTable(ept)
+        table.words = {0x30000: 0x31007, 0x31008: 0x32007, 0x32000: leaf}
+        found = table.walk(0x40123456, 4)
+        assert (found.gfn, found.level, found.tables) == (0x40123, 2, (0x30, 0x31, 0x32))
+
+    def test_l1s_root_may_not_hold_a_large_entry(self):
+        table = PageTable()
+        table.words = {0x30000: 0x31087}
+        assert table.walk(0, 4).error_code == 0xD  # present, user, reserved
+
+    def test_accessed_and_dirty_bits(self):
+        table = PageTable()
+        table.words = {0x30000: 0x31007, 0x31000: 0x32007, 0x32000: 0x33007, 0x33000: 0x7007}
+        table.walk(0, 4)
+        assert set(table.words.values()) == {0x31027, 0x32027, 0x33027, 0x7027}
+        table.walk(0, 6)
+        assert table.words[0x33000] == 0x7067
+        table.words[0x33000] = 0x7005
+        table.walk(0, 6)
+        assert table.words[0x33000] == 0x7005  # refused: nothing is marked
+
+
+class TestShadow:
+    def test_a_page_is_found_through_linked_tables_only(self):
+        assert Shadow(0x30000).find(0x4A000) == (None, 4)
+        Shadow(0x30000).remove(0x4A000)
+
+
+class TestOps:
+    @pytest.mark.parametrize("op", ["l2r 0x1000", "l2map 0x1000 0x1000", "l2cr3 0x2000", "l2leave"])
+    def test_need_nest_first(self, op):
+        with pytest.raises(InputError, match="nest comes first"):
+            Machine("default").run(op)
+
+    def test_run_goes_on_only_where_something_is_under_way(self):
+        assert Machine("default").run("run") is None
+        it = machine()
+        it.run(f"l2r {X:#x}")
+        assert it.run("run") is None
+        with pytest.raises(InputError, match="L2 is not running"):
+            it.run_again()
+
+    def test_l1_can_run_l2_with_a_nested_page_table_only_on_nested_paging(self):
+        it = Machine("default", "shadow", "v6_12")
+        it.run("nest")
+        assert it.run("l2r 0x10000").exit.l1_exit.code == 0xFFFFFFFF  # recorded as exit code -1
+        it.run(f"slot 1 {Y:#x} 0x10000 touch"), it.run("nest np0")
+        done = it.run(f"l2r {Y:#x}")
+        assert (done.exit.reason, of_handler(done).walked) == ("done", True)
+
+    def test_an_access_of_l1s_ends_l2(self):
+        it = machine()
+        it.run(attr(X, "private")), it.run(f"l2r {X:#x}")
+        assert it.run(f"r {Y:#x}").copy == "shared"
+        assert it.run("run") is None
