@@ -51,7 +51,7 @@ def changes(widget: Any) -> Iterator[Change]:
     def put(control: Any, value: object) -> Change:
         return lambda: control.set_trait("value", value)
 
-    for control in [*widget.controls.values(), *getattr(widget, "bits", [])]:
+    for control in widget.controls.values():
         kind, stood = type(control).__name__, getattr(control, "value", None)
         if kind == "Dropdown":
             yield from (put(control, value) for _, value in control._options_full)
@@ -60,7 +60,10 @@ def changes(widget: Any) -> Iterator[Change]:
             yield from (put(control, value) for _, value in control._options_full[::20])
         elif kind == "Checkbox":
             yield from (put(control, not stood), put(control, stood))
-        elif kind == "IntSlider":
+        elif kind == "BitGrid":
+            yield from (put(control, f"{1 << n:#x}") for n in range(64))
+            yield put(control, stood)
+        elif kind == "Place":
             yield from (put(control, value) for value in range(control.min, control.max + 1))
         elif kind == "Text":
             yield from (put(control, text) for text in ("0x3000100000006", "nonsense", "8", ""))

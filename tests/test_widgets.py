@@ -19,11 +19,13 @@ from kvm_pf.run.inputs import case_values
 from kvm_pf.run.watch import explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import element, notice
+from kvm_pf.show.widgets.bits import BitGrid
 from kvm_pf.show.widgets.corpus import corpus_browser
-from kvm_pf.show.widgets.error_code import error_code_explorer
+from kvm_pf.show.widgets.error_code import KERNELS, error_code_explorer
 from kvm_pf.show.widgets.fault import MMIO, OTHER, fault_explorer
 from kvm_pf.show.widgets.hunks import hunk_viewer
 from kvm_pf.show.widgets.panel import ids, read_code, show
+from kvm_pf.show.widgets.place import Place
 from kvm_pf.show.widgets.scenario import scenario_player
 from kvm_pf.show.widgets.steps import step_player
 
@@ -104,16 +106,14 @@ def message(widget):
 # --- what holds for all of them ---
 
 
-def test_every_control_is_native_and_has_a_label_and_a_tooltip(made):
+def test_every_control_has_a_label_and_a_tooltip(made):
     widget, _ = made
-    controls = [*widget.controls.values(), *getattr(widget, "bits", [])]
-    assert controls
-    native = (
-        ipywidgets.Text, ipywidgets.Dropdown, ipywidgets.Checkbox, ipywidgets.Button, ipywidgets.IntSlider,
-        ipywidgets.Play, ipywidgets.Select,
+    ours_or_native = (
+        ipywidgets.Text, ipywidgets.Dropdown, ipywidgets.Checkbox, ipywidgets.Button, ipywidgets.Select, BitGrid, Place,
     )  # fmt: skip
-    for control in controls:
-        assert type(control) in native
+    assert widget.controls
+    for control in widget.controls.values():
+        assert isinstance(control, ours_or_native)
         assert control.description
         assert control.tooltip
 
@@ -133,7 +133,7 @@ def test_the_static_twin_is_the_same_each_time_and_says_what_the_widget_says(mad
     text = Reader(twin._repr_html_()).text
     assert said(widget) in text
     for control in widget.controls.values():
-        if not isinstance(control, ipywidgets.Button | ipywidgets.Play):
+        if not isinstance(control, ipywidgets.Button):
             assert control.description in text
     assert repr(twin) == f"{widget!r}, as it stands"
 
@@ -162,23 +162,59 @@ def test_two_of_a_kind_do_not_share_their_state():
 # --- the error-code explorer ---
 
 
+def answers(w, revision):
+    """What an error-code explorer says of a revision: the cells beside its name, without marks."""
+    for cells in Reader(w.output.value).rows:
+        if revision in cells[0].split(", "):
+            return [cell.strip("▲ \xa0") for cell in cells[1:]]
+    return None
+
+
 def test_a_code_is_shown_as_digits_names_and_bits():
     w = error_code_explorer("WRITE|USER|PRIVATE_ACCESS")
-    assert w.code == 0x2000000000006
-    assert [n for n, bit in enumerate(w.bits) if bit.value] == [1, 2, 49]
-    assert w.controls["code"].value == "0x2000000000006"
+    assert w.code == w.controls["bits"].number == 0x2000000000006
+    assert w.controls["code"].value == w.controls["bits"].value == "0x2000000000006"
     assert row(w, "49")[1:3] == ["PRIVATE_ACCESS", "KVM"]
 
 
 def test_each_bit_can_be_clicked_on_and_off():
     w = error_code_explorer()
-    for n, bit in enumerate(w.bits):
-        assert bit.description.split()[0] == str(n)
-        bit.value = True
+    bits = w.controls["bits"]
+    for n in range(64):
+        bits.value = f"{1 << n:#x}"
         assert (w.code, w.controls["code"].value) == (1 << n, f"{1 << n:#x}")
-        bit.value = False
+        bits.value = "0x0"
         assert w.code == 0
-    assert w.bits[49].description == "49 PRIVATE_ACCESS"
+    assert bits.table["49"]["name"] == "PRIVATE_ACCESS"
+    assert bits.table["49"]["setter"] == "KVM"
+
+
+def test_bits_take_64_of_them_in_hexadecimal_and_nothing_else():
+    bits = error_code_explorer(0x6).controls["bits"]
+    for wrong in ("", "0x", "-0x1", "1" * 17, "nope", "0x10000000000000000"):
+        with pytest.raises(InputError, match="up to 16 hexadecimal digits"):
+            bits.value = wrong
+    for wrong in (1 << 64, -1, 1.0, "6", None):
+        with pytest.raises(InputError, match="an unsigned 64-bit number is wanted"):
+            bits.number = wrong
+    assert bits.number == 6
+    bits.value = "FFFFFFFFFFFFFFFF"
+    assert bits.number == (1 << 64) - 1
+
+
+def test_bits_of_every_setter_differ_without_colour():
+    bits = error_code_explorer().controls["bits"]
+    setters = {row["setter"] for row in bits.table.values()}
+    assert len(setters) == len({bits.inks[name]["line"] for name in setters}) == 4
+
+
+def test_what_the_last_setting_changed_in_a_revisions_answer_is_marked():
+    w = error_code_explorer("WRITE")
+    assert "▲" not in said(w)
+    w.controls["bits"].number |= 1 << 49
+    marked = {cells[0]: [cell.startswith("▲") for cell in cells[1:]] for cells in Reader(w.output.value).rows}
+    assert marked["posted"] == [False, True, True]
+    assert marked["before"] == [False, False, False]
 
 
 def test_a_bit_without_a_name_stays_visible():
@@ -187,34 +223,46 @@ def test_a_bit_without_a_name_stays_visible():
 
 def test_a_callers_bit_49_is_dropped_where_the_revision_drops_it():
     w = error_code_explorer("WRITE|PRIVATE_ACCESS")
-    _, npf, default, protected = row(w, "posted")
-    assert npf == "unchanged"
-    assert default == "WARN (synthetic), drops PRIVATE_ACCESS → fault, shared"
-    assert protected == "WARN (synthetic), drops PRIVATE_ACCESS, sets PRIVATE_ACCESS → fault, private"
-    _, npf, default, _ = row(w, "v6_10")
+    assert answers(w, "posted") == [
+        "unchanged",
+        "WARN (synthetic), drops PRIVATE_ACCESS → fault, shared",
+        "WARN (synthetic), drops PRIVATE_ACCESS, sets PRIVATE_ACCESS → fault, private",
+    ]
+    npf, default, _ = answers(w, "v6_10")
     assert npf == "WARN (npf_synthetic), drops PRIVATE_ACCESS"
     assert default == "unchanged → fault, private"
-    assert row(w, "before")[2] == "unchanged → fault, shared"
+    assert answers(w, "before")[1] == "unchanged → fault, shared"
+
+
+def test_every_revision_has_one_answer():
+    w = error_code_explorer("WRITE|PRIVATE_ACCESS")
+    told = [
+        name for cells in Reader(w.output.value).rows for name in cells[0].split(", ") if name in REVISIONS
+    ]
+    assert sorted(told) == sorted(KERNELS)
 
 
 def test_a_reserved_fault_goes_the_mmio_way_and_is_not_marked():
-    assert row(error_code_explorer("RSVD"), "posted")[3] == "unchanged → mmio"
-    assert row(error_code_explorer("RSVD"), "guest_enc_ungated")[3] == "sets GUEST_ENC → mmio"
+    assert answers(error_code_explorer("RSVD"), "posted")[2] == "unchanged → mmio"
+    assert answers(error_code_explorer("RSVD"), "guest_enc_ungated")[2] == "sets GUEST_ENC → mmio"
 
 
 def test_a_private_reserved_code_is_refused_from_6_10_on():
     w = error_code_explorer("RSVD|PRIVATE_ACCESS")
-    assert row(w, "v6_10")[2] == "WARN (private_rsvd) → refused"
-    assert row(w, "posted")[2] == "WARN (synthetic), drops PRIVATE_ACCESS → mmio"
+    assert answers(w, "v6_10")[1] == "WARN (private_rsvd) → refused"
+    assert answers(w, "posted")[1] == "WARN (synthetic), drops PRIVATE_ACCESS → mmio"
 
 
 def test_an_ept_qualification_is_shown_with_the_error_code_it_becomes():
     w = error_code_explorer(0x18B, "ept")  # read and write, readable, linear address valid and translated
-    assert w.bits[8].description == "8 GVA_TRANSLATED"
-    assert row(w, "posted")[1] == "0x100000007 PRESENT|WRITE|USER|GUEST_FINAL"
-    assert row(w, "v7_3")[1] == "0x100000003 PRESENT|WRITE|GUEST_FINAL"
+    bits = w.controls["bits"]
+    assert bits.table["8"]["name"] == "GVA_TRANSLATED"
+    assert answers(w, "posted")[0] == "0x100000007 PRESENT|WRITE|USER|GUEST_FINAL"
+    assert answers(w, "v7_3")[0] == "0x100000003 PRESENT|WRITE|GUEST_FINAL"
     w.controls["encoding"].value = "pferr"
-    assert (w.code, w.bits[8].description, w.bits[3].description) == (0x18B, "8", "3 RSVD")
+    assert w.code == bits.number == 0x18B
+    assert "8" not in bits.table
+    assert bits.table["3"]["name"] == "RSVD"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +274,7 @@ def test_what_is_no_code_is_said_and_changes_nothing(text):
     w.controls["code"].value = text
     assert "it takes up to 16 hexadecimal digits, or names of bits" in message(w)
     assert (w.code, w.output.value) == (6, before)
-    w.bits[0].value = True
+    w.controls["bits"].number = 7
     assert (w.code, w.message.value, w.controls["code"].value) == (7, "", "0x7")
 
 
@@ -234,6 +282,8 @@ def test_what_is_no_code_or_encoding_is_refused_at_once():
     for code, encoding in (
         (1 << 64, "pferr"),
         (-1, "pferr"),
+        (6.0, "pferr"),
+        (None, "pferr"),
         ("NOPE", "pferr"),
         ("RSVD", "ept"),
         (0, "intel"),
@@ -264,7 +314,8 @@ def test_any_text_is_a_code_or_a_complaint(text):
 
 
 def outcome(w):
-    return {cells[0].strip("▲ \xa0"): cells[1] for cells in Reader(w.output.value).rows if len(cells) == 2}
+    rows = Reader(w.output.value).rows
+    return {cells[n].strip("▲ \xa0"): cells[n + 1] for cells in rows if len(cells) == 4 for n in (0, 2)}
 
 
 def marked(w):
@@ -273,7 +324,8 @@ def marked(w):
     for cells in Reader(w.output.value).rows:
         for n, cell in enumerate(cells):
             if cell.startswith("▲"):
-                found.add(cells[n - 1] if n else cell.strip("▲ \xa0"))
+                is_value = len(cells) == 6 and n % 2
+                found.add(cells[n - 1] if is_value else cell.strip("▲ \xa0"))
     return found
 
 
@@ -302,7 +354,7 @@ def test_what_a_setting_changes_is_marked_and_nothing_else():
     }  # fmt: skip
     assert row(w, "error_code")[1] == "▲\xa00x6"
     w.controls["root_valid"].value = False
-    assert "no longer on the path: mark_private, " in said(w)
+    assert "gone: mark_private, " in said(w)
     assert "▲ struct kvm_page_fault" in said(w)
     assert {"warnings", "page-fault handler", "statistics"} <= marked(w)
     assert outcome(w)["warnings"] == "bad_root"
@@ -489,10 +541,40 @@ def test_buttons_step_and_stop_at_the_ends_and_the_player_goes_along():
     assert w.controls["step"].value == 1
     for _ in range(last + 3):
         w.controls["forth"].click()
-    assert w.controls["step"].value == w.controls["play"].value == last
-    w.controls["play"].value = 2
+    assert w.controls["step"].value == w.controls["step"].max == last
+    w.controls["step"].value = 2
     assert w.record is w.explanation.steps[1]
     assert repr(w) == "step_player(posted, 0x6, step 2)"
+
+
+@pytest.mark.parametrize("number", [0, -1, 13, 1 << 70])
+def test_a_place_that_is_not_there_is_refused(number):
+    w = player()
+    assert w.controls["step"].max == 12
+    with pytest.raises(InputError, match=f"step={number}: it takes a whole number from 1 to 12"):
+        w.controls["step"].value = number
+    assert w.record is w.explanation.steps[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "wanted"),
+    [
+        (step_player, "posted", "Explanation"),
+        (hunk_viewer, 3, "text or Path or Patch or None"),
+        (fault_explorer, 6, "text or Revision"),
+        (error_code_explorer, [6], "an unsigned 64-bit number or text"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_by_name(make, wrong, wanted):
+    with pytest.raises(
+        InputError, match=rf"{make.__name__}: \w+={re.escape(repr(wrong))}: {wanted} is wanted"
+    ):
+        make(wrong)
+
+
+def test_a_scenario_of_another_type_is_refused_by_name():
+    with pytest.raises(InputError, match="scenario_player: scenario=3: text is wanted"):
+        scenario_player("posted-on-6.12", 3)
 
 
 # --- the hunk viewer, and the patch in Python ---

@@ -63,8 +63,7 @@ def check(what: str, value: object, wanted: Any, bits: int = 0) -> Any:
             if bits and isinstance(taken, int) and not 0 <= taken < 1 << bits:
                 break
             return taken
-    words = f"an unsigned {bits}-bit number" if bits else _words(wanted)
-    raise InputError(f"{what}={_brief(value)}: {words} is wanted")
+    raise InputError(f"{what}={_brief(value)}: {_words(wanted, bits)} is wanted")
 
 
 def _taken(function: Callable[..., Any], name: str, value: object, wanted: Any, bits: int) -> Any:
@@ -105,9 +104,17 @@ def _as(value: object, kind: Any) -> tuple[bool, Any]:
     return isinstance(value, origin or kind), value
 
 
-def _words(wanted: Any) -> str:
+def _words(wanted: Any, bits: int = 0) -> str:
     kinds = typing.get_args(wanted) if _is_union(wanted) else (wanted,)
-    return " or ".join(str(_NAMES.get(kind) or getattr(kind, "__name__", kind)) for kind in kinds)
+    return " or ".join(_word(kind, bits) for kind in kinds)
+
+
+def _word(kind: Any, bits: int) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    if kind is int and bits:
+        return f"an unsigned {bits}-bit number"
+    return str(_NAMES.get(kind) or getattr(kind, "__name__", kind))
 
 
 def _brief(value: object) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -18,8 +18,8 @@ from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Rectang
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-from kvm_pf.bits import AMD, CPU, INTEL, KVM, NOBODY, Origin
 from kvm_pf.common.typed import typed
+from kvm_pf.show.inks import INK, PALE, PAPER, Ink
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,32 +31,11 @@ if TYPE_CHECKING:
 # ----------------------------------------------------------------------------------------------------
 # The look
 
-INK, PAPER, PALE, SOFT = "#1a1a1a", "#ffffff", "#767676", "#d0d0d0"
-WASH = "#f2f2f2"
-BLUE, SKY, GREEN, ORANGE, RED, PINK = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
-"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
-
 SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"
 """Fonts that come with matplotlib."""
 
 SIZE = 16
 """Points; half of it can still be read."""
-
-
-class Ink(NamedTuple):
-    """A colour, and the hatch that says the same without it."""
-
-    colour: str
-    hatch: str
-
-
-ORIGINS: Mapping[Origin, Ink] = {
-    CPU: Ink(BLUE, ""),
-    AMD: Ink(ORANGE, "///"),
-    INTEL: Ink(SKY, "..."),
-    KVM: Ink(GREEN, "xxx"),
-    NOBODY: Ink(SOFT, ""),
-}
 
 
 class Picture(Figure):

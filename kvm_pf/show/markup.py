@@ -12,28 +12,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from kvm_pf.common.text import escaped
 
 __all__ = (
-    "Html", "Shown", "beside", "bold", "cell", "changed", "cited", "code", "element", "framed", "join", "notice",
-    "source_line", "table",
+    "Html", "Shown", "beside", "bold", "breakable", "cell", "changed", "cited", "code", "details", "element", "framed",
+    "halves", "join", "notice", "source_line", "table",
 )  # fmt: skip
 
 STYLE = """<style>
 .kvm-pf.kvm-pf {overflow-x: auto; max-width: 100%}
-.kvm-pf.kvm-pf p {margin: 4px 0; line-height: 1.4}
+.kvm-pf.kvm-pf p {margin: 4px 0; line-height: 1.4; overflow-wrap: anywhere}
 .kvm-pf.kvm-pf table {border-collapse: collapse; margin: 0 0 6px; font-size: 13px; line-height: 1.35}
 .kvm-pf.kvm-pf table caption {caption-side: top; text-align: left; padding: 6px 0 2px; font-weight: bold;
   color: inherit;
   font-size: 13px; white-space: normal}
-.kvm-pf.kvm-pf table th, .kvm-pf.kvm-pf table td {border: 1px solid rgba(127, 127, 127, .35); padding: 2px 7px;
+.kvm-pf.kvm-pf table th, .kvm-pf.kvm-pf table td {border: 1px solid rgba(127, 127, 127, .35); padding: 1px 6px;
   text-align: left; vertical-align: top; white-space: normal; max-width: 34em; overflow-wrap: break-word}
 .kvm-pf.kvm-pf table th {font-weight: bold; background: rgba(127, 127, 127, .12)}
-.kvm-pf.kvm-pf code {background: none; padding: 0; white-space: nowrap; color: inherit}
+.kvm-pf.kvm-pf code {background: none; padding: 0; color: inherit}
 .kvm-pf.kvm-pf table.diff {width: 100%; table-layout: fixed}
 .kvm-pf.kvm-pf table.diff td {border-width: 0 1px; max-width: none}
 .kvm-pf.kvm-pf table.diff code, .kvm-pf.kvm-pf code.line {white-space: normal}
 .kvm-pf.kvm-pf td.gone {background: rgba(213, 94, 0, .16)}
 .kvm-pf.kvm-pf td.new {background: rgba(0, 114, 178, .16)}
-.kvm-pf.kvm-pf table.bits {width: 100%; min-width: 600px; table-layout: fixed; font-size: 11px}
-.kvm-pf.kvm-pf table.bits td:first-child {width: 4em}
+.kvm-pf.kvm-pf table.bits {width: 100%; table-layout: fixed; font-size: 10px}
+.kvm-pf.kvm-pf table.bits td {padding: 1px 2px; overflow-wrap: anywhere}
+.kvm-pf.kvm-pf .halves {display: flex; flex-wrap: wrap; gap: 0 14px}
+.kvm-pf.kvm-pf .halves > div {flex: 2 1 340px; min-width: 0}
+.kvm-pf.kvm-pf .halves > div + div {flex-grow: 3}
+.kvm-pf-panel .kvm-pf.kvm-pf table {font-size: 12px}
+@media (min-width: 700px) {
+.kvm-pf-panel .kvm-pf.kvm-pf .halves > div {max-height: 560px; overflow: auto}
+.kvm-pf-results {max-height: 620px; overflow: auto}
+}
+.kvm-pf.kvm-pf details {font-size: 12px; margin: 0 0 6px}
 .kvm-pf.kvm-pf td.on {background: rgba(0, 114, 178, .2); outline: 2px solid currentColor; outline-offset: -2px}
 </style>"""
 """The class stands twice in each rule: it must outweigh JupyterLab's rules for tables and code."""
@@ -82,14 +91,19 @@ def framed(*content: object) -> Html:
     return element("div", Html(STYLE), *content, class_="kvm-pf")
 
 
+def breakable(text: str) -> Html:
+    """Return text that may go on in the next line after each _ and |, for names and lists of them are long."""
+    return Html(re.sub("([_|])(?=.)", r"\1<wbr>", escaped(text)))
+
+
 def bold(content: object) -> Html:
     """Return it in bold type."""
-    return element("b", content)
+    return element("b", content if isinstance(content, Html) else breakable(str(content)))
 
 
 def code(content: object) -> Html:
-    """Return it in the type of code, on one line."""
-    return element("code", content)
+    """Return it in the type of code."""
+    return element("code", content if isinstance(content, Html) else breakable(str(content)))
 
 
 def cited(text: str) -> Html:
@@ -109,6 +123,11 @@ def changed(content: object, is_changed: bool = True) -> object:
     return bold(join(["▲\u00a0", content])) if is_changed else content
 
 
+def details(summary: object, *content: object) -> Html:
+    """Return content that is folded under its summary until somebody opens it."""
+    return element("details", element("summary", summary), *content)
+
+
 def notice(text: str) -> Html:
     """Return a message to the user, which a screen reader speaks; nothing for no text."""
     look = "border-left:4px solid #d55e00;padding:4px 8px;margin:4px 0;line-height:1.4;overflow-wrap:anywhere"
@@ -117,7 +136,9 @@ def notice(text: str) -> Html:
 
 def cell(content: object) -> Html:
     """Return a cell of a table: content, unless it is a cell already."""
-    return content if isinstance(content, Html) and content.startswith("<td") else element("td", content)
+    if isinstance(content, Html) and content.startswith("<td"):
+        return content
+    return element("td", content if isinstance(content, Html) else breakable(str(content)))
 
 
 def table(caption: object, head: Sequence[object], rows: Iterable[Sequence[object]], look: str = "") -> Html:
@@ -128,6 +149,11 @@ def table(caption: object, head: Sequence[object], rows: Iterable[Sequence[objec
     if caption:
         lines.insert(0, element("caption", caption))
     return element("table", *lines, class_=look)
+
+
+def halves(left: Iterable[object], right: Iterable[object]) -> Html:
+    """Return two columns, or one after the other where there is no room."""
+    return element("div", element("div", *left), element("div", *right), class_="halves")
 
 
 def beside(rows: Sequence[Sequence[object]], sets: int) -> Iterator[list[object]]:

@@ -33,19 +33,6 @@ from kvm_pf.run.inputs import brief, parse
 from kvm_pf.run.tables import Input
 from kvm_pf.run.watch import WAYS, Explanation, Record
 from kvm_pf.show.draw import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    ORIGINS,
-    PALE,
-    PAPER,
-    PINK,
-    RED,
-    SKY,
-    SOFT,
-    WASH,
-    Ink,
     Margins,
     Paper,
     Picture,
@@ -60,6 +47,7 @@ from kvm_pf.show.draw import (
     text_width,
     wrap,
 )
+from kvm_pf.show.inks import BLUE, GREEN, INK, ORANGE, ORIGINS, PALE, PAPER, PINK, RED, SKY, SOFT, WASH, Ink
 from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, Fault
 
 if TYPE_CHECKING:

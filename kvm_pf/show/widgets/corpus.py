@@ -57,9 +57,7 @@ class CorpusBrowser(Panel):
         self.explorer: FaultExplorer | None = None
         self.below = VBox()
         filters = [controls[name] for name in (*FILTERS, "outcome")]
-        super().__init__(
-            controls, [line(*filters), line(controls["case"]), line(controls["open"])], [self.below]
-        )
+        super().__init__(controls, [line(*filters), controls["case"], controls["open"]], [self.below])
         controls["open"].on_click(lambda _: self.explore())
         self._words = {name: _told(case) for name, case in self._cases.items()}
         self._marks = {name: _marks(case) for name, case in self._cases.items()}

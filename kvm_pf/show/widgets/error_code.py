@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from ipywidgets import HTML, Box, Checkbox, Layout, VBox
-
-from kvm_pf.bits import PFERR, TABLES, Bit, decode, describe
-from kvm_pf.common.errors import InputError
+from kvm_pf.bits import PFERR, TABLES, decode, describe
 from kvm_pf.common.text import bit_names
+from kvm_pf.common.typed import typed
 from kvm_pf.entry import ROUTES, TO_FAULT
 from kvm_pf.exits import KIND_NPF, SOURCE_WARN_NAMES, Event
 from kvm_pf.revisions import ROWS, Revision, get
 from kvm_pf.run.inputs import case_state, case_values
 from kvm_pf.run.watch import warn_names
-from kvm_pf.show.markup import Html, bold, cited, code, element, join, table
-from kvm_pf.show.widgets.panel import Panel, choice, line, read_code, text_box
+from kvm_pf.show.markup import Html, bold, breakable, changed, cited, code, details, element, table
+from kvm_pf.show.widgets.bits import BitGrid, layout
+from kvm_pf.show.widgets.panel import Panel, choice, read_code, text_box
 from kvm_pf.state import Vcpu
 
 KERNELS = tuple(row.name for row in ROWS if row.vectors)
@@ -42,7 +41,10 @@ ASKED = (
 )
 
 
-def error_code_explorer(code: int | str = 0, encoding: str = "pferr") -> ErrorCodeExplorer:
+@typed(code=64)
+def error_code_explorer(
+    code: int | str = 0, encoding: Literal["pferr", "ept"] = "pferr"
+) -> ErrorCodeExplorer:
     """Return the explorer, set to `code` (u64, hexadecimal text or names of bits) in `encoding`: pferr or ept.
 
     Raises InputError if the code or the encoding is none.
@@ -51,13 +53,11 @@ def error_code_explorer(code: int | str = 0, encoding: str = "pferr") -> ErrorCo
 
 
 class ErrorCodeExplorer(Panel):
-    """A code: `code` (u64) in `encoding`.  Controls: code, encoding; and `bits`, 64 of them, by position."""
+    """A code: `code` (u64) in `encoding`.  Controls: code, encoding, bits."""
 
     def __init__(self, code: int | str, encoding: str) -> None:
-        if encoding not in ENCODINGS:
-            raise InputError(f"encoding={encoding!r}: it takes one of {', '.join(ENCODINGS)}")
         self.encoding = encoding
-        self.code = read_code(f"{code:x}" if isinstance(code, int) else code, TABLES[encoding])
+        self.code = code if isinstance(code, int) else read_code(code, TABLES[encoding])
         controls = {
             "code": text_box("code", "hexadecimal digits, or names such as WRITE|USER; Enter takes it"),
             "encoding": choice(
@@ -66,95 +66,70 @@ class ErrorCodeExplorer(Panel):
                 [(text, name) for name, text in ENCODINGS.items()],
                 encoding,
             ),
+            "bits": BitGrid(TABLES[encoding], _title(encoding), self.code),
         }
-        look, style = Layout(width="auto", margin="0"), {"description_width": "initial"}
-        self.bits = [Checkbox(indent=False, layout=look, style=style) for _ in range(64)]
-        lanes = Layout(
-            display="grid", grid_template_columns="repeat(8, minmax(max-content, 1fr))", grid_gap="0 8px",
-            width="100%", overflow="auto", padding="0 0 0 3px",
-        )  # fmt: skip
-        lane_of = [
-            VBox(
-                [HTML(bold(f"bits {top}–{top - 15}")), Box(self.bits[top - 15 : top + 1][::-1], layout=lanes)]
-            )
-            for top in (63, 47, 31, 15)
-        ]
-        super().__init__(controls, [line(*controls.values()), *lane_of])
-        for n, control in enumerate(self.bits):
-            control.observe(self._listen(f"bit{n}"), "value")
+        self._before: dict[str, list[str]] = {}
+        self._answers: dict[str, list[str]] = {}
+        super().__init__(controls, list(controls.values()))
         with self.quiet():
-            self._name_bits()
             self._show()
 
     def react(self, name: str) -> None:
-        """Take over the code, the encoding, or one bit."""
+        """Take over the code, the encoding, or the bits."""
         if name == "code":
             self.code = read_code(self.controls["code"].value, TABLES[self.encoding])
         elif name == "encoding":
             self.encoding = self.controls["encoding"].value
-            self._name_bits()
+            self.controls["bits"].bits = TABLES[self.encoding]
+            self.controls["bits"].description = _title(self.encoding)
         else:
-            self.code ^= 1 << int(name.removeprefix("bit"))
+            self.code = self.controls["bits"].number
         self._show()
-
-    def _name_bits(self) -> None:
-        known = {row.bit: row for row in TABLES[self.encoding]}
-        for n, control in enumerate(self.bits):
-            row = known.get(n)
-            with control.hold_sync():
-                control.description = f"{n} {row.name}".rstrip() if row else str(n)
-                control.tooltip = f"bit {n}: {row.means}" if row else f"bit {n}: no meaning here"
 
     def _show(self) -> None:
         self.controls["code"].value = f"{self.code:#x}"
-        for n, control in enumerate(self.bits):
-            control.value = bool(self.code >> n & 1)
+        self.controls["bits"].number = self.code
+        self._before = self._answers
+        self._answers = {name: answer(name, self.encoding, self.code) for name in KERNELS}
         self.draw()
 
     def parts(self) -> Iterator[Html]:
-        """Yield the code, its bits, and what the revisions do with it."""
+        """Yield the code, what the revisions do with it, and what its bits mean."""
         names = TABLES[self.encoding]
         yield element("p", code(f"{self.code:#x}"), " = ", describe(self.code, names))
-        yield layout(self.code, names, f"the 64 bits, as {ENCODINGS[self.encoding]}")
-        rows = [
-            (row.bit, bold(row.label), row.set_by.value, row.means, cited(row.source) or "–")
-            for row in decode(self.code, names)
-        ]
-        yield table(
-            "bits that are set",
-            ("bit", "name", "set by", "meaning", "source"),
-            rows or [("none", *("–",) * 4)],
-        )
-        answers = [answer(name, self.encoding, self.code) for name in KERNELS]
         npf, ept = "if #NPF reports it: its handler", "becomes the error code"
         heads = ("revision", npf if self.encoding == "pferr" else ept, *(ask.title for ask in ASKED))
-        yield table("what each revision does with it", heads, answers)
+        yield table("what each revision does with it", heads, self._alike())
+        told = decode(self.code, names)
+        rows = [(row.bit, bold(row.label), row.set_by.value, row.means) for row in told]
+        yield table(
+            "bits that are set", ("bit", "name", "set by", "meaning"), rows or [("none", *("–",) * 3)]
+        )
+        if sources := {row.source: None for row in told if row.source}:
+            yield details("where the meanings were read", *(element("p", cited(each)) for each in sources))
         if self.encoding == "ept":
             made = _error_code(get("posted"), self.code)
             yield layout(made, PFERR, f"the error code it becomes (posted): {made:#x} = {describe(made)}")
+
+    def _alike(self) -> Iterator[list[object]]:
+        """Yield the answers, those of revisions that give the same ones in one row; ▲: not what it was before."""
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for name, cells in self._answers.items():
+            rows.setdefault(tuple(cells), []).append(name)
+        for same, names in rows.items():
+            before = [self._before.get(name, list(same)) for name in names]
+            told = [
+                changed(breakable(cell), any(was[n] != cell for was in before))
+                for n, cell in enumerate(same)
+            ]
+            yield [bold(breakable(", ".join(names))), *told]
 
     def __repr__(self) -> str:
         return f"error_code_explorer({self.code:#x}, {self.encoding!r})"
 
 
-def layout(value: int, names: Sequence[Bit], title: str) -> Html:
-    """Draw 64 bits, eight to a row; of a row in which nothing is known or set it says only that."""
-    known = {row.bit: row for row in names}
-    rows = []
-    for top in range(63, 0, -8):
-        cells = range(top, top - 8, -1)
-        if any(n in known or value >> n & 1 for n in cells):
-            rows.append([f"{top}–{top - 7}", *(_cell(n, value, known.get(n)) for n in cells)])
-        else:
-            rows.append([f"{top}–{top - 7}", element("td", "none known, none set", colspan="8")])
-    return table(title, (), rows, "bits")
-
-
-def _cell(n: int, value: int, row: Bit | None) -> Html:
-    name = join(row.name.split("_"), Html("_<wbr>")) if row else ""
-    if value >> n & 1:
-        return element("td", bold(join([f"{n} ■ ", name])), class_="on")
-    return element("td", f"{n} □ ", name)
+def _title(encoding: str) -> str:
+    return f"the 64 bits, as {ENCODINGS[encoding]}"
 
 
 @cache
@@ -167,17 +142,17 @@ def _error_code(revision: Revision, qualification: int) -> int:
     return made
 
 
-def answer(name: str, encoding: str, given: int) -> list[object]:
+def answer(name: str, encoding: str, given: int) -> list[str]:
     """Ask one revision: what reaches kvm_mmu_page_fault(), and what that does with it in each of ASKED."""
     revision = get(name)
     if encoding == "ept":
         given = _error_code(revision, given)
-        first: object = join([code(f"{given:#x}"), " ", describe(given)])
+        first = f"{given:#x} {describe(given)}"
     else:
         npf: Any = revision.link("npf_interception")(Event(KIND_NPF, given, ADDRESS))
         warned = bit_names(npf.warns, SOURCE_WARN_NAMES)
         first = _told(given, npf.mmu.error_code, warned) if npf.mmu.called else "nothing"
-    return [bold(name), first, *(_way(revision, ask, given) for ask in ASKED)]
+    return [first, *(_way(revision, ask, given) for ask in ASKED)]
 
 
 def _told(before: int, after: int, warned: str) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
+from kvm_pf.bits import PFERR
+from kvm_pf.common.typed import typed
 from kvm_pf.mmio import MMIO_NPT, NPT_ACCESS_MASK, mmio_format
 from kvm_pf.revisions import REVISIONS, Revision, get
 from kvm_pf.run.inputs import case_values, outputs, ret_pf_names
 from kvm_pf.run.tables import CASE_INPUTS, MODE_COLUMNS, MODES, VM_TYPES
 from kvm_pf.run.watch import Explanation, explain, warn_names
 from kvm_pf.show.markup import Html, beside, bold, changed, code, element, join, table
+from kvm_pf.show.widgets.bits import BitGrid
 from kvm_pf.show.widgets.panel import Panel, choice, ids, line, read_code, show, text_box, tick
 from kvm_pf.state import (
     EMULTYPE_ALLOW_RETRY_PF,
@@ -66,6 +69,7 @@ def mmio_state(preset: str, revision: Revision, addr: int) -> Given:
     return {**state, "walk_leaf": 1, "spte1": spte}
 
 
+@typed(error_code=64)
 def fault_explorer(
     revision: str | Revision = "posted", error_code: int | str = 0, **state: object
 ) -> FaultExplorer:
@@ -79,7 +83,7 @@ def fault_explorer(
 class FaultExplorer(Panel):
     """One fault: `revision`, `given` (inputs of the cases tables), `explanation`.
 
-    Controls: revision, error_code, cr2_or_gpa, vm_type, private, mode, cfg_sw_protected, cfg_private_mem,
+    Controls: revision, error_code, bits, cr2_or_gpa, vm_type, private, mode, cfg_sw_protected, cfg_private_mem,
     root_valid, pf_ret, mmio.
     """
 
@@ -88,10 +92,11 @@ class FaultExplorer(Panel):
     def __init__(self, revision: Revision, state: Mapping[str, object]) -> None:
         names = list(REVISIONS) if revision.name in REVISIONS else [*REVISIONS, revision.name]
         controls = {
-            "revision": choice("revision", "which kernel handles the fault", names, revision.name),
+            "revision": choice("revision", "which kernel handles the fault", names, revision.name, "13em"),
             "error_code": text_box("error code", "hexadecimal, or names such as WRITE|USER; Enter takes it"),
+            "bits": BitGrid(PFERR, "the 64 bits of the error code"),
             "cr2_or_gpa": text_box(
-                "address", "the address that KVM gets, hexadecimal; Enter takes it", width="16em"
+                "address", "the address that KVM gets, hexadecimal; Enter takes it", width="15em"
             ),
             "vm_type": choice("VM type", "kvm->arch.vm_type", VM_TYPES, VM_TYPES[0]),
             "private": tick(
@@ -104,7 +109,11 @@ class FaultExplorer(Panel):
             ),
             "mmio": choice("MMIO", "what the page tables and the vCPU's cache know", [*MMIO, OTHER], "none"),
         }
-        super().__init__(controls, [line(*controls.values())])
+        lines = (
+            ("revision", "vm_type"), ("error_code",), ("bits",), ("cr2_or_gpa", "private"), ("mode", "root_valid"),
+            ("cfg_sw_protected",), ("cfg_private_mem",), ("pf_ret",), ("mmio",),
+        )  # fmt: skip
+        super().__init__(controls, [line(*(controls[name] for name in names)) for names in lines])
         self._own = {revision.name: revision}
         self._last: dict[str, Facts] = {}
         self._now: dict[str, Facts] = {}
@@ -132,6 +141,8 @@ class FaultExplorer(Panel):
                     given["pf_ret"] = "EMULATE"  # of which it is a part until 6.10
             case "error_code":
                 given[name] = read_code(value)
+            case "bits":
+                given["error_code"] = controls[name].number
             case "cr2_or_gpa":
                 given[name] = read_code(value, (), "address")
             case "vm_type":
@@ -162,6 +173,7 @@ class FaultExplorer(Panel):
         controls["revision"].value = revision.name
         for name in ("error_code", "cr2_or_gpa"):
             controls[name].value = f"{self._value(name):#x}"
+        controls["bits"].number = self._value("error_code")
         controls["vm_type"].value = VM_TYPES[self._value("vm_type")]
         controls["private"].value = self._value("attrs") & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0
         mode = tuple(self._value(column) for column in MODE_COLUMNS)
@@ -177,7 +189,7 @@ class FaultExplorer(Panel):
         self.draw()
 
     def parts(self) -> Iterator[Html]:
-        """Yield the fault, its path, its struct, its outcome, with what is not as it was marked."""
+        """Yield the fault, what the last setting changed, the outcome, the path, the struct; changes are marked."""
         now, last = self._now, self._last or self._now
         rest = {
             name for name in self.given if name not in self.controls and name not in (*MODE_COLUMNS, "attrs")
@@ -185,15 +197,21 @@ class FaultExplorer(Panel):
         if self.controls["mmio"].value != OTHER:
             rest -= set(MMIO_COLUMNS)
         also = ", ".join(f"{name}={show(self.given[name])}" for name in sorted(rest))
-        told = "▲ changed by the last setting" if now != last else "nothing changed by the last setting"
         yield element("p", bold(self.explanation.title), f"; {also}" if also else "")
-        yield element("p", told if self._last else "▲ will mark what a setting changes")
-        yield table(
-            "the path", ("step", "error code", "what it did", "patch"), _marked(now["path"], last["path"])
+        yield element(
+            "p", join(_changes(now, last), "; ") if self._last else "▲ will mark what a setting changes"
         )
-        gone = [key for key in last["path"] if key not in now["path"]]
-        if gone:
-            yield element("p", changed(join(["no longer on the path: ", ", ".join(gone)])))
+        usual = [
+            f"{name}: {value}"
+            for name, (_, value) in now["outcome"].items()
+            if value in USUAL and last["outcome"][name][1] == value
+        ]
+        shown = {name: cells for name, cells in now["outcome"].items() if f"{name}: {cells[1]}" not in usual}
+        results = list(_marked(shown, last["outcome"]))
+        yield table("the outcome", ("what", "value") * 2, beside(results, 2))
+        yield element("p", ", ".join(usual))
+        heads = ("step", "error code", "what it did [lines of the patch]")
+        yield table("the path", heads, _marked(now["path"], last["path"]))
         old, new = last["struct"], now["struct"]
         fields = [
             (code(name), changed(value, name in old and old[name] != (value,)))
@@ -201,7 +219,6 @@ class FaultExplorer(Panel):
         ]
         caption = changed("struct kvm_page_fault", old.keys() != new.keys())
         yield table(caption, ("field", "value") * 3, beside(fields, 3))
-        yield table("the outcome", ("what", "value"), _marked(now["outcome"], last["outcome"]))
 
     def __repr__(self) -> str:
         return f"fault_explorer({self.revision.name}, {self._value('error_code'):#x})"
@@ -215,7 +232,7 @@ def _facts(explanation: Explanation) -> dict[str, Facts]:
 
 
 def _path(explanation: Explanation) -> Facts:
-    """Each step by its name (and number, should it come again): name, error code, what it did, patch lines."""
+    """Each step by its name (and number, should it come again): name, error code, what it did and patch lines."""
     found: Facts = {}
     for record in explanation.steps:
         key, again = record.step, 1
@@ -223,12 +240,8 @@ def _path(explanation: Explanation) -> Facts:
             again += 1
             key = f"{record.step} ({again})"
         codes = [f"{each:#x}" for each in dict.fromkeys((record.before, record.after)) if each is not None]
-        found[key] = (
-            "\u00a0\u00a0\u00a0" * record.depth + key,
-            " → ".join(codes),
-            record.why,
-            ids(record.lines),
-        )
+        lines = f" [{ids(record.lines)}]" if record.lines else ""
+        found[key] = ("\u00a0\u00a0\u00a0" * record.depth + key, " → ".join(codes), record.why + lines)
     return found
 
 
@@ -283,6 +296,30 @@ def _outcome(explanation: Explanation) -> Facts:
             "MMIO cache afterwards": show(o.mmio.cache),
         }.items()
     }  # fmt: skip
+
+
+USUAL = ("none", "no", "not taken", "not asked", "all 0")
+"""Results of which nothing more is to be said."""
+
+
+def _changes(now: Mapping[str, Facts], last: Mapping[str, Facts]) -> Iterator[object]:
+    """Yield what is not as it was, named, part by part."""
+    if now == last:
+        yield "nothing changed by the last setting"
+        return
+    for part, facts in now.items():
+        names = [name for name, cells in facts.items() if last[part].get(name, cells) != cells]
+        new = [name for name in facts if name not in last[part]]
+        gone = [name for name in last[part] if name not in facts]
+        if part == "struct" and (new or gone):
+            names, new, gone = ["now there" if len(facts) > len(last[part]) else "no longer there"], [], []
+        if part == "path" and names:
+            names = [f"{len(names)} steps"] if len(names) > 1 else names
+        told = [", ".join(names)] if names else []
+        told += [f"new: {', '.join(new)}"] if new else []
+        told += [f"gone: {', '.join(gone)}"] if gone else []
+        if told:
+            yield join([changed(f"{part}: "), "; ".join(told)])
 
 
 def _marked(now: Facts, last: Facts) -> Iterator[list[object]]:

@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from kvm_pf.common.typed import typed
 from kvm_pf.patch.diff import step_diff
 from kvm_pf.patch.identify import identify
 from kvm_pf.patch.ledger import digest, ledger_rows
 from kvm_pf.patch.reader import Patch, read_patch
 from kvm_pf.show.diff import diff_table
-from kvm_pf.show.markup import Html, bold, code, element, framed, source_line, table
+from kvm_pf.show.markup import Html, bold, code, element, framed, halves, source_line, table
 from kvm_pf.show.widgets.panel import Panel, choice, line
 
 
@@ -43,6 +44,7 @@ def real_lines(patch: Patch) -> dict[str, str]:
     return found
 
 
+@typed()
 def hunk_viewer(patch: str | Path | Patch | None = None) -> HunkViewer:
     """Return a viewer of the patch's hunks; with a path to the patch or a mail, or a Patch read, of its lines too.
 
@@ -61,7 +63,7 @@ class HunkViewer(Panel):
         files = {int(row["hunk"]): row["file"] for row in ledger_rows()}
         options = [(f"hunk {number}: {file}", number) for number, file in files.items()]
         hunk = choice("show", "which hunk of the patch", options, 1)
-        super().__init__({"hunk": hunk}, [line(hunk)])
+        super().__init__({"hunk": hunk}, [line(hunk)], wide=True)
         self.react("hunk")
 
     def react(self, name: str) -> None:
@@ -83,11 +85,10 @@ class HunkViewer(Panel):
                 "" if real is not None else "; they are shown in the live widget only",
             )  # fmt: skip
         caption = f"hunk {number}: {signs.count('+')} lines added, {signs.count('-')} removed"
-        yield lines_table(caption, [row["id"] for row in rows], real)
-        yield element("p", bold("the same in Python"))
+        python = [element("p", bold("the same in Python"))]
         for step in dict.fromkeys(row["step"] for row in rows):
-            yield element("p", code(step))
-            yield diff_table(step_diff(step))
+            python += [element("p", code(step)), diff_table(step_diff(step))]
+        yield halves([lines_table(caption, [row["id"] for row in rows], real)], python)
 
     def __repr__(self) -> str:
         return f"hunk_viewer(hunk {self.controls['hunk'].value})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What all widgets share: controls above, what they lead to below, complaints between; and how values are shown."""
+"""What all widgets share: settings on the left, what they lead to beside them; and how values are shown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from ipywidgets import (
     Button,
     Checkbox,
     Dropdown,
-    IntSlider,
     Layout,
-    Play,
     Select,
     Text,
     VBox,
-    link,
 )
 
 from kvm_pf.bits import PFERR, Bit, encode
@@ -28,6 +25,8 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import write_number
 from kvm_pf.run.inputs import U64_MAX
 from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, notice
+from kvm_pf.show.widgets.bits import BitGrid
+from kvm_pf.show.widgets.place import Place
 
 _HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,64})", re.ASCII)
 
@@ -61,7 +60,7 @@ def _label(text: str) -> dict[str, object]:
     return {"description": text, "style": {"description_width": "initial"}}
 
 
-def text_box(label: str, tooltip: str, value: str = "", width: str = "26em") -> Text:
+def text_box(label: str, tooltip: str, value: str = "", width: str = "24em") -> Text:
     """A line of text, read when it is left or Enter is pressed."""
     return Text(value, tooltip=tooltip, continuous_update=False, layout=_row(width), **_label(label))
 
@@ -81,15 +80,14 @@ def button(label: str, tooltip: str) -> Button:
     return Button(description=label, tooltip=tooltip, layout=_row())
 
 
-def place(label: str, tooltip: str, length: int) -> tuple[Play, IntSlider, list[Button]]:
-    """A place in a sequence, from 1: a player and a slider that go together, and buttons to step back and forth."""
-    slider = IntSlider(1, 1, length, tooltip=tooltip, layout=_row("24em"), **_label(label))
-    play = Play(1, 1, length, interval=1500, description=label, tooltip="go on by itself", show_repeat=False)
-    back, forth = button("◀ back", "one back"), button("forth ▶", "one forth")
-    link((play, "value"), (slider, "value"))
-    back.on_click(lambda _: slider.set_trait("value", max(slider.value - 1, 1)))
-    forth.on_click(lambda _: slider.set_trait("value", min(slider.value + 1, length)))
-    return play, slider, [back, forth]
+def place(label: str, tooltip: str, length: int) -> dict[str, Any]:
+    """A place in a sequence, from 1: controls `label`, which can run by itself, `back` and `forth`."""
+    here, back, forth = (
+        Place(label, tooltip, length), button("◀ back", "one back"), button("forth ▶", "one forth")
+    )  # fmt: skip
+    back.on_click(lambda _: here.move(-1))
+    forth.on_click(lambda _: here.move(1))
+    return {label: here, "back": back, "forth": forth}
 
 
 def line(*parts: Any) -> Box:
@@ -103,18 +101,36 @@ def line(*parts: Any) -> Box:
 
 
 class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
-    """Controls, a place for complaints, and the output.
+    """Settings, and beside them complaints and the output; where there is no room, the output comes below.
 
     `controls` maps names to controls; `output.value` is HTML.  A change of a control calls `react` with the
     control's name.  If that raises InputError, the complaint is shown and everything else stays as it was.
+    `settings` are the controls as they are laid out: `wide` ones stand above the output, others beside it.
     """
 
-    def __init__(self, controls: Mapping[str, Any], top: Sequence[Any], bottom: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        controls: Mapping[str, Any],
+        settings: Sequence[Any],
+        below: Sequence[Any] = (),
+        wide: bool = False,
+    ) -> None:
         self.controls = dict(controls)
         self.message = HTML()
         self.output = HTML()
         self._quiet = False
-        super().__init__([*top, self.message, self.output, *bottom])
+        results = [self.message, self.output]
+        if wide:
+            super().__init__([*settings, *results, *below])
+        else:
+            halves = Layout(
+                display="flex", flex_flow="row wrap", align_items="flex-start", grid_gap="4px 14px"
+            )
+            left = VBox([*settings], layout=Layout(flex="1 1 340px", min_width="0", max_width="440px"))
+            right = VBox(results, layout=Layout(flex="3 1 440px", min_width="0"))
+            right.add_class("kvm-pf-results")
+            super().__init__([Box([left, right], layout=halves), *below])
+        self.add_class("kvm-pf-panel")
         for name, control in self.controls.items():
             if not isinstance(control, Button):
                 control.observe(self._listen(name), "value")
@@ -147,11 +163,11 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
         raise NotImplementedError
 
     def settings(self) -> Html:
-        """Tell how the controls stand."""
+        """Tell how the controls stand; of bits, a picture tells it."""
         told = [
             join([control.description, ": ", bold(_standing(control))])
             for control in self.controls.values()
-            if control.description and not isinstance(control, Button | Play)
+            if control.description and not isinstance(control, Button | BitGrid)
         ]
         return join(told, " · ")
 
@@ -161,7 +177,8 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def told(self) -> Html:
         """Return what `static` shows, without the frame."""
-        return join([element("p", self.settings()), Html(self.message.value), *self.parts()])
+        grids = [control.picture() for control in self.controls.values() if isinstance(control, BitGrid)]
+        return join([element("p", self.settings()), *grids, Html(self.message.value), *self.parts()])
 
     def draw(self) -> None:
         """Show the parts in the output."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvm_pf.bits import describe
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.fault_rows import FaultRow, columns
 from kvm_pf.conformance.follow import Follow, Seen, carried, scenario_of
@@ -17,11 +18,12 @@ from kvm_pf.conformance.replay import revision_for
 from kvm_pf.conformance.vm_state import VmState
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get
-from kvm_pf.show.markup import Html, beside, bold, code, element, join, table
+from kvm_pf.show.markup import Html, beside, bold, code, element, halves, join, table
 from kvm_pf.show.widgets.panel import Panel, line, place, show
 from kvm_pf.state import PAGE_SHIFT, PAGE_SIZE
 
 
+@typed()
 def scenario_player(
     recording: str | Path | Recording, scenario: str, revision: str | Revision | None = None
 ) -> ScenarioPlayer:
@@ -48,14 +50,13 @@ class Place(NamedTuple):
 
 
 class ScenarioPlayer(Panel):
-    """A recorded scenario; `place` is the current place.  Controls: play, place, back, forth."""
+    """A recorded scenario; `place` is the current place.  Controls: place, back, forth."""
 
     def __init__(self, recording: Recording, scenario: Scenario, revision: Revision) -> None:
         self.recording, self.scenario, self.revision = recording, scenario, revision
         self.places = list(_places(recording, scenario, revision))
-        play, slider, buttons = place("place", "which operation or fault is shown", len(self.places))
-        controls = dict(zip(("play", "place", "back", "forth"), (play, slider, *buttons), strict=True))
-        super().__init__(controls, [line(play, slider, *buttons)])
+        controls = place("place", "which operation or fault is shown", len(self.places))
+        super().__init__(controls, [line(*controls.values())], wide=True)
         self.react("place")
 
     @property
@@ -76,13 +77,18 @@ class ScenarioPlayer(Panel):
         told = ", ".join(
             f"{name} {each}" for name, each in (here.step.result or {}).items() if name in ("rc", "errno")
         )
-        yield element(
-            "p", bold(join([f"operation {here.step.number}: ", code(here.step.op)])), f"; {count}",
-            f"; user space got {told}" if told else "",
-        )  # fmt: skip
-        yield memory(here.state, here.seen.row.state_gfn if here.seen else None)
-        if here.seen:
-            yield from _fault(here.seen, self.revision)
+        left = [
+            element(
+                "p", bold(join([f"operation {here.step.number}: ", code(here.step.op)])), f"; {count}",
+                f"; user space got {told}" if told else "",
+            ),
+            memory(here.state, here.seen.row.state_gfn if here.seen else None),
+        ]  # fmt: skip
+        if here.seen is None:
+            yield from left
+            return
+        left.append(element("p", "; ".join(_story(here.seen.row, here.seen.taken))))
+        yield halves(left, _fault(here.seen, self.revision))
 
     def __repr__(self) -> str:
         return f"scenario_player({self.recording.name}, {self.scenario.name}, place {self.controls['place'].value})"
@@ -126,10 +132,9 @@ def memory(state: VmState, fault: int | None = None) -> Html:
 
 
 def _fault(seen: Seen, revision: Revision) -> Iterator[Html]:
-    """Yield how a fault came, every recorded value beside the model's, and how the KVM_RUN ended."""
-    row, taken = seen.row, seen.taken
-    yield element("p", "; ".join(_story(row, taken)))
-    if taken is None:
+    """Yield every recorded value beside the model's, and how the KVM_RUN ended."""
+    row = seen.row
+    if seen.taken is None:
         yield element("p", "The trace does not show enough to run the model.")
         return
     order = list(columns())

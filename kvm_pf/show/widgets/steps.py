@@ -6,26 +6,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvm_pf.bits import describe
+from kvm_pf.common.typed import typed
 from kvm_pf.run.watch import Explanation, Record, warn_names
-from kvm_pf.show.markup import Html, bold, changed, cited, code, join, table
+from kvm_pf.show.markup import Html, bold, changed, cited, code, halves, join, table
 from kvm_pf.show.widgets.hunks import lines_table
 from kvm_pf.show.widgets.panel import Panel, line, place, show
 from kvm_pf.state import Lookups
 
 
+@typed()
 def step_player(explanation: Explanation) -> StepPlayer:
     """Return a player of the records of one fault, as `kvm_pf.explain` returns them."""
     return StepPlayer(explanation)
 
 
 class StepPlayer(Panel):
-    """The steps of `explanation`; `record` is the current one.  Controls: play, step, back, forth."""
+    """The steps of `explanation`; `record` is the current one.  Controls: step, back, forth."""
 
     def __init__(self, explanation: Explanation) -> None:
         self.explanation = explanation
-        play, step, buttons = place("step", "which step is shown", len(explanation.steps))
-        controls = dict(zip(("play", "step", "back", "forth"), (play, step, *buttons), strict=True))
-        super().__init__(controls, [line(play, step, *buttons)])
+        controls = place("step", "which step is shown", len(explanation.steps))
+        super().__init__(controls, [line(*controls.values())], wide=True)
         self.react("step")
 
     @property
@@ -47,8 +48,7 @@ class StepPlayer(Panel):
             name = "\u00a0\u00a0\u00a0" * record.depth + record.step
             cells: list[object] = ["▶" if record is here else "", name, record.why]
             rows.append([bold(cell) for cell in cells] if record is here else cells)
-        yield table(self.explanation.title, ("", "step", "what it did"), rows)
-        yield from _detail(here)
+        yield halves([table(self.explanation.title, ("", "step", "what it did"), rows)], _detail(here))
 
     def __repr__(self) -> str:
         code_ = self.explanation.steps[0].before or 0
