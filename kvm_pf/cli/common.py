@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from kvm_pf.common.files import discard_unfinished
@@ -140,8 +141,33 @@ def _nothing(number: int, frame: object) -> None:
 def _wait(waited: int) -> None:
     while True:
         for number in os.read(waited, 64):
-            if signal.Signals(number).name in _SAID:
+            if number == signal.SIGINT and _stops:
+                _stops.pop()()
+            elif signal.Signals(number).name in _SAID:
                 end(number)
+
+
+_stops: list[Callable[[], None]] = []
+
+
+@contextmanager
+def stopped_by_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block, the first Ctrl-C calls `stop`, so that what was begun is brought to an end; the next one ends.
+
+    `stop` may be called by another thread.
+    """
+    _stops.append(stop)
+    is_waited_for = signal.getsignal(signal.SIGINT) == _nothing
+    before = None
+    if not is_waited_for and threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, lambda *_: _stops.pop()() if _stops else end(signal.SIGINT))
+    try:
+        yield
+    finally:
+        if stop in _stops:
+            _stops.remove(stop)
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def end(number: int) -> None:

@@ -1,57 +1,169 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tell on one page what a trace of page faults shows."""
+"""Tell on one page what a trace of page faults shows, also while it is being recorded."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
-from kvm_pf.cli.common import OK, PLAIN
+from kvm_pf.cli.common import OK, PLAIN, Progress, stopped_by_interrupt
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import write
+from kvm_pf.trace.lines import Pace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kvm_pf.trace.reading import Stream, Survey
+
+_CLEAR = "\x1b[H\x1b[2J"
+"""What empties a terminal."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.revisions import REVISIONS
-    from kvm_pf.trace import load, page
+    from kvm_pf.trace import page
+    from kvm_pf.trace.reading import Stream
 
     if args.revision not in REVISIONS:
         raise InputError(f"--revision {args.revision!r:.60}: it takes one of {', '.join(REVISIONS)}")
-    traced = load(args.file, args.revision)
-    if not traced.joiner.events and not traced.reader.foreign and not traced.reader.unread:
-        raise InputError(
-            f"{traced.name}: no event of a trace in {traced.reader.lines} lines; a trace of KVM is wanted"
-        )
-    if args.parquet:
-        with write(args.parquet) as file:
-            traced.faults.to_parquet(file, index=False)
+    pace = _Live(args)
+    with stopped_by_interrupt(pace.stop), ExitStack() as opened:
+        pace.stream = stream = Stream(args.file, args.revision, pace)
+        pace.sinks = list(_sinks(args, opened))
+        for part in stream.parts():
+            pace.hand_on(part)
+        pace.progress.done()
+        if (
+            not pace.stopped
+            and not stream.joiner.events
+            and not stream.reader.foreign
+            and not stream.reader.unread
+        ):
+            raise InputError(
+                f"{stream.name}: no event of a trace in {stream.reader.lines} lines; a trace of KVM is wanted"
+            )
+        if pace.stopped:
+            stream.name += f", interrupted after {stream.reader.lines} lines"
+    pace.clear()
     if args.json:
-        print(json.dumps(as_dict(traced), indent=1))
+        print(json.dumps(as_dict(stream), indent=1).removeprefix("{\n"))
     else:
-        print(page(traced))
+        print(page(stream))
+    if pace.stopped:
+        raise KeyboardInterrupt
     return OK
 
 
-def as_dict(traced: Any) -> dict[str, Any]:
-    """Give everything on the page, and the faults themselves, as JSON takes it; 64-bit values as hexadecimal text."""
-    from kvm_pf.trace import conversions, disagreements, meanings, next_steps, storms, summary, top_addresses
+class _Live(Pace):
+    """What happens while a trace is read: progress; with a live one, the page so far, again and again."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.progress = Progress("trace")
+        self.stream: Stream | None = None
+        self.sinks: list[Callable[[pd.DataFrame], None]] = []
+        self.every = args.every
+        if self.every is None and _is_live(args.file) and sys.stdout.isatty() and not args.json:
+            self.every = 2.0
+        self.is_json = args.json
+        self.begun = self.last = time.monotonic()
+        self.rows = 0
+
+    def stop(self) -> None:
+        """Take what was read for all there is."""
+        self.stopped = True
+
+    def hand_on(self, part: pd.DataFrame) -> None:
+        """Hand a part of the table on to where it is written."""
+        for sink in self.sinks:
+            sink(part)
+
+    def tick(self) -> None:
+        """Show how far it is, or the page so far."""
+        now = time.monotonic()
+        if self.stream is None or now < self.last + (self.every or 0.25):
+            return
+        self.last = now
+        if self.every is None and not self.is_json:
+            of = f" of {self.size / 1e6:,.0f}" if self.size else ""
+            self.progress.show(
+                f"{self.done / 1e6:,.0f}{of} MB, {self.stream.joiner.events['kvm_page_fault']} faults"
+            )
+            return
+        if (part := self.stream.so_far()) is not None:
+            self.hand_on(part)
+        if self.every is not None and not self.is_json and self.stream.digest.rows != self.rows:
+            from kvm_pf.trace import page
+
+            self.rows = self.stream.digest.rows
+            self.clear()
+            print(page(self.stream, most=4))
+            if not sys.stdout.isatty():
+                print(f"\n--- so far, after {now - self.begun:.0f} s ---\n")
+            sys.stdout.flush()
+
+    def clear(self) -> None:
+        """Empty the terminal, if the page is shown there again and again."""
+        if self.every is not None and sys.stdout.isatty() and sys.__stdout__ is not None and not self.is_json:
+            with suppress(OSError):
+                print(_CLEAR, end="", file=sys.__stdout__, flush=True)
+
+
+def _is_live(file: str) -> bool:
+    """Say whether a file is a pipe, from which a trace may come while it is recorded."""
+    with suppress(OSError, ValueError):
+        mode = os.fstat(0).st_mode if file == "-" else os.stat(file).st_mode
+        return not stat.S_ISREG(mode)
+    return False
+
+
+def _sinks(args: argparse.Namespace, opened: ExitStack) -> Any:
+    """Open where the faults are written part by part: a Parquet file, and standard output if JSON is wanted."""
+    from kvm_pf.trace.tables import writing
+
+    if args.out:
+        yield opened.enter_context(writing(args.out))
+    if args.json:
+        print('{\n "faults": [', end="")
+        first = True
+
+        def show(part: pd.DataFrame) -> None:
+            nonlocal first
+            for row in _records(part):
+                print("\n  " if first else ",\n  ", json.dumps(row), sep="", end="")
+                first = False
+            sys.stdout.flush()
+
+        opened.callback(print, "\n ],")
+        yield show
+
+
+def as_dict(traced: Survey) -> dict[str, Any]:
+    """Give everything on the page as JSON takes it; 64-bit values as hexadecimal text."""
+    from kvm_pf.trace import conversions, disagreements, next_steps, summary
 
     return {
         "summary": dict(summary(traced).itertuples(index=False)),
-        "meanings": _records(meanings(traced.faults)),
-        "top_addresses": _records(top_addresses(traced.faults)),
-        "storms": _records(storms(traced.faults)),
+        "meanings": _records(traced.digest.meanings()),
+        "top_addresses": _records(traced.digest.pages()),
+        "storms": _records(traced.digest.storms()),
         "conversions": _records(conversions(traced)),
         "disagreements": _records(disagreements(traced)),
+        "follows": _records(traced.digest.follows()),
         "unread": [unread._asdict() for unread in traced.reader.unread],
         "next": next_steps(traced),
-        "faults": _records(traced.faults),
     }
 
 
-def _records(table: Any) -> list[dict[str, Any]]:
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     import pandas as pd
 
     rows = []
@@ -59,13 +171,23 @@ def _records(table: Any) -> list[dict[str, Any]]:
         row: dict[str, Any] = {}
         for name, dtype, value in zip(table.columns, table.dtypes, values, strict=True):
             if pd.isna(value):
-                row[name] = None
+                row[str(name)] = None
             elif str(dtype) == "UInt64":
-                row[name] = f"{int(value):#x}"
+                row[str(name)] = f"{int(value):#x}"
             else:
-                row[name] = value.item() if hasattr(value, "item") else value
+                row[str(name)] = value.item() if hasattr(value, "item") else value
         rows.append(row)
     return rows
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds is wanted, 0.1 to 86400")
+    return value
 
 
 def add(commands: Any) -> None:
@@ -75,13 +197,20 @@ def add(commands: Any) -> None:
         help="tell what a trace of page faults shows",
         formatter_class=PLAIN,
         epilog="examples:\n  kvm-pf trace trace.dat\n  trace-cmd report | kvm-pf trace -\n"
-        "  kvm-pf trace trace.txt.gz --parquet faults.parquet",
+        "  cat /sys/kernel/tracing/trace_pipe | kvm-pf trace -      # live; Ctrl-C gives the page so far\n"
+        "  kvm-pf trace trace.txt.gz --out faults.parquet",
     )
     p.add_argument(
         "file", help="ftrace, trace-cmd, perf, bpftrace, a kernel log or pasted text; - for standard input"
     )
     p.add_argument("--json", action="store_true", help="for programs, with every fault")
-    p.add_argument("--parquet", metavar="OUT", help="write the table of faults to this file")
+    p.add_argument(
+        "--out", "--parquet", metavar="FILE", help="write the table of faults to this Parquet file"
+    )
+    p.add_argument(
+        "--every", type=_seconds, metavar="SECONDS",
+        help="show the page so far that often (2 on a terminal, if the trace comes through a pipe)",
+    )  # fmt: skip
     p.add_argument(
         "--revision", default="posted", help="the kernel whose exit handlers make the error codes (posted)"
     )

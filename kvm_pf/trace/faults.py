@@ -8,6 +8,7 @@ were not recorded, at `kvm_page_fault`; it ends at the next entry, exit or retur
 from __future__ import annotations
 
 import functools
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,9 +38,11 @@ from kvm_pf.bits import (
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.meanings import ENCODINGS, meaning
 from kvm_pf.state import PAGE_SHIFT
+from kvm_pf.trace.declared import Declared, Span
 from kvm_pf.trace.lines import Event, number
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 STAGE = PFERR_GUEST_FINAL_MASK | PFERR_GUEST_PAGE_MASK
@@ -89,6 +92,10 @@ class Fault:
     size: int | None = None
     traced: bool = False
     step: str | None = None
+    declared: bool | None = None
+    conversion: int | None = None
+    exit_code: int | None = None
+    again: int = 0
 
     @property
     def outcome(self) -> str:
@@ -110,17 +117,6 @@ class Fault:
         if self.mapped_now:
             return "mapped"
         return "resumed" if self.entered else "not shown"
-
-
-class Span(NamedTuple):
-    """A conversion: `private` says to what; by whom is `how`."""
-
-    line: int
-    time: float | None
-    gpa: int
-    size: int
-    private: bool
-    how: str
 
 
 def fault_kind(fields: dict[str, Any]) -> str | None:
@@ -149,20 +145,24 @@ def _user_exit(f: dict[str, Any]) -> str:
 class Joiner:
     """Join events into faults; what else the trace tells stands in the attributes.
 
-    `events` counts the events by name, `exits` the exits by reason, `conversions` lists ranges that were made
+    `events` counts the events by name, `exits` the exits by reason, `declared` holds the memory that was made
     private or shared, `sptes` the entries that get_mmio_spte() complained about, `counts` bpftrace's maps,
+    `ends` lists exits that user space did not know; of these lists the first KEPT are kept.
     `amd` and `intel` count the evidence for either, `tdp` is True once the trace shows that TDP is in use.
     """
 
     OPEN = 65536
+    WAITING = 8192
+    KEPT = 1000
 
     def __init__(self) -> None:
         self.open: dict[object, Fault] = {}
         self.events: Counter[str] = Counter()
         self.exits: Counter[str] = Counter()
-        self.conversions: list[Span] = []
+        self.declared = Declared()
         self.sptes: list[dict[str, Any]] = []
         self.counts: list[dict[str, Any]] = []
+        self.sptes_count = self.counts_count = 0
         self.amd = self.intel = 0  # by exits
         self.amd_codes = self.intel_codes = 0
         self.tdp = False
@@ -175,13 +175,48 @@ class Joiner:
         self._step: str | None = None
         self._address: int | None = None
         self._walk: Fault | None = None
+        self._waiting: list[tuple[int, int, Fault]] = []
+        self._number = 0
+        self._same: dict[object, tuple[object, int]] = {}
 
     def join(self, events: Iterable[Event]) -> Iterator[Fault]:
-        """Yield the faults, each when it has ended."""
+        """Yield the faults, each when it has ended, in the order in which they began.
+
+        A fault waits for those that began before it and go on; if WAITING of them wait, the first waits no longer.
+        """
         for event in events:
-            yield from self.feed(event)
-        yield from self.open.values()
-        self.open = {}
+            for row in self.feed(event):
+                self._wait(row)
+                oldest = next(iter(self.open.values())).line if self.open else row.line
+                while self._waiting and (self._waiting[0][0] <= oldest or len(self._waiting) > self.WAITING):
+                    yield heapq.heappop(self._waiting)[2]
+        yield from self.end()
+
+    def end(self) -> Iterator[Fault]:
+        """Yield the faults that go on: the trace has ended."""
+        for row in [*self.open.values(), *([self._walk] if self._walk else [])]:
+            self._wait(row)
+        self.open, self._walk = {}, None
+        yield from self.release()
+
+    def release(self) -> Iterator[Fault]:
+        """Yield the faults that have ended and wait for others."""
+        while self._waiting:
+            yield heapq.heappop(self._waiting)[2]
+
+    def _wait(self, row: Fault) -> None:
+        """Note how often the very same fault came before, and let it wait for those that began earlier."""
+        who = (row.pid if row.pid is not None else row.task, row.vcpu)
+        page = None if row.address is None else row.address >> PAGE_SHIFT
+        same = (row.rip, page, row.raw_code, row.source)
+        before, times = self._same.get(who, (None, 0))
+        row.again = times if before == same else 0
+        if len(self._same) >= self.OPEN and who not in self._same:
+            self._same.clear()
+        self._same[who] = same, row.again + 1
+        self.declared.met(row.conversion, row.user_exit == "KVM_EXIT_MEMORY_FAULT")
+        self._number += 1
+        heapq.heappush(self._waiting, (row.line, self._number, row))
 
     def feed(self, event: Event) -> Iterator[Fault]:
         """Take one event; yield the faults that it ends."""
@@ -204,13 +239,23 @@ class Joiner:
             yield self.open.pop(key)
         if len(self.open) >= self.OPEN:
             yield self.open.pop(next(iter(self.open)))
-        self.open[key] = Fault(
+        row = self.open[key] = Fault(
             event.line, event.time, event.cpu, event.task, event.pid, event.fields.get("vcpu"), event.fields.get("rip"),
             step=self._step, **given,
         )  # fmt: skip
+        row.exit_code = row.raw_code
+        if row.address is not None:
+            self._at(row, row.address)
+
+    def _at(self, row: Fault, address: int | None) -> None:
+        """Note where a fault is, and what that memory was last declared."""
+        row.address = address
+        if address is not None and row.source != "pf":
+            row.declared, row.conversion = self.declared.at(address)
 
     def _kvm_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
-        self.exits[str(f["reason"])] += 1
+        reason = str(f["reason"])
+        self.exits[reason if reason in self.exits or len(self.exits) < self.KEPT else "others"] += 1
         kind = fault_kind(f)
         if kind is None:
             if key in self.open:
@@ -257,7 +302,7 @@ class Joiner:
         row.traced = True
         row.vcpu, row.rip = f.get("vcpu", row.vcpu), f.get("rip", row.rip)
         code = f["error_code"]
-        row.address = f["address"]
+        self._at(row, f["address"])
         exact = row.raw_code is not None and not event.whole and row.raw_code & 0xFFFFFFFF == code
         if not exact:
             row.raw_code, row.whole = code, event.whole or code >> 32 != 0
@@ -287,7 +332,7 @@ class Joiner:
                 and not old & _LEAF
                 and new & 7
                 and new & _LEAF
-                and len(self.collapses) < 1000
+                and len(self.collapses) < self.KEPT
             ):
                 self.collapses.append((event.line, f.get("gfn", 0), level))
         if row is None:
@@ -305,13 +350,13 @@ class Joiner:
         if (row := self.open.get(key)) is not None and f.get("type") in ("read", "write", "unsatisfied-read"):
             row.mmio = str(f["type"])
             if row.address is None:
-                row.address = f.get("gpa")
+                self._at(row, f.get("gpa"))
         yield from ()
 
     def _kvm_fast_mmio(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if (row := self.open.get(key)) is not None:
             row.mmio = "fast"
-            row.address = f.get("gpa", row.address)
+            self._at(row, f.get("gpa", row.address))
         yield from ()
 
     def _kvm_emulate_insn(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
@@ -335,14 +380,14 @@ class Joiner:
         if row is not None and row.handler_code is None:
             row.handler_code = f.get("err")
             if row.address is None:
-                row.address = f.get("gpa")
+                self._at(row, f.get("gpa"))
         yield from ()
 
     def _kvm_hypercall(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if f.get("nr") == KVM_HC_MAP_GPA_RANGE and {"a0", "a1", "a2"} <= f.keys():
             size = f["a1"] << PAGE_SHIFT & U64_MASK
             private = bool(f["a2"] & MAP_GPA_ENCRYPTED)
-            self.conversions.append(
+            self.declared.convert(
                 Span(event.line, event.time, f["a0"], size, private, "the guest's hypercall")
             )
         yield from ()
@@ -355,20 +400,24 @@ class Joiner:
             gpa, size = number(gpa_text), number(size_text)
             if kind in ("private", "shared") and gpa is not None and size is not None:
                 how = "user space, marked in the trace"
-                self.conversions.append(Span(event.line, event.time, gpa, size, kind == "private", how))
+                self.declared.convert(Span(event.line, event.time, gpa, size, kind == "private", how))
         yield from ()
 
     _print = _bprint = _tracing_mark_write
 
     def _conversion(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
-        self.conversions.append(Span(event.line, event.time, f["gpa"], f["size"], f["private"], "user space"))
+        self.declared.convert(
+            Span(event.line, event.time, f["gpa"], f["size"] or 0, f["private"], "user space")
+        )
         yield from ()
 
     def _memory_fault(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
-        yield Fault(
-            event.line, event.time, address=f["gpa"], raw_code=f["flags"], source="memory_fault", size=f["size"],
+        row = Fault(
+            event.line, event.time, raw_code=f["flags"], source="memory_fault", size=f["size"],
             user_exit="KVM_EXIT_MEMORY_FAULT",
         )  # fmt: skip
+        self._at(row, f["gpa"])
+        yield row
 
     def _guest_pf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         yield Fault(event.line, event.time, raw_code=f["error_code"], source="guest_pf")
@@ -380,17 +429,22 @@ class Joiner:
     def _spte(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         rsvd = f["rsvd"]
         hit = f["spte"] & rsvd if rsvd is not None else None
-        self.sptes.append(
-            {"line": event.line, "time": event.time, "address": self._address, **f, "reserved": hit}
-        )
+        self.sptes_count += 1
+        if len(self.sptes) < self.KEPT:
+            self.sptes.append(
+                {"line": event.line, "time": event.time, "address": self._address, **f, "reserved": hit}
+            )
         yield from ()
 
     def _unknown_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
-        self.ends.append((event.line, f["reason"]))
+        if len(self.ends) < self.KEPT:
+            self.ends.append((event.line, f["reason"]))
         yield from ()
 
     def _count(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
-        self.counts.append({"line": event.line, **f})
+        self.counts_count += 1
+        if len(self.counts) < self.KEPT:
+            self.counts.append({"line": event.line, **f})
         yield from ()
 
     def _hvf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
@@ -548,18 +602,21 @@ def _ept(code: int, why: str, revision: Revision | str) -> Sense:
 
 # --- the table ---
 
-U64 = ("rip", "address", "gpa", "gfn", "raw_code", "error_code", "handler_code", "size", "vectoring")
+U64 = (
+    "rip", "address", "gpa", "gfn", "raw_code", "error_code", "exit_code", "handler_code", "size", "vectoring",
+)  # fmt: skip
 _DTYPES = {
     "line": "Int64", "time": "Float64", "cpu": "Int32", "task": "string", "pid": "Int64", "vcpu": "Int64",
     **dict.fromkeys(U64, "UInt64"), "cut": "boolean", "source": "string", "encoding": "string",
     "encoding_why": "string", "flags": "string", "access": "string", "mapped": "boolean", "private": "boolean",
-    "mmio": "boolean", "nested": "boolean", "outcome": "string", "insn": "string", "exception": "string",
-    "zapped": "boolean", "step": "string", "meaning": "string",
+    "declared": "boolean", "mmio": "boolean", "nested": "boolean", "outcome": "string", "again": "Int64",
+    "insn": "string", "exception": "string", "zapped": "boolean", "step": "string", "meaning": "string",
 }  # fmt: skip
 COLUMNS = (
     "line", "time", "cpu", "task", "pid", "vcpu", "rip", "address", "gpa", "gfn", "raw_code", "cut", "source",
-    "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "mmio", "nested", "outcome",
-    "handler_code", "vectoring", "insn", "exception", "zapped", "size", "step", "meaning",
+    "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "declared", "mmio", "nested",
+    "outcome", "again", "exit_code", "handler_code", "vectoring", "insn", "exception", "zapped", "size", "step",
+    "meaning",
 )  # fmt: skip
 """The columns of a table of faults, in order."""
 
@@ -601,3 +658,24 @@ def table(columns: dict[str, list[Any]], dtypes: dict[str, str]) -> pd.DataFrame
 
     array: Any = pd.array
     return pd.DataFrame({name: array(values, dtype=dtypes[name]) for name, values in columns.items()})
+
+
+def kinds(frame: pd.DataFrame, columns: Iterable[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Number the rows so that those that agree in `columns`, gaps too, have one number, in the order of the rows.
+
+    Returns each row's number, and for each number the place of the first row that has it.
+    """
+    import numpy as np
+    import pandas as pd
+
+    total, most = np.zeros(len(frame), dtype=np.int64), 1
+    for name in columns:
+        codes, labels = pd.factorize(frame[name])
+        if most * (len(labels) + 1) >= 1 << 62:
+            total, seen = pd.factorize(total)
+            most = len(seen)
+        total, most = total * (len(labels) + 1) + codes + 1, most * (len(labels) + 1)
+    codes, seen = pd.factorize(total)
+    first = np.zeros(len(seen), dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(frame))[::-1]
+    return codes, first

@@ -8,7 +8,10 @@ bounded length, by patterns that need no backtracking.
 from __future__ import annotations
 
 import io
+import os
 import re
+import select
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,17 +64,63 @@ class Unread(NamedTuple):
 _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def open_bytes(file: str | Path) -> IO[bytes]:
+class Pace:
+    """How far the reading of a file is: `done` of `size` bytes (0: nobody knows); `stopped` ends it as if it ended.
+
+    `tick` is called after each piece that was read, and four times a second while there is nothing to read.
+    """
+
+    def __init__(self) -> None:
+        self.done = self.size = 0
+        self.stopped = False
+
+    def tick(self) -> None:
+        """Do what is to be done meanwhile: here, nothing."""
+
+
+class _Paced(io.RawIOBase):
+    """A raw stream that is read at a pace."""
+
+    def __init__(self, raw: Any, pace: Pace) -> None:
+        self.raw, self.pace = raw, pace
+        try:
+            self.waits = not stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+            pace.size = os.fstat(raw.fileno()).st_size if not self.waits else 0
+        except (OSError, AttributeError):
+            self.waits = False
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self.raw is not sys.stdin.buffer:
+            self.raw.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while self.waits and not self.pace.stopped and not select.select([self.raw], [], [], 0.25)[0]:
+            self.pace.tick()
+        if self.pace.stopped:
+            return 0
+        count: int = self.raw.readinto(buffer) or 0
+        self.pace.done += count
+        self.pace.tick()
+        return count
+
+
+def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
     """Open a file, or standard input for "-", and unpack gzip, bzip2, xz and zstd by their first bytes."""
-    raw: IO[bytes]
+    raw: Any
     if str(file) == "-":
         raw = sys.stdin.buffer
     else:
         try:
-            raw = open(file, "rb")  # noqa: SIM115 - the caller closes it
+            raw = open(file, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
         except OSError as error:
             raise InputError(f"{file}: {error.strerror or error}") from error
-    stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
+    if pace is not None:
+        raw = _Paced(getattr(raw, "raw", raw), pace)
+    stream: io.BufferedReader = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 16)
     try:
         head = stream.peek(6)[:6]
     except OSError as error:

@@ -13,30 +13,35 @@ from typing import IO, TYPE_CHECKING, Any
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.dat import MAGIC, TraceDat
+from kvm_pf.trace.digest import Digest
 from kvm_pf.trace.faults import Fault, Joiner, frame
-from kvm_pf.trace.lines import Event, Reader, open_bytes
+from kvm_pf.trace.lines import Event, Pace, Reader, open_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass
-class Traced:
-    """A trace that was read: `faults` is the table, `joiner` and `reader` hold what else the file told.
-
-    `vendor` is "amd", "intel", "both" or None, from the exits and codes of this trace alone.
-    """
+class Survey:
+    """What a trace amounts to: `digest` counts its faults, `joiner` and `reader` hold what else the file told."""
 
     name: str
     kind: str
-    faults: pd.DataFrame
     reader: Reader = field(repr=False)
     joiner: Joiner = field(repr=False)
+    digest: Digest = field(repr=False)
 
     @property
     def vendor(self) -> str | None:
-        """Whose CPU it was."""
+        """Whose CPU it was, by the exits and codes of this trace alone: "amd", "intel", "both" or None."""
         return vendor_of(self.joiner)
+
+
+@dataclass
+class Traced(Survey):
+    """A trace that was read whole: `faults` is the table."""
+
+    faults: pd.DataFrame = field(repr=False)
 
 
 def vendor_of(joiner: Joiner) -> str | None:
@@ -76,30 +81,44 @@ class _Joined:
         return self.stream.readline(size)
 
 
-def _events(file: str | Path, reader: Reader) -> tuple[str, Iterator[Event]]:
+def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple[str, Iterator[Event]]:
     """Open a file; return its kind and its events."""
-    name = "standard input" if str(file) == "-" else str(file)
-    stream = open_bytes(file)
+    name = _name(file)
+    pace = pace or Pace()
+    stream = open_bytes(file, pace)
     try:
         head = stream.read(len(MAGIC)) if str(file) != "-" else stream.peek(len(MAGIC))[: len(MAGIC)]  # type: ignore[attr-defined]
+        if head == MAGIC:
+            head = stream.read(len(MAGIC)) if str(file) == "-" else head
+            return "trace.dat", _paced(TraceDat(name, _seekable(name, stream, head), reader).events(), pace)
     except (OSError, EOFError) as error:
         raise InputError(f"{name}: cannot be read: {error}") from error
-    if head == MAGIC:
-        if str(file) == "-":
-            head = stream.read(len(MAGIC))
-        return "trace.dat", TraceDat(name, _seekable(name, stream, head), reader).events()
     text: Any = stream if str(file) == "-" else _Joined(head, stream)
-    return "text", _guarded(name, reader.read(text))
+    return "text", _guarded(name, reader.read(text), pace)
 
 
-def _guarded(name: str, events: Iterator[Event]) -> Iterator[Event]:
+def _name(file: str | Path) -> str:
+    return "standard input" if str(file) == "-" else str(file)
+
+
+def _guarded(name: str, events: Iterator[Event], pace: Pace) -> Iterator[Event]:
     import lzma
     import zlib
 
     try:
         yield from events
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{name}: cannot be read: {error}") from error
+        if not pace.stopped:
+            raise InputError(f"{name}: cannot be read: {error}") from error
+
+
+def _paced(events: Iterator[Event], pace: Pace) -> Iterator[Event]:
+    for n, event in enumerate(events):
+        if not n % 4096:
+            pace.tick()
+            if pace.stopped:
+                return
+        yield event
 
 
 def load(file: str | Path, revision: Revision | str = "posted") -> Traced:
@@ -112,10 +131,9 @@ def load(file: str | Path, revision: Revision | str = "posted") -> Traced:
     reader, joiner = Reader(), Joiner()
     kind, events = _events(file, reader)
     rows: list[Fault] = sorted(joiner.join(events), key=lambda row: row.line)
-    name = "standard input" if str(file) == "-" else str(file)
     table = frame(rows, vendor_of(joiner), joiner.tdp, revision)
     table.attrs["unread"] = reader.unread_count
-    return Traced(name, kind, table, reader, joiner)
+    return Traced(_name(file), kind, reader, joiner, Digest(revision=revision).add(table), table)
 
 
 def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
@@ -127,20 +145,46 @@ def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
     return load(file, revision).faults
 
 
-def chunks(
-    file: str | Path, revision: Revision | str = "posted", rows: int = 1 << 16
-) -> Iterator[pd.DataFrame]:
-    """Read a trace in tables of at most `rows` faults each, in the order in which they end: memory stays bounded.
+ROWS = 1 << 16
+"""Faults in a part of a table."""
 
-    The vendor of a code that can be read in several ways is taken from what the trace has shown up to there.
+
+class Stream(Survey):
+    """A trace that is read in parts: memory stays bounded, however long it is, and the digest grows with each part.
+
+    Takes what `load` takes, and a Pace.  The vendor of a code that can be read in several ways is taken from what
+    the trace has shown up to there.
     """
-    joiner = Joiner()
-    _, events = _events(file, Reader())
-    part: list[Fault] = []
-    for row in joiner.join(events):
-        part.append(row)
-        if len(part) == rows:
-            yield frame(part, vendor_of(joiner), joiner.tdp, revision)
-            part = []
-    if part:
-        yield frame(part, vendor_of(joiner), joiner.tdp, revision)
+
+    def __init__(
+        self, file: str | Path, revision: Revision | str = "posted", pace: Pace | None = None
+    ) -> None:
+        super().__init__(_name(file), "", Reader(), Joiner(), Digest(revision=revision))
+        self.revision = revision
+        self.kind, self._events = _events(file, self.reader, pace)
+        self._waiting: list[Fault] = []
+
+    def parts(self, rows: int = ROWS) -> Iterator[pd.DataFrame]:
+        """Yield the faults in tables of at most `rows` each, those that began first before the others."""
+        for row in self.joiner.join(self._events):
+            self._waiting.append(row)
+            if len(self._waiting) >= rows:
+                yield self._part()
+        if self._waiting:
+            yield self._part()
+
+    def so_far(self) -> pd.DataFrame | None:
+        """Give the faults that have ended since the last part, while the next one is being read; None without any."""
+        self._waiting += self.joiner.release()
+        return self._part() if self._waiting else None
+
+    def _part(self) -> pd.DataFrame:
+        rows, self._waiting = self._waiting, []
+        part = frame(rows, self.vendor, self.joiner.tdp, self.revision)
+        self.digest.add(part)
+        return part
+
+
+def chunks(file: str | Path, revision: Revision | str = "posted", rows: int = ROWS) -> Iterator[pd.DataFrame]:
+    """Read a trace in tables of at most `rows` faults each, as `Stream` does: memory stays bounded."""
+    yield from Stream(file, revision).parts(rows)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Find the same faults again and again, table by table, in memory that does not grow with the storm.
+
+A storm is a cycle of up to LONGEST_CYCLE faults (rip, address, code, kind of exit) that one vCPU comes back to.  The
+faults of each vCPU are looked at once, in order; the shortest cycle that holds is taken, from its first fault until
+the first that does not fit.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+LONGEST_CYCLE = 8
+"""The most faults that one turn of a storm may have."""
+
+COMPILED_ROWS = 1 << 17
+"""From this many faults on, compiling the search takes less time than it saves."""
+
+MOST_VCPUS = 1 << 16
+"""The most vCPUs that are followed at once; if there are more, all are followed anew."""
+
+
+def search(
+    who: Any,
+    signature: Any,
+    first: int,
+    least: int,
+    ring: Any,
+    seen: Any,
+    streak: Any,
+    cycle: Any,
+    opened: Any,
+) -> int:
+    """Follow the faults from `first` on; write each beginning of a storm to `opened`, return how many there are.
+
+    For each fault `who` has the number of its vCPU and `signature` what it is.  The state of each vCPU: `ring`, its
+    last signatures; `seen`, its faults, and at [1] those that belong to no storm since the last one ended;
+    `streak[c]`, how many faults in a row were like the one `c` before; `cycle`, that of the storm it is in, or 0.
+    A row of `opened` is the fault's place and the cycle, or the place and 0 where a storm ended.
+    """
+    count = 0
+    for n in range(first, len(who)):
+        w, s = who[n], signature[n]
+        at, free = seen[w][0], seen[w][1]
+        if cycle[w] and ring[w][(at - cycle[w]) % 8] != s:
+            opened[count][0], opened[count][1] = n, 0
+            count += 1
+            cycle[w] = free = 0
+            for c in range(1, 9):
+                streak[w][c] = 0
+        if not cycle[w]:
+            for c in range(1, 9):
+                if c <= free and ring[w][(at - c) % 8] == s:
+                    streak[w][c] += 1
+                    if not cycle[w] and streak[w][c] + c >= max(least, 3 * c):
+                        cycle[w] = c
+                        opened[count][0], opened[count][1] = n, c
+                        count += 1
+                else:
+                    streak[w][c] = 0
+        ring[w][at % 8] = s
+        seen[w][0], seen[w][1] = at + 1, free + 1
+    return count
+
+
+@functools.cache
+def _compiled() -> Callable[..., int]:
+    import numba
+
+    run: Callable[..., int] = numba.njit(nogil=True)(search)
+    return run
+
+
+class _Turn(NamedTuple):
+    """A fault of a storm's first turn: what is told of it."""
+
+    rip: Any
+    address: Any
+    raw_code: Any
+    meaning: str
+
+
+@dataclass
+class Storm:
+    """One storm so far: whose, how many faults, the first turn, and how its faults ended."""
+
+    vcpu: Any
+    pid: Any
+    cycle: int
+    turn: tuple[_Turn, ...]
+    first_line: int
+    start: Any
+    last_line: int = 0
+    end: Any = None
+    faults: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    zapped: bool = False
+
+
+class Finder:
+    """Find storms in tables of faults that follow one another; `found` has all so far, those going on too.
+
+    `least` is the fewest faults that count.  Of more than `most` storms the longest are kept; `dropped` counts the
+    others.
+    """
+
+    def __init__(self, least: int = 5, most: int = 10_000) -> None:
+        self.least, self.most, self.dropped = least, most, 0
+        self.ended: list[Storm] = []
+        self.going: dict[int, Storm] = {}
+        self._vcpus: dict[tuple[Any, Any], int] = {}
+        self._tail: pd.DataFrame | None = None
+        self._rows = 0
+        self._state: list[Any] = []
+
+    @property
+    def found(self) -> list[Storm]:
+        """All storms, the longest first, else in the order of the trace."""
+        return sorted(
+            [*self.ended, *self.going.values()], key=lambda storm: (-storm.faults, storm.first_line)
+        )
+
+    def add(self, part: pd.DataFrame) -> None:
+        """Take the next faults: a table with the columns of `kvm_pf.trace.read`."""
+        import numpy as np
+        import pandas as pd
+
+        if not len(part):
+            return
+        part = part[[*KEY, "vcpu", "pid", "line", "time", "meaning", "outcome", "zapped"]]
+        before = 0 if self._tail is None else len(self._tail)
+        table = part if self._tail is None else pd.concat([self._tail, part], ignore_index=True)
+        if len(self._vcpus) > MOST_VCPUS:
+            self._forget()
+        who = self._who(table)
+        signature = signatures(table)
+        self._rows += len(part)
+        self._grow(self._rows >= COMPILED_ROWS)
+        opened: Any = np.zeros((2 * len(table), 2), dtype=np.int64)
+        if self._is_compiled:
+            count = _compiled()(who, signature, before, self.least, *self._state, opened)
+        else:
+            rows = opened.tolist()
+            ring, seen, streak, cycle = self._state
+            plain = who.tolist(), signature.tolist()
+            count = search(*plain, before, self.least, ring, seen, streak, cycle, rows)
+            opened = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        self._take(table, before, who, opened[:count].tolist())
+        self._tail = table.groupby(who, sort=False).tail(max(self.least, 3 * LONGEST_CYCLE))
+
+    def _forget(self) -> None:
+        self.ended += self.going.values()
+        self.going, self._vcpus, self._tail, self._state = {}, {}, None, []
+
+    def _who(self, table: pd.DataFrame) -> np.ndarray[Any, Any]:
+        import numpy as np
+        import pandas as pd
+
+        columns = [table[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("vcpu", "pid")]
+        codes, pairs = pd.factorize(pd.MultiIndex.from_arrays(columns))
+        numbers = [self._vcpus.setdefault(pair, len(self._vcpus)) for pair in pairs]
+        return np.array(numbers, dtype=np.int64)[codes]
+
+    @property
+    def _is_compiled(self) -> bool:
+        return bool(self._state) and not isinstance(self._state[0], list)
+
+    def _grow(self, compiled: bool) -> None:
+        """Make room for the state of each vCPU: lists, or arrays for compiled code."""
+        import numpy as np
+
+        room = len(self._vcpus)
+        have = len(self._state[0]) if self._state else 0
+        widths, kinds = (8, 2, 9, 0), (np.uint64, np.int64, np.int64, np.int64)
+        if not compiled and not self._is_compiled:
+            self._state = self._state or [[], [], [], []]
+            for rows, width in zip(self._state, widths, strict=True):
+                rows.extend([0] * width if width else 0 for _ in range(room - have))
+            return
+        if self._is_compiled and have >= room:
+            return
+        grown = []
+        for n, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
+            array = np.zeros((2 * room, width) if width else 2 * room, dtype=kind)
+            if have:
+                array[:have] = np.array(self._state[n], dtype=kind)
+            grown.append(array)
+        self._state = grown
+
+    def _take(self, table: pd.DataFrame, before: int, who: Any, opened: list[list[int]]) -> None:
+        """Note which faults belong to which storm."""
+        import numpy as np
+
+        places = {}
+        wanted = {int(who[n]) for n, _ in opened} | set(self.going)
+        order = np.argsort(who, kind="stable")
+        edges: Any = np.searchsorted(who[order], [[w, w + 1] for w in sorted(wanted)]) if wanted else []
+        for w, (start, end) in zip(sorted(wanted), edges, strict=True):
+            places[w] = order[start:end]
+        begun = dict.fromkeys(self.going, before)
+        for n, cycle in opened:
+            w = int(who[n])
+            mine = places[w]
+            here = int(np.searchsorted(mine, n))
+            if not cycle:
+                self._extend(self.going[w], table, mine[np.searchsorted(mine, begun[w]) : here])
+                self.ended.append(self.going.pop(w))
+                continue
+            first = here + 1 - max(self.least, 3 * cycle)
+            turn = table.iloc[mine[first : first + cycle]]
+            rows = [
+                _Turn(*row) for row in turn[["rip", "address", "raw_code", "meaning"]].itertuples(index=False)
+            ]
+            head = turn.iloc[0]
+            self.going[w] = Storm(
+                head["vcpu"], head["pid"], cycle, tuple(rows), int(head["line"]), head["time"]
+            )
+            begun[w] = int(mine[first])
+        for w, storm in self.going.items():
+            mine = places[w]
+            self._extend(storm, table, mine[np.searchsorted(mine, begun[w]) :])
+        if len(self.ended) > 2 * self.most:
+            self.ended.sort(key=lambda storm: -storm.faults)
+            self.dropped += len(self.ended) - self.most
+            del self.ended[self.most :]
+
+    @staticmethod
+    def _extend(storm: Storm, table: pd.DataFrame, places: Any) -> None:
+        if not len(places):
+            return
+        part = table.iloc[places]
+        storm.faults += len(part)
+        storm.last_line, storm.end = int(part["line"].iloc[-1]), part["time"].iloc[-1]
+        storm.outcomes.update(part["outcome"].value_counts().to_dict())
+        storm.zapped = storm.zapped or bool(part["zapped"].any())
+
+
+KEY = ("rip", "address", "raw_code", "source")
+"""The columns in which the faults of a storm agree."""
+
+
+def signatures(table: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Give each fault a number (u64) that is the same for those that agree in KEY."""
+    import numpy as np
+    import pandas as pd
+
+    total = np.zeros(len(table), dtype=np.uint64)
+    for name in KEY:
+        column = table[name]
+        if name == "source":
+            codes, labels = pd.factorize(column)
+            words = np.array([zlib.crc32(str(label).encode()) for label in labels] or [0], dtype=np.uint64)
+            values, gaps = words[codes], codes < 0
+        else:
+            gaps = column.isna().to_numpy()
+            values = column.to_numpy(dtype=np.uint64, na_value=0)
+        total = (total ^ values) * np.uint64(0x9E3779B97F4A7C15)
+        total ^= total >> np.uint64(29)
+        total = (total + gaps.astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
+        total ^= total >> np.uint64(32)
+    return total
