@@ -68,7 +68,7 @@ $(VENV)/locked: requirements.lock
 	@touch $@
 
 unit: env ## unit and property tests of all but the logic
-	@$(PYTEST) -m "not browser" $(wildcard tests/test_*.py) $(SAY)
+	@$(PYTEST) -m "not browser" $(wildcard tests/test_*.py) tests/trace $(SAY)
 
 logic: env ## tests of the logic; its line and branch coverage must be complete
 	@$(PYTEST) $(LOGIC) --cov $(SAY)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
-from kvm_pf.trace.faults import sense
+from kvm_pf.trace.faults import classified
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,29 +190,7 @@ def _table(
         return pd.arrays.IntegerArray(found[name], missing)
 
     none = np.zeros(len(have), dtype=bool)
-    whole = (have & _WHOLE) != 0
-    codes, uniques = pd.factorize(found["code"])
-    kinds = codes * 2 + whole
-    seen = np.flatnonzero(np.bincount(kinds, minlength=1)) if len(kinds) else np.array([], dtype=int)
-    place = np.zeros(int(kinds.max()) + 1 if len(kinds) else 1, dtype=np.intp)
-    place[seen] = np.arange(len(seen))
-    kind = place[kinds]
-    said = [sense("", int(uniques[n // 2]), bool(n % 2), vendor, False, revision) for n in seen]
-
-    def words(name: str) -> Any:
-        values = [getattr(one, name) for one in said]
-        labels = list(dict.fromkeys(value for value in values if value is not None))
-        where = {label: n for n, label in enumerate(labels)}
-        lookup: Any = np.array(
-            [where.get(value, -1) for value in values], dtype=np.int8 if len(labels) < 127 else np.int32
-        )
-        return pd.Categorical.from_codes(
-            lookup[kind] if len(said) else lookup, categories=pd.Index(labels, dtype="str")
-        )
-
-    error = np.array([one.error_code or 0 for one in said], dtype=np.uint64)
-    unknown = np.array([one.error_code is None for one in said], dtype=bool)
-    frame = pd.DataFrame(
+    raw = pd.DataFrame(
         {
             "offset": found["offset"],
             "time": gaps("time", _TIME),
@@ -220,17 +198,18 @@ def _table(
             "rip": gaps("rip", _RIP),
             "address": pd.arrays.IntegerArray(found["address"], none),
             "raw_code": pd.arrays.IntegerArray(found["code"], none.copy()),
-            "cut": ~whole,
-            "encoding": words("encoding"),
-            "error_code": pd.arrays.IntegerArray(error[kind], unknown[kind])
-            if len(said)
-            else pd.array([], dtype="UInt64"),
-            "access": words("access"),
+            "cut": (have & _WHOLE) == 0,
         },
         copy=False,
     )
+    frame = classified(raw, vendor, False, revision, as_text=False)[list(_COLUMNS)]
     frame.attrs["unread"] = unread
     return frame
+
+
+_COLUMNS = (
+    "offset", "time", "vcpu", "rip", "address", "raw_code", "cut", "encoding", "error_code", "access",
+)  # fmt: skip
 
 
 def scan(
@@ -243,9 +222,9 @@ def scan(
     """Yield the `kvm_page_fault` events of an unpacked text file as tables, in its order; memory stays bounded.
 
     `threads` of them read chunks of `chunk` bytes at once (0: as many as there are CPUs); `vendor` is "amd",
-    "intel" or None, as in `sense`, for codes that were cut to 32 bits.  Columns: `offset` of the event's name in the
-    file, in bytes, `time` (s), `vcpu`, `rip`, `address`, `raw_code`, `cut`, `encoding`, `error_code`, `access`; as
-    in `read`.
+    "intel" or None, as in `kvm_pf.trace.faults.sense`, for codes that were cut to 32 bits.  Columns: `offset` of the
+    event's name in the file, in bytes, and as in `read`, words as categories: `time` (s), `vcpu`, `rip`, `address`,
+    `raw_code`, `cut`, `encoding`, `error_code`, `access`.
     `attrs["unread"]` counts the events of that name that have other values (wrapped, damaged).  Raises InputError
     if the file cannot be read.
     """

@@ -626,28 +626,94 @@ def frame(
 ) -> pd.DataFrame:
     """Make the table of faults: one row each, the columns of COLUMNS; 64-bit values as UInt64, gaps as NA."""
     rows = list(faults)
-    said = [sense(row.source, row.raw_code, row.whole, vendor, tdp, revision) for row in rows]
     columns: dict[str, list[Any]] = {
         name: [getattr(row, name) for row in rows] for name in COLUMNS if name in _SHOWN
     }
-    columns |= {name: [getattr(sense_, name) for sense_ in said] for name in Sense._fields if name != "why"}
-    gpas = [None if sense_.encoding == "pf" else row.address for row, sense_ in zip(rows, said, strict=True)]
-    columns |= {
-        "encoding_why": [sense_.why for sense_ in said],
-        "gpa": gpas,
-        "gfn": [None if gpa is None else gpa >> PAGE_SHIFT for gpa in gpas],
-        "cut": [not row.whole for row in rows],
-        "mmio": [_is_mmio(row, sense_) for row, sense_ in zip(rows, said, strict=True)],
-        "outcome": [row.outcome for row in rows],
-    }
-    return table({name: columns[name] for name in COLUMNS}, _DTYPES)
+    columns["cut"] = [not row.whole for row in rows]
+    columns["mmio"] = [row.mmio not in ("", "guest-reserved") for row in rows]
+    columns["outcome"] = [row.outcome for row in rows]
+    return classified(table(columns, {name: _DTYPES[name] for name in columns}), vendor, tdp, revision)
 
 
 _SHOWN = Fault.__slots__
+_SAID = ("encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "meaning")
 
 
-def _is_mmio(row: Fault, said: Sense) -> bool:
-    if said.encoding == "misconfig" or row.mmio not in ("", "guest-reserved"):
+def classified(
+    faults: pd.DataFrame,
+    vendor: str | None,
+    tdp: bool = False,
+    revision: Revision | str = "posted",
+    as_text: bool = True,
+) -> pd.DataFrame:
+    """Say what the codes of a table are and say: the table, with every column that follows from a code.
+
+    `faults` has `raw_code` (u64), and may have `source`, `cut`, `address`, `mmio` and others, with the dtypes of
+    `read`; `vendor`, `tdp` and `revision` as in `sense`.  Each different code is looked at once.  Words are text, or
+    categories if `as_text` is False, which takes less memory.  Columns that the table already has for what follows
+    from a code are made anew.
+    """
+    import numpy as np
+    import pandas as pd
+
+    array: Any = pd.array
+    given = faults.assign(**{
+        name: array([default] * len(faults), dtype=_DTYPES[name])
+        for name, default in (("source", ""), ("cut", False)) if name not in faults
+    })  # fmt: skip
+    codes, first = kinds(given, ("source", "raw_code", "cut"))
+    heads = given[["source", "raw_code", "cut"]].iloc[first].astype(object)
+    said = [
+        sense(source, None if pd.isna(code) else code, not cut, vendor, tdp, revision)
+        for source, code, cut in heads.itertuples(index=False)
+    ]
+    made: dict[str, Any] = {}
+    for name in _SAID:
+        values = [one.why if name == "encoding_why" else getattr(one, name) for one in said]
+        if _DTYPES[name] == "string":
+            labels = list(dict.fromkeys(value for value in values if value is not None))
+            places = np.array([-1 if value is None else labels.index(value) for value in values] or [-1])
+            words = pd.Categorical.from_codes(
+                places.astype(np.int8 if len(labels) < 127 else np.int32)[codes],
+                categories=pd.Index(labels, dtype="str"),
+            )
+            made[name] = _as_text(words) if as_text else words
+        else:
+            made[name] = array(values or [None], dtype=_DTYPES[name]).take(codes)
+    is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
+    if "address" in given:
+        address = array(given["address"], dtype="UInt64")
+        made["gpa"] = pd.arrays.IntegerArray(address._data, address._mask | ~is_gpa)
+        made["gfn"] = pd.arrays.IntegerArray(address._data >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)
+    if "declared" in given:
+        made["declared"] = pd.Series(given["declared"]).where(is_gpa).array
+    is_mmio = np.array([_is_mmio(one) for one in said] or [False])[codes]
+    made["mmio"] = pd.array(is_mmio, dtype="boolean")
+    if "mmio" in given:
+        made["mmio"] = made["mmio"] | array(given["mmio"], dtype="boolean").fillna(False)
+    columns: dict[str, Any] = {**{str(name): given[name].array for name in given}, **made}
+    order = [
+        *(name for name in columns if name not in COLUMNS),
+        *(name for name in COLUMNS if name in columns),
+    ]
+    return pd.DataFrame({name: columns[name] for name in order}, index=faults.index, copy=False)
+
+
+def _as_text(words: Any) -> Any:
+    """Make text of categories."""
+    import pandas as pd
+    import pyarrow as pa
+
+    text = pa.DictionaryArray.from_arrays(
+        pa.array(words.codes, mask=words.codes < 0), pa.array(list(words.categories), pa.large_string())
+    )
+    kind: Any = pd.StringDtype()
+    return kind.__from_arrow__(text.cast(pa.large_string()))
+
+
+def _is_mmio(said: Sense) -> bool:
+    """Say whether the code alone says that the access was one to MMIO."""
+    if said.encoding == "misconfig":
         return True
     return said.encoding == "npf" and (said.error_code or 0) & PFERR_RSVD_MASK != 0
 

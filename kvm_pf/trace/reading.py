@@ -145,7 +145,7 @@ def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
     return load(file, revision).faults
 
 
-ROWS = 1 << 16
+ROWS = 1 << 14
 """Faults in a part of a table."""
 
 
