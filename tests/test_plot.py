@@ -21,11 +21,13 @@ from matplotlib.text import Text
 
 from kvm_pf.bits import EPT, PFERR
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.paths import data_dir
 from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslots
 from kvm_pf.revisions import get
 from kvm_pf.run.watch import explain
-from kvm_pf.show import draw, plot
+from kvm_pf.show import draw, plot, traces
+from kvm_pf.trace import conversions, load
 
 # Facts: bits and codes, by their numbers
 WRITE, USER, RSVD, FINAL, IMPLICIT, PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 32, 1 << 48, 1 << 49
@@ -66,6 +68,14 @@ WRAP = [
     ("read", 0x80000, None, None),
     ("read", 0x80000, 0x80000, True),
 ]
+
+
+@cache
+def recorded():
+    """The trace of a software-protected VM."""
+    return load(data_dir() / "recordings" / "6.12" / "2-swprot.trace.gz")
+
+
 CODES = pd.DataFrame({"error_code": ["0x6", "0x100000006", "0x8000000000000006", None]})
 
 PICTURES = {
@@ -91,6 +101,11 @@ PICTURES = {
     "mmio_spte_layout": lambda ax=None: plot.mmio_spte_layout(NPT_SPTE, 2, ax=ax),
     "mmio_spte_layout_l1tf": lambda ax=None: plot.mmio_spte_layout(0x3E0060000016, 1, "v7_3", ax=ax),
     "bit_counts": lambda ax=None: plot.bit_counts(CODES, ax=ax),
+    "bits_together": lambda ax=None: traces.bits_together(recorded().faults, ax=ax),
+    "access_by_outcome": lambda ax=None: traces.access_by_outcome(recorded().faults, ax=ax),
+    "faults_over_time": lambda ax=None: traces.faults_over_time(recorded().faults, ax=ax),
+    "page_life": lambda ax=None: traces.page_life(recorded().faults, 0x60001, conversions(recorded()), ax=ax),
+    "storm": lambda ax=None: traces.storm(recorded().faults, ax=ax),
 }  # fmt: skip
 every_picture = pytest.mark.parametrize("name", PICTURES)
 
@@ -201,7 +216,7 @@ def test_any_two_codes_can_be_drawn(code, before):
 
 @pytest.mark.parametrize(
     "inks",
-    [plot.ORIGINS, plot.KINDS, plot._FIELDS],
+    [plot.ORIGINS, plot.KINDS, plot._FIELDS, traces.ACCESSES, traces.DECLARED],
     ids=lambda inks: "|".join(map(str, inks)),
 )
 def test_what_differs_in_colour_differs_without_it(inks):

@@ -303,10 +303,14 @@ def _squares(
     above = 0.45 + (max(text_width(name) for name in columns) if upright else 0.25)
     most = int(table.to_numpy().max())
     wide = max(
-        0.62, 0.2 + text_width(f"{most:,}"), 0 if upright else 0.25 + max(text_width(n) for n in columns)
+        0.62,
+        0.2 + text_width(f"{most:,}"),
+        0 if upright else max(1.5, 0.25 + max(text_width(n) for n in columns)),
     )
-    size = left + wide * len(columns) + 0.3, above + 0.46 * len(rows) + 0.55
-    result, ax, scale = chart(ax, *size, Margins(left, 0.3, above, 0.55))
+    inner = wide * len(columns)
+    right = max(0.3, 0.15 + (text_width(x) - inner) / 2)
+    size = left + inner + right, above + max(0.46 * len(rows), text_width(y) - above) + 0.55
+    result, ax, scale = chart(ax, *size, Margins(left, right, above, 0.55))
     for (r, c), count in np.ndenumerate(table.to_numpy()):
         share = float(np.log1p(count) / np.log1p(most)) if count else 0.0
         square = Rectangle((c - 0.5, r - 0.5), 1, 1, gid=f"square:{r}:{c}")
@@ -415,8 +419,8 @@ def faults_over_time(faults: pd.DataFrame, ax: Axes | None = None) -> Figure | A
         base = base + counts
         samples.append(filled_with(Patch(label=f"{kind} {int(counts.sum()):,}"), ink, scale))
     ax.set(xlim=(0, width * len(table)), ylim=(0, most * 1.05))
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    heights = [int(tick) for tick in MaxNLocator(5, integer=True).tick_values(0, most) if tick <= most]
+    ax.set_yticks(heights, [f"{height:,}" for height in heights])
     part = f"faults in each {_duration(width)}" if clock.start is not None and clock.span else "faults"
     _time_ticks(ax, clock, scale, part)
     inner_key(ax, scale, samples, len(samples))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvm_pf.show.widgets.hunks import hunk_viewer
     from kvm_pf.show.widgets.scenario import scenario_player
     from kvm_pf.show.widgets.steps import step_player
+    from kvm_pf.show.widgets.trace import trace_reader
 
 _ROOMS = {
     "corpus_browser": "corpus",
@@ -26,10 +27,12 @@ _ROOMS = {
     "hunk_viewer": "hunks",
     "scenario_player": "scenario",
     "step_player": "steps",
+    "trace_reader": "trace",
 }
 
 __all__ = (
     "corpus_browser", "error_code_explorer", "fault_explorer", "hunk_viewer", "scenario_player", "step_player",
+    "trace_reader",
 )  # fmt: skip
 
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Faults in lines that somebody has at hand, a sentence each: standard library only, for where pandas is not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.revisions import Revision
+from kvm_pf.trace.faults import Fault, Joiner, Sense, sense
+from kvm_pf.trace.lines import Reader, Unread
+from kvm_pf.trace.reading import _events, vendor_of
+
+LARGEST = 1 << 24
+"""The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""
+
+
+class Told(NamedTuple):
+    """A fault and what its code says."""
+
+    fault: Fault
+    sense: Sense
+
+    @property
+    def sentence(self) -> str:
+        """What the guest did, in words."""
+        return self.sense.meaning
+
+
+class Kind(NamedTuple):
+    """Faults that are alike in vCPU, rip, address, code and outcome, in the order of the trace; at least one."""
+
+    faults: tuple[Told, ...]
+
+    @property
+    def first(self) -> Told:
+        """The one that came first."""
+        return self.faults[0]
+
+    @property
+    def rate(self) -> float | None:
+        """Faults a second from the first to the last; None without times or with one moment only."""
+        begun, ended = self.faults[0].fault.time, self.faults[-1].fault.time
+        span = 0.0 if begun is None or ended is None else ended - begun
+        return (len(self.faults) - 1) / span if span > 0 else None
+
+
+@dataclass
+class Pasted:
+    """What some lines hold: `faults` in their order, `unread` the lines that look like ours and cannot be read.
+
+    `lines` counts all lines (0 for a trace.dat), `events` all events of ours, `vendor` is "amd", "intel", "both" or
+    None.
+    """
+
+    faults: list[Told]
+    lines: int = 0
+    events: int = 0
+    vendor: str | None = None
+    unread: list[Unread] = field(default_factory=list)
+
+    def kinds(self) -> list[Kind]:
+        """Put faults together that are alike, in the order in which they came first."""
+        groups: dict[object, list[Told]] = {}
+        for told in self.faults:
+            f = told.fault
+            who = f.vcpu if f.vcpu is not None else f.pid
+            groups.setdefault(
+                (who, f.rip, f.address, f.raw_code, f.whole, f.source, f.outcome), []
+            ).append(told)  # fmt: skip
+        return [Kind(tuple(group)) for group in groups.values()]
+
+
+def read_text(given: str | bytes, name: str = "text", revision: Revision | str = "posted") -> Pasted:
+    """Read the faults in a text, or in the bytes of a file of any kind that `kvm_pf.trace.load` takes.
+
+    `name` is used in complaints, `revision` names the kernel whose exit handlers make the error codes.  Raises
+    InputError if it is larger than LARGEST or cannot be read.
+    """
+    data = given.encode(errors="replace") if isinstance(given, str) else bytes(given)
+    if len(data) > LARGEST:
+        raise InputError(
+            f"{name}: {len(data):,} bytes, more than {LARGEST:,}; `kvm-pf trace FILE` reads any size"
+        )
+    reader, joiner = Reader(), Joiner()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace"
+        path.write_bytes(data)
+        try:
+            faults = sorted(joiner.join(_events(path, reader)[1]), key=lambda fault: fault.line)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), name)) from error
+        except ImportError as error:
+            raise InputError(
+                f"{name}: it is packed with zstd, which takes pyarrow to unpack: unpack it first"
+            ) from error
+    vendor = vendor_of(joiner)
+    told = [Told(f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision)) for f in faults]
+    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread)
+
+
+def repeated(kinds: Sequence[Kind], at_least: int = 5) -> list[Kind]:
+    """Choose the kinds with `at_least` faults, the most frequent first."""
+    return sorted((k for k in kinds if len(k.faults) >= at_least), key=lambda k: -len(k.faults))
