@@ -52,6 +52,7 @@ WIDGETS = (
     "hunk_viewer()",
     "corpus_browser()",
     "scenario_player('posted-on-6.12', '2-swprot')",
+    "trace_reader('kvm_page_fault: address febd0000 error_code 181')",
 )
 
 BAD = (

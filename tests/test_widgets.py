@@ -28,6 +28,7 @@ from kvm_pf.show.widgets.panel import ids, read_code, show
 from kvm_pf.show.widgets.place import Place
 from kvm_pf.show.widgets.scenario import scenario_player
 from kvm_pf.show.widgets.steps import step_player
+from kvm_pf.show.widgets.trace import trace_reader
 
 PRIVATE = {"vm_type": "sw-protected", "private": True}
 SCENARIO = ("posted-on-6.12", "4-inject-swprot")
@@ -44,6 +45,7 @@ MAKERS = {
     "hunk_viewer": hunk_viewer,
     "corpus_browser": corpus_browser,
     "scenario_player": lambda: scenario_player(*SCENARIO),
+    "trace_reader": lambda: trace_reader("kvm_page_fault: address febd0000 error_code 181\n"),
 }
 
 
@@ -109,7 +111,8 @@ def message(widget):
 def test_every_control_has_a_label_and_a_tooltip(made):
     widget, _ = made
     ours_or_native = (
-        ipywidgets.Text, ipywidgets.Dropdown, ipywidgets.Checkbox, ipywidgets.Button, ipywidgets.Select, BitGrid, Place,
+        ipywidgets.Text, ipywidgets.Dropdown, ipywidgets.Checkbox, ipywidgets.Button, ipywidgets.Select,
+        ipywidgets.Textarea, ipywidgets.FileUpload, BitGrid, Place,
     )  # fmt: skip
     assert widget.controls
     for control in widget.controls.values():

@@ -30,16 +30,6 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.run.inputs import brief
 from kvm_pf.run.meanings import ENCODINGS
 from kvm_pf.show.draw import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    PALE,
-    PAPER,
-    PINK,
-    SKY,
-    SOFT,
-    Ink,
     Margins,
     Paper,
     axis_labels,
@@ -51,6 +41,7 @@ from kvm_pf.show.draw import (
     text_width,
     wrap,
 )
+from kvm_pf.show.inks import BLUE, GREEN, INK, ORANGE, PALE, PAPER, PINK, SKY, SOFT, Ink
 from kvm_pf.trace import storms
 
 if TYPE_CHECKING:
@@ -450,7 +441,7 @@ def _bands(conversions: Any, gfn: int, mine: Any, clock: _Clock) -> list[tuple[f
             if clock.start is not None and pd.notna(row.time):
                 at = float(row.time) - clock.start
             places.append((at, bool(row.private)))
-    ends = [at for at, _ in places[1:]] + [float("inf")]
+    ends = [*(at for at, _ in places[1:]), float("inf")][: len(places)]
     return [(at, end, private) for (at, private), end in zip(places, ends, strict=True)]
 
 

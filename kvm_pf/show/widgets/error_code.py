@@ -119,8 +119,7 @@ class ErrorCodeExplorer(Panel):
         for same, names in rows.items():
             before = [self._before.get(name, list(same)) for name in names]
             told = [
-                changed(breakable(cell), any(was[n] != cell for was in before))
-                for n, cell in enumerate(same)
+                changed(breakable(cell), any(was[n] != cell for was in before)) for n, cell in enumerate(same)
             ]
             yield [bold(breakable(", ".join(names))), *told]
 
