@@ -136,6 +136,14 @@ def page_fault(vcpu: Vcpu, fault: Fault) -> tuple[int, bool]:
     return vcpu.environment.pf_ret, vcpu.environment.pf_wpf
 
 
+def left_private(fault: Fault) -> bool:
+    """Say whether the handler leaves a fault private: if it was, for nobody changes the field.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, struct kvm_page_fault, is_private is constant (v6.8).
+    """
+    return fault.is_private
+
+
 def kvm_mmu_prepare_memory_fault_exit(gfn: int, private: bool) -> MemoryFault:
     """Tell user space which page could not be mapped, and which kind of memory the guest wanted.
 
@@ -180,7 +188,7 @@ def kvm_mmu_do_page_fault(vcpu: Vcpu, cr2_or_gpa: int, err: int, prefetch: bool)
     private, lookups = is_private(vcpu.vm, cr2_or_gpa, err)
     fault = new_fault(vcpu, cr2_or_gpa, err, prefetch, private)
     r, write_fault_to_shadow_pgtable = page_fault(vcpu, fault)
-    if r == RET_PF_EMULATE and fault.is_private:
+    if r == RET_PF_EMULATE and left_private(fault):
         exit_ = kvm_mmu_prepare_memory_fault_exit(fault.gfn, fault.is_private)
         counted = count_handled(-EFAULT, prefetch)
         return Handled(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kvm_pf.conformance.placement import revision_for
 from kvm_pf.conformance.recordings import read_recording
-from kvm_pf.conformance.replay import replay, revision_for
+from kvm_pf.conformance.replay import replay
 from kvm_pf.conformance.unseen import MOST_FAULTS, causes
 
 DATA = Path(__file__).parents[1] / "data" / "recordings"

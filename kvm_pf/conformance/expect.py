@@ -13,9 +13,15 @@ from kvm_pf import exits, faultin
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.conformance.fault_rows import columns
 from kvm_pf.exits import PF_LOWER32_MASK
-from kvm_pf.guest.machine import Machine, Taken
+from kvm_pf.guest.machine import (
+    EXIT_REASON_EPT_MISCONFIG,
+    EXIT_REASON_EPT_VIOLATION,
+    SVM_EXIT_NPF,
+    Machine,
+    Taken,
+)
 from kvm_pf.guest.memory import BASE_SLOT_SIZE, Handler
-from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_4K
+from kvm_pf.state import KVM_HVA_ERR_BAD, KVM_X86_SW_PROTECTED_VM, PAGE_SHIFT, PG_LEVEL_4K, Lookups
 
 
 class Why(NamedTuple):
@@ -32,16 +38,25 @@ EMULATOR = Why("the emulator's work")
 DECODED = Why("an input that the model is not given")
 GUEST_TABLES = Why("bits of the guest's own tables decide")
 LATER = Why("it comes after the fault")
+OTHER_KERNEL = Why("that kernel is not known")
+STALE = Why("what was there before")
+
+L1_REASONS = {
+    SVM_EXIT_NPF: "npf", EXIT_REASON_EPT_VIOLATION: "EPT_VIOLATION", EXIT_REASON_EPT_MISCONFIG: "EPT_MISCONFIG",
+}  # fmt: skip
+"""Exits that are injected to L1, in the words of kvm_nested_vmexit_inject."""
 
 INPUTS = frozenset(
-    "recording kernel vendor mode scenario step op fault source first_line last_line pid complete address "
+    "guest_mode nested recording kernel vendor mode scenario step op fault source first_line last_line pid complete "
+    "address "
     "exit_reason exit_rip info1 info2 intr_info intr_error_code cpu_code cpu_address inject_at invalidated "
     "emul_ret run last_of_run".split()
 ) | {name for name in columns() if name.startswith("state_")}
 """Columns that say what came to KVM, or where the row stands."""
 
 RUN_FIELDS = tuple(
-    "rc errno exit memory_fault_gpa memory_fault_size memory_fault_flags".split()
+    "rc errno exit memory_fault_gpa memory_fault_size memory_fault_flags run_guest_mode l2_exit l2_exit_info1 "
+    "l2_exit_info2".split()
     + [name for name in columns() if name.startswith("stat_")]
 )
 """Columns of a whole KVM_RUN, compared once for each."""
@@ -79,6 +94,21 @@ SITES: Mapping[str, tuple[str, ...]] = {
 """The functions that a WARN can be reported in: its own, or what that is inlined into; else kvm_mmu_page_fault()."""
 
 
+def _word(attributes: int) -> int:
+    """Write memory attributes as the xarray holds them: a value with its lowest bit set; nothing for none.
+
+    Source: Linux `include/linux/xarray.h`, xa_mk_value() (v6.12).
+    """
+    return attributes << 1 | 1 if attributes else 0
+
+
+def _looked_up(name: str, lookups: Lookups, machine: Machine) -> dict[str, object]:
+    """The columns of a look-up of memory attributes, if it was made."""
+    if lookups.count == 0:
+        return {}
+    return {f"{name}look_gfn": lookups.gfn, f"{name}look_word": _word(machine.attributes[lookups.gfn])}
+
+
 def _frame(found: faultin.Found) -> object:
     """A frame number, if it is an error or none at all."""
     return found.pfn if found.pfn & (faultin.KVM_PFN_ERR_MASK | faultin.KVM_PFN_NOSLOT) else ENTRY
@@ -106,10 +136,11 @@ def _from_source(taken: Taken, decodes: bool) -> dict[str, object]:
     return want
 
 
-def _from_path(taken: Taken, checked: int) -> dict[str, object]:
-    """What kvm_mmu_page_fault() and kvm_mmu_do_page_fault() traced, called and returned."""
+def _from_path(taken: Taken, checked: int, machine: Machine) -> dict[str, object]:
+    """What kvm_mmu_page_fault() and kvm_mmu_do_page_fault() looked up, traced, called and returned."""
     want: dict[str, object] = {}
     if taken.outcome:
+        want |= _looked_up("", taken.outcome.lookups, machine)
         m, emulation = taken.outcome.mmio, taken.outcome.emulation
         want["pf_ret"] = taken.outcome.ret
         if m.traced:
@@ -122,7 +153,8 @@ def _from_path(taken: Taken, checked: int) -> dict[str, object]:
     if taken.handled.called:
         fault = taken.handled.fault
         want |= {f"in_{name}": value for name, value in fault._asdict().items()}
-        want["handler"] = "kvm_tdp_page_fault" if fault.is_tdp else "paging64_page_fault"
+        shadow = "ept_page_fault" if machine.hardware == "ept" else "paging64_page_fault"
+        want["handler"] = "kvm_tdp_page_fault" if fault.is_tdp else shadow
     return want
 
 
@@ -136,10 +168,19 @@ def _from_handler(h: Handler, machine: Machine) -> dict[str, object]:
         want |= {f"fast_{x.lower()}": h.fast == step(f"RET_PF_{x}") for x in ("SPURIOUS", "FIXED")}
     if h.walked:
         want |= {"walk_addr": fault.addr, "walk_pferr": fault.error_code & ~PFERR_RSVD_MASK & PF_LOWER32_MASK}
+        want |= {"walk_error": GUEST_TABLES, "prefetched": GUEST_TABLES}
+    if h.walk:
+        want["walk_error"] = h.walk.error_code if h.refused else None
+        want["prefetched"] = " ".join(map(hex, h.prefetched)) or None
+        lookups = _looked_up("walk_", h.walk_lookups, machine)
+        sw_protected = machine.vm_type == KVM_X86_SW_PROTECTED_VM
+        want |= lookups if sw_protected else dict.fromkeys(lookups, OTHER_KERNEL)
+    want |= _looked_up("fast_", h.fast_lookups, machine)
     left = fault._asdict()
     if h.faultin and h.finished:
         found = h.finished.found
         want["faultin_ret"] = h.faultin.ret
+        want |= _looked_up("faultin_", h.faultin.lookups, machine)
         if h.noslot:
             want |= {"noslot_addr": fault.addr, "noslot_err": fault.error_code, "noslot_ret": h.finished.ret}
         if h.finished.calls.gmem:
@@ -156,10 +197,12 @@ def _from_handler(h: Handler, machine: Machine) -> dict[str, object]:
             want["requested_level"] = PG_LEVEL_4K if split else fault.req_level
             want["requested_access"] = access if direct else GUEST_TABLES
     want |= {f"out_{name}": value for name, value in left.items() if f"out_{name}" in COMPARED}
+    if h.mmio_spte is None or h.walk:  # of L1's entries: its tables are write-protected
+        want |= {f"changed_{name}": ENTRY for name in ("gfn", "level", "old", "new")}
     if h.mmio_spte is None:
-        return want | {f"changed_{name}": ENTRY for name in ("gfn", "level", "old", "new")}
+        return want
     want |= {"mark_gfn": fault.gfn, "mark_gen": machine.mmio_spte_generation(h.mmio_spte)}
-    want["mark_access"] = h.mmio_spte & access if direct else GUEST_TABLES
+    want["mark_access"] = h.mmio_spte & access if direct or h.walk else GUEST_TABLES
     if direct and machine.options.tdp_mmu and h.mmio_spte != h.spte_before:
         change = {"gfn": fault.gfn, "level": PG_LEVEL_4K, "old": h.spte_before, "new": h.mmio_spte}
         want |= {f"changed_{name}": value for name, value in change.items()}
@@ -171,7 +214,12 @@ def expected(taken: Taken, machine: Machine, walked: int, decodes: bool) -> dict
 
     `walked`: the entry that the fault met.  `decodes`: the CPU may hand over instruction bytes.
     """
-    want = _from_source(taken, decodes) | _from_path(taken, walked)
+    want = _from_source(taken, decodes) | _from_path(taken, walked, machine)
+    if taken.l1_exit:
+        want |= {"l1_reason": L1_REASONS[taken.l1_exit.code], "l1_info1": taken.l1_exit.info1}
+        want["l1_info2"] = (
+            taken.l1_exit.info2 if taken.l1_exit.code == SVM_EXIT_NPF else 0
+        )  # IDT vectoring: none
     if taken.handler:
         want |= _from_handler(taken.handler, machine)
     if not machine.options.page_offset:

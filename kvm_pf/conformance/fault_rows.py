@@ -80,6 +80,8 @@ class FaultRow(NamedTuple):
     complete: A[bool, _bool("the trace shows how the fault ended")]
     address: A[Num, _u64("address that was handled: as passed, else as traced")]
 
+    guest_mode: A[bool, _bool("L2 was running (kvm_nested_vmexit)")] = False
+    nested: A[bool, _bool("and L1 gave it a nested page table")] = False
     exit_reason: A[Str, _text("why the guest was left", "kvm_exit.reason")] = None
     exit_rip: A[Num, _u64("guest rip", "kvm_exit.rip")] = None
     info1: A[Num, _u64("EXITINFO1, or exit qualification", "kvm_exit.info1")] = None
@@ -103,6 +105,8 @@ class FaultRow(NamedTuple):
     pf_err: A[Num, _u64("argument of kvm_mmu_page_fault()", "pf.err")] = None
     pf_insn: A[Num, _u64("argument of kvm_mmu_page_fault()", "pf.insn")] = None
     pf_insn_len: A[Num, _i32("argument of kvm_mmu_page_fault()", "pf.insn_len")] = None
+    look_gfn: A[Num, _u64("attribute looked up in kvm_mmu_page_fault(): of which gfn", "look_pf.gfn")] = None
+    look_word: A[Num, _u64("what was found, as the xarray holds it; 0: nothing", "look_pf_val.val")] = None
     mmio_addr: A[Num, _u64("an MMIO SPTE was used: gva", "handle_mmio_page_fault.addr")] = None
     mmio_gfn: A[Num, _u64("the same: its gfn", "handle_mmio_page_fault.gfn")] = None
     mmio_access: A[Num, _u64("the same: its access", "handle_mmio_page_fault.access")] = None
@@ -134,6 +138,8 @@ class FaultRow(NamedTuple):
     in_map_writable: A[Flag, _bool()] = None
     in_write_fault_to_shadow_pgtable: A[Flag, _bool()] = None
 
+    fast_look_gfn: A[Num, _u64("attribute looked up in fast_page_fault()", "look_fast.gfn")] = None
+    fast_look_word: A[Num, _u64("what was found", "look_fast_val.val")] = None
     fast_ret: A[Num, _i32("fast_page_fault() returned", "fast_ret.ret")] = None
     fast_gva: A[Num, _u64("tracepoint fast_page_fault", "fast_page_fault.gva")] = None
     fast_error_code: A[Num, _u64("the same, its letters put back into bits")] = None
@@ -144,6 +150,14 @@ class FaultRow(NamedTuple):
     fast_fixed: A[Flag, _bool("the same", "fast_page_fault.fixed")] = None
     walk_addr: A[Num, _u64("guest walk in the handler: gva", "walk.addr")] = None
     walk_pferr: A[Num, _u64("the same: its access", "walk.pferr")] = None
+    walk_error: A[Num, _u64("what was wrong with the guest's tables", "walk_error.pferr")] = None
+    walk_look_gfn: A[Num, _u64("attribute looked up after the walk (not upstream)", "look_p64.gfn")] = None
+    walk_look_word: A[Num, _u64("what was found", "look_p64_val.val")] = None
+    l1_reason: A[Str, _text("the fault is L1's: exit injected", "l1_inject.reason")] = None
+    l1_info1: A[Num, _u64("its EXITINFO1 or exit qualification", "l1_inject.info1")] = None
+    l1_info2: A[Num, _u64("its EXITINFO2", "l1_inject.info2")] = None
+    faultin_look_gfn: A[Num, _u64("attribute that is_private is compared with", "look_faultin.gfn")] = None
+    faultin_look_word: A[Num, _u64("what was found", "look_faultin_val.val")] = None
     noslot_addr: A[Num, _u64("fault->addr at kvm_handle_noslot_fault()", "noslot.addr")] = None
     noslot_err: A[Num, _u64("fault->error_code there", "noslot.err")] = None
     noslot_ret: A[Num, _i32("kvm_handle_noslot_fault() returned", "noslot_ret.ret")] = None
@@ -164,6 +178,9 @@ class FaultRow(NamedTuple):
     set_access: A[Str, _text("the same: r, w, x, u or -", "kvm_mmu_set_spte.access")] = None
     set_level: A[Num, _i32("the same", "kvm_mmu_set_spte.level")] = None
     set_count: A[int, _i32("how many were set: the first is the fault's own, the rest are prefetched")] = 0
+    prefetched: A[Str, _text("gfns of those after the first, by a fault that walked the guest's tables")] = (
+        None
+    )
     mark_sptep: A[Num, _u64("MMIO SPTE that was made", "mark_mmio_spte.sptep")] = None
     mark_gfn: A[Num, _u64("the same", "mark_mmio_spte.gfn")] = None
     mark_access: A[Num, _u64("the same: low bits of the SPTE", "mark_mmio_spte.access")] = None
@@ -202,6 +219,10 @@ class FaultRow(NamedTuple):
     errno: A[Num, _i32("its errno")] = None
     exit: A[Num, _i32("exit_reason that this KVM_RUN left")] = None
     exit_name: A[Str, _text("its name")] = None
+    run_guest_mode: A[Num, _i32("KVM_RUN_X86_GUEST_MODE: the exit came while L2 ran")] = None
+    l2_exit: A[Num, _u64("what L1 sees of L2's exit: exit code or reason; last run of the step only")] = None
+    l2_exit_info1: A[Num, _u64("the same: EXITINFO1 or exit qualification")] = None
+    l2_exit_info2: A[Num, _u64("the same: EXITINFO2 or guest-physical address")] = None
     memory_fault_flags: A[Num, _u64("memory_fault exit; last fault of the run only")] = None
     memory_fault_gpa: A[Num, _u64("the same")] = None
     memory_fault_size: A[Num, _u64("the same")] = None

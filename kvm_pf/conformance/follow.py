@@ -13,8 +13,9 @@ from kvm_pf.common.text import write_number
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.fault_rows import FaultRow, columns
+from kvm_pf.conformance.placement import kernel_of
 from kvm_pf.conformance.recordings import Recording, Scenario, read_recording
-from kvm_pf.conformance.replay import Replay, ReplayReport, revision_for
+from kvm_pf.conformance.replay import Replay, ReplayReport
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.inputs import answer
@@ -135,7 +136,7 @@ def follow(
     found = scenario_of(read, scenario)
     if step is not None and step not in {each.number for each in found.steps}:
         raise InputError(f"{read.name}, {scenario}: no step {step}; it has 1 to {found.steps[-1].number}")
-    play = Follow(read, revision_for(read.kernel)[0] if revision is None else get(revision))
+    play = Follow(read, kernel_of(read)[0] if revision is None else get(revision))
     play.scenario(found)
     return [
         seen

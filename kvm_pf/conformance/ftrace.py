@@ -81,6 +81,26 @@ FORMATS: dict[str, tuple[str, ...]] = {
         "[ intr_info {intr_info:x} error_code {error_code:x}][ requests {requests:x}]",
         "[vcpu {vcpu:d} ]reason {reason:s} rip {rip:x} info {info1:x} {info2:x}",
     ),
+    "kvm_nested_vmenter": (
+        "rip: {rip:x} {block:w}: {address:x} nested_rip: {nested_rip:x} int_ctl: {int_ctl:x} "
+        "event_inj: {event_inj:x} nested_{table:w}={nested:w} {root:w}: {cr3:x}",
+    ),
+    "kvm_nested_vmenter_failed": ("{text:s}",),
+    "kvm_nested_intercepts": (
+        "cr_read: {cr_read:x} cr_write: {cr_write:x} excp: {excp:x} "
+        "intercepts: {intercepts3:x} {intercepts4:x} {intercepts5:x}",
+    ),
+    "kvm_nested_vmexit": (
+        "[vcpu {vcpu:d} ]reason {reason:s} rip {rip:x} info1 {info1:x} info2 {info2:x}"
+        "[ intr_info {intr_info:x} error_code {error_code:x}][ requests {requests:x}]",
+        "rip: {rip:x} reason: {reason:s} ext_inf1: {info1:x} ext_inf2: {info2:x} "
+        "ext_int: {intr_info:x} ext_int_err: {error_code:x}",
+    ),
+    "kvm_nested_vmexit_inject": (
+        "reason: {reason:s} ext_inf1: {info1:x} ext_inf2: {info2:x} "
+        "ext_int: {intr_info:x} ext_int_err: {error_code:x}",
+    ),
+    "kvm_nested_intr_vmexit": ("rip: {rip:x}",),
     "kvm_userspace_exit": ("reason {reason:s} ({number:d})",),
     "kvm_page_fault": ("[vcpu {vcpu:d} ][rip {rip:x} ]address {address:x} error_code {error_code:x}",),
     "kvm_fast_mmio": ("fast mmio at gpa {gpa:x}",),

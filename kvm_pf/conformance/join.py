@@ -30,7 +30,7 @@ from typing import Any
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.fault_rows import FaultRow, cell, columns
 from kvm_pf.conformance.ftrace import TraceEvent
-from kvm_pf.conformance.recordings import Recording, Scenario, Step, exit_source
+from kvm_pf.conformance.recordings import L2_BLOCKS, Recording, Scenario, Step, exit_source, runs_of
 from kvm_pf.conformance.vm_state import VmState
 
 __all__ = ("faults", "walk")
@@ -38,12 +38,13 @@ __all__ = ("faults", "walk")
 _SAME = {
     "npf": "entry", "eptv": "entry", "eptm": "entry", "khpf": "khpf",
     "npf_ret": "entry_ret", "eptv_ret": "entry_ret", "eptm_ret": "entry_ret", "khpf_ret": "entry_ret",
-    "tdp": "handler", "p64": "handler", "tdp_ret": "handler_ret", "p64_ret": "handler_ret",
+    "tdp": "handler", "p64": "handler", "pept": "handler",
+    "tdp_ret": "handler_ret", "p64_ret": "handler_ret", "pept_ret": "handler_ret",
     "pre_npf": "pre_cpu", "pre_ept": "pre_cpu",
 }  # fmt: skip
 """Events that one column reads, whichever the kernel shows."""
 
-_HANDLERS = {"tdp": "kvm_tdp_page_fault", "p64": "paging64_page_fault"}
+_HANDLERS = {"tdp": "kvm_tdp_page_fault", "p64": "paging64_page_fault", "pept": "ept_page_fault"}
 _FIELDS = {"err": "error_code", "nxw": "nx_huge_page_workaround_enabled", "hpd": "huge_page_disallowed",
            "wfsp": "write_fault_to_shadow_pgtable"}  # fmt: skip
 """Short names of struct kvm_page_fault's fields in the handlers' probes."""
@@ -75,6 +76,9 @@ class _Fault:
     invalidated: bool = False
     emul_in_pf: bool | None = None
     set_count: int = 0
+    set_ahead: list[int] = field(default_factory=list)
+    guest_mode: bool = False
+    nested: bool = False  # L2 has a nested page table of L1's
 
     def add(self, name: str, event: TraceEvent) -> None:
         """Take an event in, under the name that the columns use."""
@@ -88,8 +92,16 @@ class _Fault:
                 name = "walk"
             case "kvm_unmap_hva_range" if self.in_handler:
                 self.invalidated = True
+            case "kvm_mmu_walker_error" if self.in_handler:
+                name = "walk_error"
+            case "kvm_nested_vmexit_inject" if self.in_handler:
+                name = "l1_inject"
+            case "kvm_nested_vmexit" if self.stage == _EXIT:
+                self.guest_mode = True
             case "kvm_mmu_set_spte":
                 self.set_count += 1
+                if self.set_count > 1 and isinstance(gfn := event.fields.get("gfn"), int):
+                    self.set_ahead.append(gfn)
             case "kvm_tdp_mmu_spte_changed":
                 self.first[name] = event  # the last one is the leaf
             case "emul" if self.emul_in_pf is None:
@@ -144,12 +156,19 @@ class _Fault:
 
     def gfn(self, mode: str | None) -> int | None:
         """Return the guest page, if the trace shows it."""
+        if self.guest_mode and self.nested:
+            return self.get("handler_ret", "gfn") or self.get("handle_mmio_page_fault", "gfn")
         if mode != "shadow":
             address = self.address()
             return None if address is None else address >> 12
         if "faultin_ret" in self.first:  # the guest's tables were walked
             return self.get("handler_ret", "gfn")
         return self.get("handle_mmio_page_fault", "gfn")
+
+    def l2_page(self) -> int | None:
+        """Return the page of L2's that the fault is about; None: L2 was not running."""
+        address = self.address()
+        return address >> 12 if self.guest_mode and address is not None else None
 
     def kept(self) -> tuple[int, int] | None:
         """Return gva and gfn if the vCPU kept them as those of an MMIO page while the handler ran."""
@@ -169,9 +188,10 @@ def _collect(scenario: Scenario) -> list[_Fault]:
     open_: dict[int, list[_Fault]] = {}
     state, step, steps = VmState(), None, iter(scenario.steps)
     runs: Counter[int] = Counter()
+    nested: dict[int, bool] = {}
 
     def begin(event: TraceEvent, alone: bool) -> None:
-        fault = _Fault(step, runs[event.pid], state.copy(), alone)
+        fault = _Fault(step, runs[event.pid], state.copy(), alone, nested=nested.get(event.pid, False))
         found.append(fault)
         open_[event.pid] = [*open_.get(event.pid, []), fault] if alone else [fault]
 
@@ -191,6 +211,8 @@ def _collect(scenario: Scenario) -> list[_Fault]:
             open_.pop(event.pid, None)
             runs[event.pid] += name == "kvm_userspace_exit"
             continue
+        if name == "kvm_nested_vmenter":
+            nested[event.pid] = event.fields.get("nested") == "y"
         if name == "kvm_exit":
             open_.pop(event.pid, None)
             if exit_source(event):
@@ -210,7 +232,7 @@ def _collect(scenario: Scenario) -> list[_Fault]:
                     stack.pop()
             elif name == "handle_mmio_page_fault" and event.fields:
                 state.cached = (fault.get(name, "addr") or 0, fault.get(name, "gfn") or 0, state.updates)
-        state.see(event)
+        state.see(event, stack[-1].l2_page() if stack else None, bool(stack) and stack[-1].nested)
     return found
 
 
@@ -248,6 +270,8 @@ def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, l
         cells["emul_in_pf"] = fault.emul_in_pf
     if "kvm_emulate_insn" in fault.first:
         cells["emul_failed"] = any(event.fields.get("failed") for event in fault.events)
+    if fault.set_ahead and cells.get("walk_addr") is not None:
+        cells["prefetched"] = " ".join(map(hex, fault.set_ahead))
     if fault.user_exit:
         cells["user_exit"] = fault.user_exit.fields.get("reason")
         cells["user_exit_number"] = fault.user_exit.fields.get("number")
@@ -256,8 +280,13 @@ def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, l
     result = (fault.step.result if fault.step else None) or {}
     if run is not None:
         cells |= {"run": run, "last_of_run": last}
-        result = result.get(f"run{run}") or {}
-    told = {"rc": "rc", "errno": "errno", "exit": "exit", "exit_name": "name"}
+        runs = runs_of(result)
+        block = next((name for name in L2_BLOCKS if name in result), None)
+        if last and block and run == len(runs) - 1:
+            shown = (result[block].get(key) for key in L2_BLOCKS[block])
+            cells |= dict(zip(("l2_exit", "l2_exit_info1", "l2_exit_info2"), shown, strict=True))
+        result = runs[run][1] if run < len(runs) else {}
+    told = {"rc": "rc", "errno": "errno", "exit": "exit", "exit_name": "name", "run_guest_mode": "guest_mode"}
     sides = {name: result.get(key) for name, key in told.items()}
     if last:
         sides["suberror"] = result.get("suberror")
@@ -272,7 +301,8 @@ def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, l
     if state.vm:
         cells |= {"state_vm": state.vm, "state_updates": state.updates, "state_generation": state.generation}
         if gfn is not None:
-            slot, spte = state.slot(gfn), state.spte(gfn)
+            slot, page = state.slot(gfn), fault.l2_page()
+            spte = state.spte(gfn) if page is None else state.spte(page, l2=True)
             cells |= {
                 "state_gfn": gfn, "state_private": state.private(gfn), "state_host": state.host_page(gfn),
                 "state_slot": slot and slot.id, "state_slot_flags": slot and (",".join(slot.flags) or "-"),
@@ -290,6 +320,7 @@ def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, l
         "op": step and step.op, "fault": number, "source": fault.source, "first_line": begin.line,
         "last_line": fault.events[-1].line, "pid": begin.pid, "complete": fault.complete,
         "address": fault.address(), "invalidated": fault.invalidated, "set_count": fault.set_count,
+        "guest_mode": fault.guest_mode, "nested": fault.guest_mode and fault.nested,
     }  # fmt: skip
     where = f"{path}:{begin.line}: step {step.number if step else '-'}"
     checked = {name: cell(table[name], value, f"{where}: {name}") for name, value in cells.items()}

@@ -71,11 +71,22 @@ from kvm_pf.common.text import one_line
 from kvm_pf.conformance.fault_rows import columns
 from kvm_pf.conformance.ftrace import LIMIT, Trace, TraceEvent, read_events
 
-__all__ = ("OPS", "Recording", "Scenario", "Step", "Warn", "exit_source", "read_recording")
+__all__ = (
+    "L2_BLOCKS",
+    "OPS",
+    "Recording",
+    "Scenario",
+    "Step",
+    "Warn",
+    "exit_source",
+    "read_recording",
+    "runs_of",
+)
 
 OPS = (
     "vm", "slot", "attr", "r", "w", "x", "i", "e", "s", "smap", "efer", "pde", "poke", "mprotro", "unmap",
-    "zap", "punch", "closegmem", "cleardirty", "prefault", "ioeventfd", "evread", "sh",
+    "zap", "punch", "closegmem", "cleardirty", "prefault", "ioeventfd", "evread", "sh", "nest", "l2map", "l2unmap",
+    "l2r", "l2w", "l2x", "l2i", "l2cr3", "run", "l2leave",
 )  # fmt: skip
 """The verbs of user space's ops; the module's list says what each does."""
 
@@ -133,8 +144,8 @@ class Recording(NamedTuple):
             for step in scenario.steps:
                 if step.op.split()[0] not in OPS:
                     gaps.append(f"{where}, step {step.number}: unknown op {step.op!r} is not followed")
-                for run, told in (step.result or {}).items():
-                    for name in told.get("stats", {}) if _RUN.fullmatch(run) else ():
+                for _, told in runs_of(step.result):
+                    for name in told.get("stats", {}):
                         if f"stat_{name}" not in columns():
                             gaps.append(f"{where}, step {step.number}: no column for the statistic {name!r}")
             for number, text in trace.unparsed:
@@ -209,7 +220,17 @@ def _vendor_and_mode(parameters: Mapping[str, str], exits: list[TraceEvent]) -> 
     return vendor, name if sources & nested else "shadow" if "pf" in sources else None
 
 
-_RUN = re.compile(r"run\d+")
+L2_BLOCKS = {
+    "vmcb12": ("exit_code", "exit_info_1", "exit_info_2"),
+    "vmcs12": ("exit_reason", "qualification", "gpa"),
+}
+"""What the JSON shows of L1's control block after L2's exit: its name and the fields compared, AMD's and Intel's."""
+_RUN = re.compile(r"(?:[a-z]{1,10}_)?run\d+")
+
+
+def runs_of(result: Mapping[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return the KVM_RUNs of a step by name, in order: run0, run1, …; of an op that runs L1 several times pte_run0."""
+    return [(name, told) for name, told in (result or {}).items() if _RUN.fullmatch(name)]
 
 
 def _is_step(value: object) -> bool:
@@ -218,9 +239,10 @@ def _is_step(value: object) -> bool:
         return False
     if type(value.get("step")) is not int or not isinstance(value.get("op"), str):
         return False
-    runs = [run for key, run in value.items() if _RUN.fullmatch(key)]
+    runs = [run for _, run in runs_of(value)]
     parts = [run.get(key, {}) if isinstance(run, dict) else None for run in runs
              for key in ("stats", "mmio", "memory_fault")]  # fmt: skip
+    parts += [value.get(block, {}) for block in L2_BLOCKS]
     return all(isinstance(part, dict) for part in parts)
 
 

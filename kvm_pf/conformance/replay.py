@@ -10,7 +10,6 @@ large its pages are, and KVM's page-table entries as earlier events told them.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from kvm_pf.conformance.expect import (
     NOT_COMPARED,
     RUN_FIELDS,
     SITES,
+    STALE,
     TRACEPOINTS,
     Why,
     expected,
@@ -37,39 +37,24 @@ from kvm_pf.conformance.expect import (
 from kvm_pf.conformance.fault_rows import FaultRow
 from kvm_pf.conformance.ftrace import LIMIT
 from kvm_pf.conformance.join import walk
-from kvm_pf.conformance.recordings import Recording, Scenario, Step, read_recording
+from kvm_pf.conformance.placement import kernel_of
+from kvm_pf.conformance.recordings import L2_BLOCKS, Recording, Scenario, Step, read_recording, runs_of
 from kvm_pf.conformance.vm_state import VmState
-from kvm_pf.guest.machine import Machine, Taken
+from kvm_pf.guest.machine import (
+    EXIT_REASON_HLT,
+    SVM_EXIT_ERR,
+    SVM_EXIT_HLT,
+    L1Exit,
+    Machine,
+    Taken,
+    emulated,
+)
 from kvm_pf.guest.memory import Given, Options
-from kvm_pf.revisions import ROWS, Revision, get
+from kvm_pf.revisions import Revision, get
 from kvm_pf.spte import SPTE_WRITE
 from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
 
-__all__ = ("Replay", "ReplayDifference", "ReplayReport", "Why", "replay", "revision_for")
-
-# --- which revision ---
-
-KERNELS = sorted((row.kernel, row.name) for row in ROWS if row.kernel)
-"""Kernels and the revisions made from them; any other kernel takes the one before it."""
-
-
-def revision_for(kernel: str | None) -> tuple[Revision, str]:
-    """Return the revision for a kernel's release, and a remark if it is only the nearest older one.
-
-    Raises InputError for a release that says no version or one older than all of them.
-    """
-    if kernel and ("seedv1" in kernel or kernel.endswith("-posted")):
-        return get("posted_on_6_12"), ""
-    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", kernel or "")
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
-    names = [name for first, name in KERNELS if first <= version]
-    if not names:
-        raise InputError(
-            f"kernel {one_line(repr(kernel), 80)}: 6.1 or newer can be replayed; name a revision for another"
-        )
-    exact = version in [first for first, _ in KERNELS]
-    return get(names[-1]), "" if exact else f"the nearest older than {version[0]}.{version[1]}"
-
+__all__ = ("Replay", "ReplayDifference", "ReplayReport", "Why", "replay")
 
 # --- the report ---
 
@@ -204,7 +189,11 @@ _KINDS = {
     "pf": exits.KIND_PF,
 }
 _RUNS = ("r", "w", "x", "i", "e", "s")
+_L2_RUNS = ("l2r", "l2w", "l2x", "l2i", "run")
 _CALLS = ("vm", "slot", "attr")
+L2_COLUMNS = ("l2_exit", "l2_exit_info1", "l2_exit_info2")
+_EPTP_AD = 1 << 6
+"""The bit of an EPT pointer that says that entries have accessed and dirty bits.  Source: Intel SDM vol. 3."""
 _VALID = 1 << 31
 """The bit of (VM exit or vectoring) interruption information that says that there is some."""
 
@@ -248,6 +237,7 @@ class Replay:
         self.printed: list[tuple[str, int, str]] = []
         self.put_off: dict[int, int] = {}
         self.armed: list[tuple[str, int, int, int]] = []
+        self.store: list[str] = []
 
     def note(self, name: str, why: Why, count: int = 1) -> None:
         """Count values that are not compared."""
@@ -280,7 +270,12 @@ class Replay:
             self.note(row.source, Why("no step says what user space did"))
         for step in scenario.steps:
             verb, where = step.op.partition(" ")[0], f"{scenario.name}, step {step.number} ({step.op})"
-            if verb in _RUNS:
+            if verb in _L2_RUNS and (verb != "run" or runs_of(step.result)):
+                self.l2(step, by_step[step.number], where)
+            elif verb in ("l2map", "l2unmap"):
+                self.stores(step, by_step[step.number], where)
+            elif verb in _RUNS:
+                self.machine.leave_l2()
                 self.runs(step, by_step[step.number], where)
             elif verb == "prefault":
                 self.prefault(step, by_step[step.number], where)
@@ -323,13 +318,79 @@ class Replay:
 
     def runs(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
         """Take the faults of a step and compare each KVM_RUN's result and statistics."""
+        taken = self.taken(rows, where)
+        for n, (name, told) in enumerate(runs_of(step.result)):
+            self.run(f"{where}, {name}", told, taken[n])
+
+    def taken(self, rows: list[tuple[FaultRow, VmState]], where: str) -> defaultdict[int, list[Taken]]:
+        """Take faults, and return them by their KVM_RUN."""
         taken: defaultdict[int, list[Taken]] = defaultdict(list)
         for row, state in rows:
             if fault := self.fault(row, state, f"{where}, line {row.first_line}"):
                 taken[row.run or 0].append(fault)
-        for name, told in (step.result or {}).items():
-            if found := re.fullmatch(r"run(\d+)", name):
-                self.run(f"{where}, {name}", told, taken[int(found[1])])
+        return taken
+
+    def l2(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+        """Let L1 run L2, or L2 go on; compare, besides, what L1 sees of how L2 ended."""
+        machine, words, runs = self.machine, step.op.split(), runs_of(step.result)
+        if machine.l2 is None:
+            raise InputError(f"{where}: L1 is no hypervisor yet; nest comes first")
+        refused = False
+        if words[0] != "run":
+            machine.leave_l2()
+            self.l2_format(step)
+            refused = not machine.enter_l2()
+            self.store = words[1 : 3 if words[0] == "l2w" else 2] if words[0] in ("l2w", "l2i") else []
+        taken = self.taken(rows, where)
+        for n, (name, told) in enumerate(runs):
+            self.run(f"{where}, {name}", told, taken[n])
+        last = next((taken[n][-1] for n in reversed(range(max(len(runs), 1))) if taken[n]), None)
+        ended = last.l1_exit if last else None
+        if refused:
+            ended = L1Exit(SVM_EXIT_ERR, 0, 0)
+        if last is None or last.ret >= 0:
+            machine.leave_l2()
+            if self.store and not ended:
+                value = _number(self.store[1], where) if self.store[1:] else None
+                machine.l2_wrote(_number(self.store[0], where), value, last)
+            self.l2_exit(step, where, ended)
+
+    def l2_format(self, step: Step) -> None:
+        """See whether L1's nested page table has accessed and dirty bits: Intel's need not."""
+        for event in step.events:
+            if event.name == "kvm_nested_vmenter" and event.fields.get("table") == "ept" and self.machine.l2:
+                self.machine.l2.table.accessed_dirty = bool(int(event.fields.get("cr3", 0)) & _EPTP_AD)
+
+    def l2_exit(self, step: Step, where: str, ended: L1Exit | None) -> None:
+        """Compare what L1's control block says after L2's exit."""
+        for block, names in L2_BLOCKS.items():
+            if block not in (step.result or {}):
+                continue
+            intel = block == "vmcs12"
+            done = L1Exit(EXIT_REASON_HLT, 0, None) if intel else L1Exit(SVM_EXIT_HLT, 0, 0)
+            known = ended.code != SVM_EXIT_ERR if ended else True
+            for column, name, want in zip(L2_COLUMNS, names, ended or done, strict=True):
+                value = _number((step.result or {})[block][name], where)
+                value = (
+                    value & 0xFFFFFFFF if column == "l2_exit" else value
+                )  # AMD's upper half is not always set
+                stale = want is None or (intel and not known)
+                self.compare(where, column, value, STALE if stale else want)
+
+    def stores(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+        """Let L1 change its nested page table: each store is a KVM_RUN of its own."""
+        machine, words = self.machine, step.op.split()
+        machine.leave_l2()
+        clear = words[0] == "l2unmap"
+        if len(words) < (2 if clear else 3):
+            raise InputError(f"{where}: lacks an address")
+        page, gpa = _number(words[1], where), 0 if clear else _number(words[2], where)
+        rights = "".join(words[2 if clear else 3 :])
+        taken = self.taken(rows, where)
+        for n, (at, value) in enumerate(machine.l2_stores(page, gpa, rights, clear)):
+            machine.stored(at, value, bool(taken[n]) and emulated(taken[n][-1]))
+        for n, (name, told) in enumerate(runs_of(step.result)):
+            self.run(f"{where}, {name}", told, taken[n])
 
     def run(self, where: str, told: Mapping[str, Any], faults: list[Taken]) -> None:
         """Compare the result of one KVM_RUN and what it counted."""
@@ -341,7 +402,10 @@ class Replay:
             want["exit"] = exit_.exit_reason if ret < 0 else EMULATOR
             if exit_.exit_reason:
                 want |= {f"memory_fault_{name}": getattr(exit_, name) for name in ("gpa", "size", "flags")}
-        recorded = dict(told)
+        if "guest_mode" in told:
+            in_l2 = bool(faults) and faults[-1].ret <= 0 and faults[-1].guest_mode
+            want["run_guest_mode"] = int(in_l2)
+        recorded = {"run_guest_mode" if name == "guest_mode" else name: value for name, value in told.items()}
         exit_parts = told.get("memory_fault", {}).items()
         recorded |= {f"memory_fault_{name}": _number(value, where) for name, value in exit_parts}
         if "stats" in told:
@@ -355,6 +419,7 @@ class Replay:
 
     def prefault(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
         """Map pages ahead, page by page, and compare the system call's result."""
+        self.machine.look_as(l2=self.machine.l2 is not None and self.machine.l2.running)
         words = step.op.split()[1:]
         if len(words) != 2:
             raise InputError(f"{where}: an address and a size are wanted")
@@ -382,14 +447,13 @@ class Replay:
             taken = self.machine.page_ready(row.in_addr, self.put_off.get(row.in_addr, 0), given)
             self.fields(row, taken, self.machine.nonpresent, where)
             return taken
+        self.machine.look_as(l2=row.guest_mode)
         event = self.event(row)
         if event is None:
             self.note(row.source, Why("the trace does not show what the CPU reported"))
             return None
         self.sync(row, state, event.addr)
-        mmu = self.machine.mmu
-        gpa = event.addr if mmu.direct else self.machine.translate(event.addr)[0]
-        before, _ = self.machine.entry(gpa >> PAGE_SHIFT)
+        before, _ = self.machine.entry(self.machine.page(event.addr))
         taken = self.machine.take(*self.before(where, event, self.given(row)))
         self.printed += [(name, row.pid, where) for name in taken.printed]
         self.put_off[event.addr] = taken.error_code
@@ -409,6 +473,7 @@ class Replay:
         set_, clear = self.injected(row, ("npf", "ept"), addr)
         vectoring = row.intr_info if kind == exits.KIND_NPF else row.info2 if kind != exits.KIND_PF else 0
         guest = self.machine.guest._replace(
+            guest_mode=row.guest_mode,
             fast_mmio=self.machine.ioeventfds.get(addr) == 0,
             vectoring=(vectoring or 0) & _VALID != 0,
             next_rip_known=row.fast_mmio_gpa is not None,  # SVM only
@@ -439,22 +504,37 @@ class Replay:
         whether it found one.
         """
         machine = self.machine
-        gfn = (addr if machine.mmu.direct else machine.translate(addr)[0]) >> PAGE_SHIFT
-        spte, level = state.spte(gfn) or (None, PG_LEVEL_4K)
+        gfn = machine.page(addr)
+        if machine.mmu.nested:
+            self.sync_nested(row, gfn)
+            return
+        spte, level = state.spte(gfn, l2=row.guest_mode) or (None, PG_LEVEL_4K)
         traced = machine.mmu.direct and machine.options.tdp_mmu
         if spte is not None and level <= PG_LEVEL_2M:
             machine.put(gfn, spte, level)
             self.report.given["page-table entry"] += 1
         elif traced:
-            machine.drop(gfn, gfn + 1)
+            machine.put(gfn, machine.nonpresent)
         if traced or row.cpu_code is None:
             return
         found = EPT_VIOLATION_PROT_MASK if row.source == "ept" else PFERR_PRESENT_MASK | PFERR_RSVD_MASK
         spte, level = machine.entry(gfn)
         if row.source != "miscfg" and not row.cpu_code & found:
-            machine.drop(gfn, gfn + 1)
+            machine.put(gfn, machine.nonpresent)
         elif row.source != "miscfg" and row.cpu_code & PFERR_WRITE_MASK and not machine.is_mmio(spte):
             machine.put(gfn, spte & ~SPTE_WRITE, level)  # write-protected since
+
+    def sync_nested(self, row: FaultRow, page: int) -> None:
+        """Correct what the machine keeps for a page of L2's by what the CPU reported of it."""
+        assert (self.machine.l2 and row.cpu_code is not None) or row.source == "miscfg"
+        if row.source == "miscfg" or row.cpu_code is None:
+            return
+        found = EPT_VIOLATION_PROT_MASK if row.source == "ept" else PFERR_PRESENT_MASK | PFERR_RSVD_MASK
+        spte, _ = self.machine.entry(page)
+        shadow = self.machine.l2.shadow if self.machine.l2 else None
+        if shadow and not row.cpu_code & found and spte != self.machine.nonpresent:
+            shadow.remove(page)
+            self.report.given["page-table entry"] += 1
 
     def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:
         """Compare every column of a row."""
@@ -477,7 +557,8 @@ class Replay:
         for name, why in NOT_COMPARED.items():
             if getattr(row, name) not in (None, 0) and not (name.startswith("exit") and not row.last_of_run):
                 self.note(name, why)
-        if not (machine.mmu.direct and machine.options.tdp_mmu) and row.mark_gfn is not None:
+        traced = machine.mmu.nested or (machine.mmu.direct and machine.options.tdp_mmu)
+        if not traced and row.mark_gfn is not None:
             access, gen = row.mark_access or 0, row.mark_gen or 0
             machine.put(row.mark_gfn, machine.make_mmio_spte(machine.format, gen, row.mark_gfn, access))
 
@@ -530,7 +611,7 @@ def replay(
     """
     directory = as_path(directory, "a folder of recordings")
     recording = read_recording(directory, limit)
-    chosen, remark = revision_for(recording.kernel) if revision is None else (get(revision), "by request")
+    chosen, remark = kernel_of(recording) if revision is None else (get(revision), "by request")
     report = ReplayReport(recording.name, recording.kernel, chosen.name, remark, damage=recording.damage)
     play = Replay(recording, chosen, report)
     report.faults = len(play.rows)

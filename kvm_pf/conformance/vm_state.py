@@ -34,7 +34,8 @@ class VmState:
     `attributes` and `host` are (gpa, size, what) in the order of the ops: the last one that covers an address
     counts.  `updates` counts changes of the memslots; `generations` maps such counts to the generation seen
     then, also later ones.  `sptes` are the last traced entries by (gfn, level): exact for the TDP MMU, which
-    traces every change; other page tables also lose entries without a trace.  `mmio_gens` are the generations
+    traces every change; other page tables also lose entries without a trace.  `l2_sptes` are those that L2 runs
+    on, by L2's page and level.  `mmio_gens` are the generations
     of the MMIO SPTEs by gfn.  `cached` is what the vCPU was last seen to keep of an MMIO fault: gva (0 if
     direct), gfn, and `updates` then.
     """
@@ -48,6 +49,7 @@ class VmState:
     generations: dict[int, int] = field(default_factory=dict)
     tdp_mmu: bool = False
     sptes: dict[tuple[int, int], int] = field(default_factory=dict)
+    l2_sptes: dict[tuple[int, int], int] = field(default_factory=dict)
     mmio_gens: dict[int, int] = field(default_factory=dict)
     cached: tuple[int, int, int] | None = None
 
@@ -55,7 +57,8 @@ class VmState:
         """Return a copy that later steps and events do not touch, but for the generations seen."""
         return replace(
             self, slots=dict(self.slots), attributes=list(self.attributes), host=list(self.host),
-            gmem_closed=set(self.gmem_closed), sptes=dict(self.sptes), mmio_gens=dict(self.mmio_gens),
+            gmem_closed=set(self.gmem_closed), sptes=dict(self.sptes), l2_sptes=dict(self.l2_sptes),
+            mmio_gens=dict(self.mmio_gens),
         )  # fmt: skip
 
     @property
@@ -79,11 +82,12 @@ class VmState:
         """Return the last host operation on the page (mprotro, unmap, zap), or None."""
         return _last(self.host, gfn)
 
-    def spte(self, gfn: int) -> tuple[int, int] | None:
-        """Return the traced entry that maps a gfn, or ends the walk to it, and its level."""
+    def spte(self, gfn: int, l2: bool = False) -> tuple[int, int] | None:
+        """Return the traced entry that maps a gfn (a page of L2's), or ends the walk to it, and its level."""
+        sptes = self.l2_sptes if l2 else self.sptes
         for level in (3, 2, 1):
             span = 9 * (level - 1)
-            value = self.sptes.get((gfn >> span << span, level))
+            value = sptes.get((gfn >> span << span, level))
             if value is not None and (level == 1 or value & _PT_PAGE_SIZE or not value & _SPTE_MMU_PRESENT):
                 return value, level
         return None
@@ -118,15 +122,34 @@ class VmState:
             raise InputError(f"{where}: step {step.number}: {step.op!r} {what}") from error
         return self
 
-    def see(self, event: TraceEvent) -> None:
-        """Take over what an event tells of page tables and generations."""
+    def see(self, event: TraceEvent, l2_page: int | None = None, nested: bool = False) -> None:
+        """Take over what an event tells of page tables and generations.
+
+        `l2_page`: it comes from a fault of L2's on that page, `nested`: with a nested page table of L1's.
+
+        L1 and an L2 without a nested page table have tables of the same gfns, and the events do not tell which is
+        meant.  A change that is not a fault's own is of that table which has the old value, L1's before L2's.
+        """
         match event.name, event.fields:
-            case "kvm_tdp_mmu_spte_changed", {"gfn": int(gfn), "level": int(level), "new_spte": int(spte)}:
+            case "kvm_tdp_mmu_spte_changed", {
+                "gfn": int(gfn), "level": int(level), "old_spte": int(old), "new_spte": int(spte),
+            }:  # fmt: skip
                 self.tdp_mmu = True
-                self.sptes[gfn, level] = spte
+                l1s, l2s = self.sptes.get((gfn, level)), self.l2_sptes.get((gfn, level))
+                l2 = l2s == old != l1s
+                if l2_page is not None and not nested:
+                    l2 = (l2_page ^ gfn) >> 9 * (level - 1) == 0
+                elif nested:
+                    l2 = False
+                (self.l2_sptes if l2 else self.sptes)[gfn, level] = spte
                 self.mmio_gens.pop(gfn, None)
-            case "kvm_mmu_set_spte", {"gfn": int(gfn), "level": int(level), "spte": int(spte)}:
-                self.sptes[gfn, level] = spte
+            case "kvm_mmu_set_spte", {"gfn": int(gfn), "level": int(level), "spte": int(spte), "at": int(at)}:
+                if l2_page is None:
+                    self.sptes[gfn, level] = spte
+                else:  # the entry's own address tells which page of L2's it is for
+                    span = 9 * (level - 1)
+                    page = (l2_page >> span & ~0x1FF | at >> 3 & 0x1FF) << span
+                    self.l2_sptes[page, level] = spte
                 self.mmio_gens.pop(gfn, None)
             case "mark_mmio_spte", {"gfn": int(gfn), "gen": int(gen)}:
                 if not self.tdp_mmu:  # the value is not traced

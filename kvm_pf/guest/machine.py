@@ -113,6 +113,7 @@ class Taken(NamedTuple):
     stats: Counter[str]
     records: tuple[Record, ...]  # the watched steps
     l1_exit: L1Exit | None = None  # the fault is L1's: its table for L2 does not allow the access
+    guest_mode: bool = False  # it came while L2 ran
 
     def __str__(self) -> str:
         return "\n".join(f"{'  ' * r.depth + r.step:<30} {r.why}".rstrip() for r in flat(list(self.records)))
@@ -182,7 +183,11 @@ class Machine(GuestMemory):
             after: path.After = after_handler(vcpu._replace(cache=self.cache), *rest)
             return after
 
-        names = {"page_fault": page_fault, "after_fault": after_fault}
+        def left_private(fault: Fault) -> bool:
+            handled = self.handler.fault if self.handler and not self.handler.refused else fault
+            return handled.is_private
+
+        names = {"page_fault": page_fault, "after_fault": after_fault, "left_private": left_private}
         self._mmu_page_fault = self.linked(path.kvm_mmu_page_fault, **names)
         self._page_fault = page_fault
         self._source = self.linked(exits.source)
@@ -272,7 +277,7 @@ class Machine(GuestMemory):
         records = tuple(self.watcher.records)
         return Taken(
             event, source, addr, error_code, outcome, handled, handler, ret, exit_, tuple(warns), printed, stats,
-            records, self._l1_exit(event, handler),
+            records, self._l1_exit(event, handler), self.mmu.guest_mode,
         )  # fmt: skip
 
     def _l1_exit(self, event: Event | None, handler: Handler | None) -> L1Exit | None:
@@ -409,8 +414,8 @@ class Machine(GuestMemory):
         if l2.paging and self.hardware == "shadow":
             return False
         l2.running = True
-        direct = not l2.paging and self.l1_mmu.direct
-        self.mmu = Mmu(True, direct, direct, True, l2.paging)
+        self.look_as(l2=True)
+        self._forget_gva()
         if l2.paging:
             _, new = l2.shadow.get(NPT_ROOT >> PAGE_SHIFT, 4)
             synced = l2.shadow.sync(l2.table, self._mmio_mark)
@@ -422,11 +427,28 @@ class Machine(GuestMemory):
         access = self.access_bits(writable, executable)
         return int(self.make_mmio_spte(self.format, self.slots.generation, gfn, access))
 
+    def look_as(self, l2: bool) -> None:
+        """See memory as L1 does, or as L2: a step in which L1 runs L2 has faults of both."""
+        if l2 and self.l2:
+            direct = not self.l2.paging and self.l1_mmu.direct
+            self.mmu = Mmu(True, direct, direct, True, self.l2.paging)
+        else:
+            self.mmu = self.l1_mmu
+
     def leave_l2(self) -> None:
         """Go back to L1."""
-        if self.l2:
+        if self.l2 and self.l2.running:
             self.l2.running = False
-        self.mmu = self.l1_mmu
+            self._forget_gva()
+        self.look_as(l2=False)
+
+    def _forget_gva(self) -> None:
+        """Forget the last MMIO access by its virtual address: L1 and L2 have address spaces of their own.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_sync_roots() (v6.12).
+        """
+        if not self.l1_mmu.direct:
+            self.cache = self.cache._replace(gva=0)
 
     @typed(addr=64)
     def l2_access(self, kind: str, addr: int) -> Access:
@@ -496,14 +518,20 @@ class Machine(GuestMemory):
     def l1_store(self, gpa: int, value: int) -> Access:
         """Let L1 store 64 bits; if they are a part of its nested page table, KVM follows."""
         done = self.access("w", gpa)
-        self.stored(gpa, value, bool(done.faults) and _emulated(done.faults[-1]))
+        self.stored(gpa, value, bool(done.faults) and emulated(done.faults[-1]))
         return done
 
-    def _l2_wrote(self, addr: int, value: int, done: Access) -> None:
-        """Follow a store of L2's: it may hit L1's nested page table."""
-        walk = self._nested().table.walk(addr, 0)
-        emulated = bool(done.faults) and _emulated(done.faults[-1])
-        self.stored(walk.gfn << PAGE_SHIFT | addr & PAGE_OFFSET_MASK, value, emulated)
+    def l2_wrote(self, addr: int, value: int | None, last: Taken | None) -> None:
+        """Follow a store of L2's, whose last fault was `last`: it may hit L1's nested page table.
+
+        Where KVM emulates it, it sets the dirty bit that a fault would have set.
+        """
+        l2 = self._nested()
+        gpa = addr
+        if l2.paging:
+            gpa = l2.table.walk(addr, PFERR_WRITE_MASK).gfn << PAGE_SHIFT | addr & PAGE_OFFSET_MASK
+        if value is not None:
+            self.stored(gpa, value, last is not None and emulated(last))
 
     def stored(self, gpa: int, value: int, emulated: bool) -> None:
         """Follow a store to what may be L1's nested page table; `emulated`: KVM made it, and knows."""
@@ -555,8 +583,9 @@ class Machine(GuestMemory):
                 return Access(f"{verb} {' '.join(words)}", faults, stores[-1].exit)
             case "l2r" | "l2w" | "l2x" | "l2i":
                 access = self.l2_access(verb[2], number(0))
-                if verb == "l2w" and access.exit.reason == "done":
-                    self._l2_wrote(number(0), number(1) if words[1:] else 0, access)
+                if verb in ("l2w", "l2i") and access.exit.reason in ("done", "mmio"):
+                    last = access.faults[-1] if access.faults else None
+                    self.l2_wrote(number(0), number(1) if verb == "l2w" and words[1:] else None, last)
                 return access
             case "l2cr3":
                 self._nested().cr3 = number(0) if number(0) != L1_CR3 else None
@@ -635,7 +664,8 @@ class Machine(GuestMemory):
         return 0, 0, faults
 
 
-def _emulated(taken: Taken) -> bool:
+def emulated(taken: Taken) -> bool:
+    """Say whether KVM's emulator was asked to carry the access out."""
     return taken.outcome is not None and taken.outcome.emulation.called
 
 
@@ -651,7 +681,7 @@ def _ended(taken: Taken, kind: str) -> Exit | None:
         return Exit("internal-error" if kind == "x" else "mmio")
     if taken.l1_exit:
         return Exit("l1", l1_exit=taken.l1_exit)
-    emulated = _emulated(taken)
+    by_kvm = emulated(taken)
     refused = taken.handler is not None and taken.handler.refused
     fast = taken.source is not None and taken.source.fast_mmio
-    return Exit("done") if emulated or fast or refused else None
+    return Exit("done") if by_kvm or fast or refused else None

@@ -145,7 +145,7 @@ class PageTable:
                 error = PFERR_PRESENT_MASK
                 break
             table, level = entry & ADDRESS, level - 1
-        asked_bits = PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK
+        asked_bits = PFERR_WRITE_MASK | PFERR_USER_MASK | (0 if self.ept else PFERR_FETCH_MASK)
         kinds = (
             (PFERR_WRITE_MASK, EPT_VIOLATION_ACC_WRITE), (PFERR_USER_MASK, EPT_VIOLATION_ACC_READ),
             (PFERR_FETCH_MASK, EPT_VIOLATION_ACC_INSTR),

@@ -88,7 +88,7 @@ def recorded() -> list[tuple[str, dict[str, int], dict[str, int]]]:
     Faults of 6.1 are left out: its codes have 32 bits.  The patch's own kernel comes first.
     """
     from kvm_pf.conformance.corpus import load_corpus
-    from kvm_pf.conformance.replay import revision_for
+    from kvm_pf.conformance.placement import revision_for
 
     frame = load_corpus().recordings
     frame = frame[

@@ -13,7 +13,7 @@ import pytest
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.fault_rows import fault_frame, load_faults
-from kvm_pf.conformance.replay import revision_for
+from kvm_pf.conformance.placement import revision_for
 from kvm_pf.trace import conversions, disagreements, load, page
 from kvm_pf.trace.dat import TraceDat
 from kvm_pf.trace.faults import Joiner, frame

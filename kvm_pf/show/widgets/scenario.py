@@ -13,8 +13,8 @@ from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.fault_rows import FaultRow, columns
 from kvm_pf.conformance.follow import Follow, Seen, carried, scenario_of
+from kvm_pf.conformance.placement import kernel_of
 from kvm_pf.conformance.recordings import Recording, Scenario, Step, read_recording
-from kvm_pf.conformance.replay import revision_for
 from kvm_pf.conformance.vm_state import VmState
 from kvm_pf.guest.machine import Taken
 from kvm_pf.revisions import Revision, get
@@ -35,7 +35,7 @@ def scenario_player(
     """
     if not isinstance(recording, Recording):
         recording = read_recording(carried(recording))
-    chosen = revision_for(recording.kernel)[0] if revision is None else get(revision)
+    chosen = kernel_of(recording)[0] if revision is None else get(revision)
     return ScenarioPlayer(recording, scenario_of(recording, scenario), chosen)
 
 
