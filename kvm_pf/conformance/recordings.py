@@ -52,6 +52,20 @@ memslots' generation grows once (by the number of address spaces: 1, or 2 with S
                            was changed stands in `pre_npf`, `pre_ept`, `pre_pf` events.  Where nothing calls
                            the function, nothing is changed
 
+A guest of the guest (L2).  X is a page of L2's, Y one of L1's, the guest that user space made; L2's first 2M are
+mapped to L1's own, its code and page tables with them.
+
+    nest [np0]             L1 becomes a hypervisor: it keeps a nested page table for L2, or none (np0)
+    l2map X Y [RIGHTS]     L1 maps X to Y, by stores of its own to its nested page table (`pdpt_run0`, `pde_run0`,
+                           `pte_run0`: a KVM_RUN each).  RIGHTS: w writable, r not, n not executable, L 2M
+    l2unmap X [L]          L1 clears its entry for X
+    l2r|l2w|l2x|l2i X [V]  L1 runs L2, which reads, writes, fetches, or does a locked read-modify-write; then it
+                           halts, which L1 sees.  `guest_mode`: the exit to user space came while L2 ran;
+                           `vmcb12`, `vmcs12`: L1's control block afterwards
+    l2cr3 X                where L2's own page table is, in L2's memory
+    run                    KVM_RUN again, nothing changed: L2 goes on; `skipped` if its access was over
+    l2leave                user space takes the vCPU out of L2
+
 An op with rc -1 changed nothing.  A step without a JSON line is taken to have succeeded.
 """
 

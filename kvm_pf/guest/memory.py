@@ -389,6 +389,7 @@ class GuestMemory:
         if not self.options.pml:
             self._take(SPTE_WRITE, start, end)
 
+    @typed(gfn=52)
     def watch(self, gfn: int) -> None:
         """Let nobody write to a page unseen: it is a page table that KVM shadows.
 
