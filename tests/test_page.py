@@ -97,6 +97,12 @@ class TestAsk:
         assert "there is a page table" in page.ask("root_is_valid", {"w": 2}, "posted")._repr_html_()
 
 
+def test_what_is_folded_opens_to_all_of_it():
+    shown = page.lines("h1+10")
+    html = page.folded("one line", shown)._repr_html_()
+    assert f"<details><summary>one line</summary>{shown.html}</details>" in html
+
+
 class TestClaims:
     def test_each_claim_stands_with_its_sentence_and_the_smallest_state_that_refutes_it(self):
         asked = page.claims(["reserved-never-private", "code-says-private"], "before", "posted")

@@ -3,8 +3,9 @@
 
     python tools/words.py [PATH...]        the notebooks as they are stored; a row for each, and the sum
 
-A word is anything between blanks that holds a letter or a digit; of HTML, only what a reader sees.  Figures
-count for nothing.  Code that is folded on the site and in JupyterLab stands in a column of its own.
+A word is anything between blanks that holds a letter or a digit; of HTML, only what a reader sees; figures count for
+nothing.  What is folded is told apart: code of cells with the tag `fold` or `twin`, the pictures of widgets (`twin`),
+which stand for a live widget only where nothing can run, and what is inside of <details>.
 """
 
 import re
@@ -16,7 +17,9 @@ from nbformat import NotebookNode
 
 from tools import notebooks, site
 
-COLUMNS = ("text", "code", "folded code", "output", "folded output", "all")
+KINDS = ("text", "code", "output")
+COLUMNS = (*KINDS, "seen", *(f"folded {kind}" for kind in KINDS), "all")
+DETAILS = re.compile(r"<details>(.*?)</details>", re.DOTALL)
 
 
 def words(text: str) -> int:
@@ -24,33 +27,41 @@ def words(text: str) -> int:
     return len(re.findall(r"\S*\w\S*", text))
 
 
-def seen(html: str) -> str:
-    """Return what a reader sees of HTML."""
+def plain(html: str) -> str:
+    """Return what a reader sees of HTML, or of Markdown."""
+    html = re.sub(r"\]\([^)]*\)", "]", html)
     return unescape(re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL))
 
 
-def output_words(output: NotebookNode) -> int:
-    """Return the words of one output: its HTML if it has any, or else its text, but not the name of a figure."""
+def shown(output: NotebookNode) -> str:
+    """Return what one output shows: its HTML if it has any, or else its text, but not the name of a figure."""
     data = output.get("data", {})
     if "text/html" in data:
-        return words(seen(data["text/html"]))
+        return data["text/html"]
     if "image/png" in data or site.is_live(output):
-        return 0
-    return words(output.get("text", data.get("text/plain", "")))
+        return ""
+    return output.get("text", data.get("text/plain", ""))
 
 
 def count(notebook: NotebookNode) -> dict[str, int]:
     """Return the words of a notebook, by column."""
     found = dict.fromkeys(COLUMNS, 0)
+
+    def add(kind: str, html: str, folded: bool) -> None:
+        hidden = words(plain(html if folded else " ".join(DETAILS.findall(html))))
+        found[f"folded {kind}"] += hidden
+        found[kind] += words(plain(html)) - hidden
+
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
-            found["text"] += words(seen(re.sub(r"\]\([^)]*\)", "]", cell.source)))
+            add("text", cell.source, False)
             continue
         found["folded code" if {"fold", "twin"} & {*tags} else "code"] += words(cell.source)
-        printed = sum(map(output_words, cell.outputs))
-        found["folded output" if "twin" in tags else "output"] += printed
-    found["all"] = sum(found.values())
+        for output in cell.outputs:
+            add("output", shown(output), "twin" in tags)
+    found["seen"] = sum(found[kind] for kind in KINDS)
+    found["all"] = found["seen"] + sum(found[f"folded {kind}"] for kind in KINDS)
     return found
 
 

@@ -18,7 +18,7 @@ from kvm_pf.run.batch import evaluate
 from kvm_pf.run.inputs import answer, case_values
 from kvm_pf.run.watch import Record, explain
 from kvm_pf.show.diff import diff_html
-from kvm_pf.show.markup import Html, Shown, bold, code, framed, join, table
+from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, table
 from kvm_pf.show.widgets.hunks import lines_table
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from kvm_pf.proof.claims import Claim
 
 __all__ = (
-    "Asked", "Claimed", "answers", "ask", "cases", "change", "claims", "differ", "faults", "lines", "log", "results",
-    "story",
+    "Asked", "Claimed", "answers", "ask", "cases", "change", "claims", "differ", "faults", "folded", "lines", "log",
+    "results", "story",
 )  # fmt: skip
 
 
@@ -46,6 +46,11 @@ def lines(*which: str) -> Shown:
             raise InputError(f"no line of the ledger is explained in {name!r}")
         ids.extend(found)
     return Shown(f"{len(ids)} lines of the patch", framed(lines_table("", ids)))
+
+
+def folded(summary: str, shown: Shown) -> Shown:
+    """Show one line, `summary`, which opens to what would fill a screen."""
+    return Shown(repr(shown), framed(element("details", element("summary", summary), shown.html)))
 
 
 def change(step: str, a: str | Revision = "before", b: str | Revision = "posted") -> Shown:
