@@ -149,7 +149,8 @@ def _why_is_private(r: Record) -> str:
 def _why_new_fault(r: Record) -> str:
     f = r.result
     kind = "write" if f.write else "fetch" if f.exec else "read"
-    return f"gfn {f.gfn:#x}, {kind}, is_private={int(f.is_private)}, rsvd={int(f.rsvd)}, slot={int(f.slot)}"
+    slot = "in a slot" if f.slot else "no slot" if r.given["vcpu"].mmu.direct else "slot not known yet"
+    return f"gfn {f.gfn:#x}, {kind}, is_private={int(f.is_private)}, rsvd={int(f.rsvd)}, {slot}"
 
 
 def _why_do_page_fault(r: Record) -> str:

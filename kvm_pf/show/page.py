@@ -108,7 +108,8 @@ class Claimed(Shown):
             [_sentence(claim, told[claim]), *(_answer(answers[claim, r]) for r in names)] for claim in told
         ]
         super().__init__(
-            f"{len(told)} claims of {', '.join(names)}", framed(table("", ("claim", *names), rows))
+            f"{len(told)} claim{'s' * (len(told) > 1)} of {', '.join(names)}",
+            framed(table("", ("claim", *names), rows)),
         )
 
 
@@ -221,19 +222,24 @@ def _said(value: Any) -> str:
 
 
 def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:
-    """Put recorded faults under each other: columns `names` as the kernel recorded them, and if the model agrees.
+    """Put recorded faults under each other: columns `names` as the kernel recorded them.
 
-    Columns: step (index), op, those named (as `Seen.shown` writes them), agree: how many of all the values of this
-    fault that can be compared are the model's.
+    Columns: step (index), op, those named (as `Seen.shown` writes them); and, if the model does not agree with all of
+    them, agree: how many of all the values of the fault that can be compared are the model's.
     """
     import pandas as pd
 
-    rows = []
+    rows, agree = [], []
     for each in seen:
         compared = [kernel == model for _, kernel, model in each.recorded() if not isinstance(model, Why)]
-        values = [each.shown(name, getattr(each.row, name)) for name in names]
-        rows.append((each.row.step, each.row.op, *values, f"{sum(compared)} of {len(compared)}"))
-    return pd.DataFrame(rows, columns=["step", "op", *names, "agree"]).set_index("step")
+        agree.append((sum(compared), len(compared)))
+        rows.append(
+            (each.row.step, each.row.op, *(each.shown(name, getattr(each.row, name)) for name in names))
+        )
+    frame = pd.DataFrame(rows, columns=["step", "op", *names]).set_index("step")
+    if all(agreed == of for agreed, of in agree):
+        return frame
+    return frame.assign(agree=[f"{agreed} of {of}" for agreed, of in agree])
 
 
 def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
