@@ -33,7 +33,7 @@ LOCKED := --no-deps --require-hashes --requirement
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html notebooks lock clean
+.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html pocket notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,8 +73,8 @@ unit: env ## unit and property tests of all but the logic
 logic: env ## tests of the logic; its line and branch coverage must be complete
 	@$(PYTEST) $(LOGIC) --cov $(SAY)
 
-browser: env ## the notebooks and widgets in JupyterLab and a real Chromium
-	@$(BIN)/pytest -q -m browser tests/test_browser.py $(SAY)
+browser: env ## the notebooks and widgets in JupyterLab, and alive in the site's pages, in a real Chromium
+	@$(BIN)/pytest -q -m browser tests/test_browser.py tests/test_live.py $(SAY)
 
 nbval: env ## the notebooks print and draw what they are committed with
 	@$(PYTEST) --nbval notebooks $(SAY)
@@ -119,8 +119,11 @@ record: env ## record a running KVM on a software CPU, then replay it (KERNEL=se
 test-record: env ## the recorder: record a prebuilt kernel anew, twice, and replay it (some two minutes)
 	@$(BIN)/pytest -q -rs tests/record $(SAY)
 
-html: env ## the notebooks as they are committed, as a site in build/html
+html: env ## the notebooks as they are committed, as a site in build/html, its widgets alive
 	@$(BIN)/python tools/site.py
+
+pocket: env ## all widgets in one file that opens from disk, build/pocket/kvm_pf.html
+	@$(BIN)/python tools/live/pocket.py
 
 notebooks: env ## execute the notebooks and write them back in normal form
 	$(BIN)/python tools/notebooks.py run

@@ -125,6 +125,25 @@ def test_each_widget_of_the_walkthrough_has_its_twin(path):
     assert live <= still
 
 
+@pytest.mark.parametrize("path", sorted(notebooks.FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_lines_that_a_page_runs_make_the_widget_whose_twin_stands_there(path):
+    stored = [
+        "".join(output.data["text/html"])
+        for cell in notebooks.code_cells(notebooks.read(path))
+        if site.shown_still(cell.source)
+        for output in cell.outputs
+        if "text/html" in output.get("data", {})
+    ]
+    made = []
+    for html in site.shown(site.prepare(path.stem, notebooks.read(path))):
+        for tag in BeautifulSoup(html, "html.parser")(class_="live"):
+            *lines, last = tag["data-source"].split("\n")
+            scope = {}
+            exec("\n".join(lines), scope)
+            made.append(eval(last, scope).static().html)
+    assert made == stored
+
+
 def test_the_walkthrough_is_light(walkthrough):
     figures = re.compile(r"data:image/png;base64,[^\"]*")
     weights = {page.name: len(figures.sub("", page.read_text())) for page in walkthrough.glob("*.html")}

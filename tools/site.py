@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Write the notebooks as a small linked site, which needs no kernel, no network and no script.
+"""Write the notebooks as a small linked site, which needs no kernel and no network.
 
     python tools/site.py              as they are stored
     python tools/site.py --execute    run first (the stored notebooks stay as they are)
+    python tools/site.py --still      without live widgets, and so without any script
     python tools/site.py --output DIR [PATH...]
 
-Every page stands alone: its style and its figures are inside it.  A live widget cannot be; its `.static()` can.
+Every page stands alone: its style and its figures are inside it, and for each widget its still twin, `.static()`.
+Scripts in the folder `live` beside the pages put the widget itself in the twin's place, computed in the reader's
+browser (tools/live); where they cannot, the twin stays.
 """
 
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import unescape
 from os.path import relpath
 from pathlib import Path
@@ -26,6 +29,9 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 import kvm_pf.show.widgets
 from kvm_pf.common.text import escaped
 from tools import notebooks
+from tools.live import build
+from tools.live.fetch import Unfetched
+from tools.live.lines import lines_for, shown_still
 
 TITLE = "kvm_pf: a KVM patch that you can run"
 LEAD = "The walkthrough, to be read. Nothing runs here: where a notebook has a widget, you see how it stood."
@@ -54,7 +60,7 @@ TEMPLATE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{{ resources.policy }}">
 <title>{{ resources.page.title | e }}</title>
 <style>{{ resources.style }}</style>
 </head>
@@ -79,6 +85,7 @@ TEMPLATE = """\
 {%- block footer -%}
 </main>
 {{ links() }}
+{{ resources.scripts }}
 </body>
 </html>
 {% endblock -%}
@@ -117,6 +124,14 @@ dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
 """
 
 
+STILL = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+ALIVE = (
+    "default-src 'none'; img-src data:; font-src data:; style-src 'self' 'unsafe-inline'; connect-src blob:; "
+    "script-src 'self' blob: 'wasm-unsafe-eval'"
+)
+"""What a page may load, and from where: nothing, or scripts of its own folder, which may ask nobody for anything."""
+
+
 class Page(NamedTuple):
     """A page of the site: its file's name without ending, its title and first sentence as text, what is on it."""
 
@@ -132,14 +147,20 @@ def prepare(name: str, notebook: NotebookNode) -> Page:
     That text is the `alt` in the figure's own metadata, or else the paragraph before it.
     """
     title, said = name, []
+    run: list[str] = []
     for cell in notebooks.normalise(notebook).cells:
         if cell.cell_type == "markdown":
             html = markdown2html_mistune(cell.source)
             title = next(map(plain, inside("h1", html)), title)
             said += map(plain, inside("p|li", html))
             continue
+        run.append(cell.source)
+        widget = shown_still(cell.source)
         cell.outputs = [output for output in cell.outputs if not is_live(output)]
         for output in cell.outputs:
+            if widget and (html := output.get("data", {}).get("text/html")):
+                source = escaped(lines_for(widget, run))
+                output.data["text/html"] = f'<div class="live" data-source="{source}">{html}</div>'
             if png := output.get("data", {}).get("image/png"):
                 width, height = unpack(">16x2I", b64decode(png[:32]))
                 about = {"alt": said[-1] if said else name} | output.metadata.get("image/png", {})
@@ -151,6 +172,18 @@ def is_live(output: NotebookNode) -> bool:
     """Say whether an output is a widget that needs a kernel, and so no more than its name without one."""
     data = output.get("data", {})
     return list(data) == ["text/plain"] and LIVE.match(data["text/plain"]) is not None
+
+
+def has_widgets(page: Page) -> bool:
+    """Say whether a page has a widget's still twin."""
+    return any('<div class="live"' in html for html in shown(page))
+
+
+def shown(page: Page) -> Iterator[str]:
+    """Yield what the cells of a page show as HTML."""
+    for cell in notebooks.code_cells(page.notebook):
+        for output in cell.outputs:
+            yield output.get("data", {}).get("text/html", "")
 
 
 def inside(names: str, html: str) -> list[str]:
@@ -177,15 +210,22 @@ def contents(pages: Sequence[Page]) -> Page:
     return Page("index", TITLE, LEAD, new_notebook(cells=[new_markdown_cell("\n".join([*text, "</dl>"]))]))
 
 
-def write(pages: Sequence[Page], folder: Path) -> None:
-    """Write the pages into the folder, the index first, each linked to the one before and the one after."""
+def write(pages: Sequence[Page], folder: Path, scripts: str = "") -> None:
+    """Write the pages into the folder, the index first, each linked to the one before and the one after.
+
+    `scripts` is what brings a page's widgets to life, as HTML; pages without a widget go without it.
+    """
     exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_output_prompt=True)
     root = relpath(notebooks.FOLDER.parent, folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = next((page for page in pages if page.name == "index"), None) or contents(pages)
     pages = [page for page in pages if page is not first]
     for before, page, after in zip([None, None, *pages], [first, *pages], [*pages, None], strict=False):
-        resources = {"page": page, "prev": before, "next": after, "style": STYLE}
+        alive = bool(scripts) and has_widgets(page)
+        resources = {
+            "page": page, "prev": before, "next": after, "style": STYLE + (build.style() if alive else ""),
+            "policy": ALIVE if alive else STILL, "scripts": scripts if alive else "",
+        }  # fmt: skip
         html, _ = exporter.from_notebook_node(page.notebook, resources)
         html = re.sub(r'(href="[^":]+)\.ipynb\b', r"\1.html", html)
         html = html.replace('href="../', f'href="{root}/')
@@ -194,17 +234,31 @@ def write(pages: Sequence[Page], folder: Path) -> None:
         (folder / f"{page.name}.html").write_text(html)
 
 
+def bring_to_life(pages: Sequence[Page], folder: Path) -> str:
+    """Write the scripts that the pages' widgets need into `folder`/live; return what a page has to load them by.
+
+    Nothing is written if they cannot be had; then say so and return "".
+    """
+    try:
+        return build.site(folder / "live", "\n".join(html for page in pages for html in shown(page)))
+    except Unfetched as error:
+        print(f"without live widgets: {error}")
+        return ""
+
+
 def main() -> None:
     """Do what the command line asks."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--execute", action="store_true", help="run the notebooks first")
+    parser.add_argument("--still", action="store_true", help="no live widgets, no scripts")
     parser.add_argument("--output", type=Path, default=notebooks.FOLDER.parent / "build/html")
     parser.add_argument("path", nargs="*", type=Path, help="notebooks (default: all of them)")
     arguments = parser.parse_args()
     take = notebooks.execute if arguments.execute else notebooks.read
     paths = arguments.path or sorted(notebooks.FOLDER.glob("*.ipynb"))
     pages = [prepare(path.stem, take(path)) for path in paths]
-    write(pages, arguments.output)
+    scripts = "" if arguments.still else bring_to_life(pages, arguments.output)
+    write(pages, arguments.output, scripts)
     print(f"written: {relpath(arguments.output / 'index.html')}")
 
 

@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvm_pf.show.widgets.checker import patch_checker
+    from kvm_pf.show.widgets.claims import claim_asker
     from kvm_pf.show.widgets.corpus import corpus_browser
     from kvm_pf.show.widgets.error_code import error_code_explorer
     from kvm_pf.show.widgets.fault import fault_explorer
@@ -21,18 +23,20 @@ if TYPE_CHECKING:
     from kvm_pf.show.widgets.trace import trace_reader
 
 _ROOMS = {
+    "claim_asker": "claims",
     "corpus_browser": "corpus",
     "error_code_explorer": "error_code",
     "fault_explorer": "fault",
     "hunk_viewer": "hunks",
+    "patch_checker": "checker",
     "scenario_player": "scenario",
     "step_player": "steps",
     "trace_reader": "trace",
 }
 
 __all__ = (
-    "corpus_browser", "error_code_explorer", "fault_explorer", "hunk_viewer", "scenario_player", "step_player",
-    "trace_reader",
+    "claim_asker", "corpus_browser", "error_code_explorer", "fault_explorer", "hunk_viewer", "patch_checker",
+    "scenario_player", "step_player", "trace_reader",
 )  # fmt: skip
 
 

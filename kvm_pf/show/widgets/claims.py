@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The claim asker: put a claim to the solver, of any kernel; one that fails comes with the smallest witness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.proof.ask import Answer, find, prove
+from kvm_pf.proof.claims import CLAIMS, PROVED
+from kvm_pf.proof.terms import has_solver
+from kvm_pf.revisions import REVISIONS, Revision, get
+from kvm_pf.run.watch import Record
+from kvm_pf.show.markup import Html, bold, code, element, join, table
+from kvm_pf.show.widgets.panel import Panel, button, choice, line
+
+ASKED = tuple(name for name, claim in CLAIMS.items() if claim.strength == PROVED)
+"""The claims that the solver answers; others are counted out, or read in a source."""
+
+
+def claim_asker(
+    claim: str = "reserved-never-private", revision: str | Revision = "posted", ask: bool = False
+) -> ClaimAsker:
+    """Return a widget that asks a claim of a revision, at once if `ask`, or when its button is pressed.
+
+    Raises InputError if there is no such revision, or no such claim among those that the solver answers.
+    """
+    if find(claim).name not in ASKED:
+        raise InputError(f"claim {claim!r} is not for the solver; those are {', '.join(ASKED)}")
+    return ClaimAsker(claim, get(revision).name, ask)
+
+
+class ClaimAsker(Panel):
+    """A claim, asked: `answer` is what came of it, None until it is asked.  Controls: claim, revision, ask."""
+
+    uses_solver = True
+
+    def __init__(self, claim: str, revision: str, ask: bool) -> None:
+        controls = {
+            "claim": choice("claim", "what is claimed", ASKED, claim, "100%"),
+            "revision": choice("of", "the kernel that it is asked of", list(REVISIONS), revision),
+            "ask": button("ask the solver", "prove it for all codes and states, or find where it is false"),
+        }
+        self.answer: Answer | None = None
+        super().__init__(
+            controls, [controls["claim"], line(controls["revision"], controls["ask"])], wide=True
+        )
+        controls["ask"].on_click(self._listen("ask"))
+        self.react("ask" if ask else "claim")
+
+    def react(self, name: str) -> None:
+        """Ask, or forget the answer to another question."""
+        claim, revision = self.controls["claim"].value, self.controls["revision"].value
+        if name == "ask":
+            if not has_solver():
+                raise InputError("there is no solver here (z3), so that nothing can be proved yet")
+            self.answer = prove(claim, revision)
+        else:
+            self.answer = None
+        self.draw()
+
+    def parts(self) -> Iterator[Html]:
+        """Yield the claim and the answer; if it fails, the witness and its steps, beside a kernel that keeps it."""
+        claim, answer = find(self.controls["claim"].value), self.answer
+        yield element("p", bold(claim.statement))
+        if answer is None:
+            yield element("p", "Not asked yet.")
+            return
+        yield element("p", bold(f"{answer.revision.name}: {answer.status}"), f" ({answer.strength})")
+        witness = answer.witness
+        if witness is None:
+            return
+        yield element("p", "The smallest state in which it is false: ", code(str(witness)))
+        for text in witness.codes():
+            yield element("p", text)
+        other = witness.other
+        steps = zip_longest(witness.steps(), witness.steps(other))
+        rows = [[part for record in pair for part in _step(record)] for pair in steps]
+        yield table(
+            "the steps in this state",
+            (answer.revision.name, "", other.name, ""),
+            rows,
+        )
+
+    def __repr__(self) -> str:
+        status = self.answer.status if self.answer else "not asked"
+        return f"claim_asker({self.controls['claim'].value}, {self.controls['revision'].value}, {status})"
+
+
+def _step(record: Record | None) -> tuple[object, object]:
+    """A step's name and what it did."""
+    if record is None:
+        return "", ""
+    after = f" → {record.after:#x}" if record.after not in (None, record.before) else ""
+    return join(["\u00a0\u00a0\u00a0" * record.depth, record.step, after]), record.why

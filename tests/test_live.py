@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The site's widgets, alive in a real browser: the same to the byte as here, with nobody else asked for anything."""
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from bs4 import BeautifulSoup
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from kvm_pf.conformance.cases import read_cases, run_case
+from tools import notebooks, site
+from tools.live import build
+from tools.live.fetch import Unfetched
+
+pytestmark = pytest.mark.browser
+
+SECONDS = 60
+"""How long a page may take to start Python, on a machine with other things to do."""
+
+SHOWN = ("00_one_real_fault", "01_the_bits")
+"""The pages that are looked at; the widgets of all pages are made in the first."""
+
+NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The site with live widgets, in a folder whose name takes quoting."""
+    folder = tmp_path_factory.mktemp("a site")
+    pages = [site.prepare(path.stem, notebooks.read(path)) for path in NOTEBOOKS]
+    try:
+        scripts = build.site(folder / "live", "\n".join(html for page in pages for html in site.shown(page)))
+    except Unfetched as error:
+        pytest.skip(f"no live widgets: {error}")
+    site.write([page for page in pages if page.name in SHOWN], folder, scripts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder) -> Iterator[str]:
+    """The address of that folder in a folder of a static host on this machine."""
+
+    class Host(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Host, directory=folder.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{host.server_address[1]}/{quote(folder.name)}"
+        host.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, url: str, **settings: object) -> tuple[Page, list[str]]:
+    """Open an address in a new browser profile; return the page, and what it complains of from now on.
+
+    Every request to anywhere but the site's own folder is refused, and complained of.
+    """
+    page = browser.new_context(viewport={"width": 1280, "height": 800}, **settings).new_page()
+    own, complaints = url.rpartition("/")[0], []
+
+    def refuse(route):
+        complaints.append(f"asked for {route.request.url}")
+        route.abort()
+
+    page.set_default_timeout(1000 * SECONDS)
+    page.on("console", lambda m: m.type == "error" and complaints.append(f"console: {m.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+    page.route(lambda asked: not asked.startswith((own, "data:", "blob:")), refuse)
+    page.goto(url)
+    return page, complaints
+
+
+def alive(page: Page) -> None:
+    """Wait until all widgets of a page are alive."""
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.live')].every(e => e.dataset.state === 'live')"
+    )
+
+
+def sources() -> Iterator[str]:
+    """Yield the lines that make each widget of each page."""
+    for path in NOTEBOOKS:
+        for html in site.shown(site.prepare(path.stem, notebooks.read(path))):
+            yield from (tag["data-source"] for tag in BeautifulSoup(html, "html.parser")(class_="live"))
+
+
+def still(source: str) -> str:
+    """Run such lines here, and return the widget's still twin."""
+    *lines, last = source.split("\n")
+    scope = {}
+    exec("\n".join(lines), scope)
+    return eval(last, scope).static().html
+
+
+RUN_CASES = """
+import json
+from kvm_pf.conformance.cases import read_cases, run_case
+json.dumps([run_case(row) for row in read_cases()])
+"""
+
+
+def test_from_disk_every_widget_and_every_case_is_the_same_to_the_byte(browser, folder):
+    page, complaints = opened(browser, (folder / f"{SHOWN[0]}.html").as_uri(), offline=True)
+    alive(page)
+    widgets = list(sources())
+    assert len(widgets) >= 10
+    for source in widgets:
+        made = page.evaluate("source => kvmPf.cells.widget(source).static().html", source)
+        assert made == still(source), source
+    cases = json.loads(page.evaluate("code => kvmPf.py.runPython(code)", RUN_CASES))
+    assert len(cases) > 500
+    assert cases == [run_case(row) for row in read_cases()]
+    assert complaints == []
+    page.context.close()
+
+
+def test_from_a_folder_of_a_host_a_widget_answers_a_click(browser, address):
+    page, complaints = opened(browser, f"{address}/01_the_bits.html")
+    alive(page)
+    code = page.get_by_label("code", exact=True)
+    expect(code).to_have_value("0x2000100000006")
+    code.fill("0x6")
+    code.press("Enter")
+    expect(page.locator(".live").first).to_contain_text("WRITE|USER")
+    assert complaints == []
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"java_script_enabled": False}, {}], ids=["no script", "no WebAssembly"]
+)
+def test_without_the_means_the_still_page_stands(browser, folder, settings):
+    page = browser.new_context(**settings).new_page()
+    page.add_init_script("delete window.WebAssembly")
+    page.goto((folder / "01_the_bits.html").as_uri())
+    page.wait_for_timeout(300)
+    assert page.locator(".live").count() == page.locator(".live:not([data-state])").count() > 0
+    expect(page.locator(".live").first).to_contain_text("what each revision does with it")
+    page.context.close()

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Puts live widgets in the place of their still twins, once the page is shown and if the browser can.
+//
+// An element of class `live` holds the twin; `data-source` has the lines of the notebook that make the widget.  If
+// anything fails, the twins that are left stay as they are.
+
+{
+  const own = document.currentScript;
+
+  const bringToLife = async (twins) => {
+    const load = (name) => kvmPf.script(new URL(name, own.src), { module: name.replace(/\.js$/, "") });
+    await Promise.all(own.dataset.scripts.split(" ").map(load));
+    Object.assign(kvmPf, await kvmPf.start(own.src));
+    for (const twin of twins) {
+      const still = [...twin.childNodes];
+      const place = twin.appendChild(document.createElement("div")); // a view is shown in what the page has already
+      await kvmPf.put(twin.dataset.source, place);
+      still.forEach((node) => node.remove());
+      twin.dataset.state = "live";
+      await new Promise((done) => setTimeout(done)); // let the page breathe
+    }
+  };
+
+  const twins = [...document.querySelectorAll(".live")];
+  const able = typeof WebAssembly === "object" && typeof DecompressionStream === "function";
+  if (twins.length && able) {
+    const idle = window.requestIdleCallback ?? setTimeout;
+    idle(() => bringToLife(twins).catch((error) => console.error(error)));
+  }
+}
