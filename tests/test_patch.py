@@ -541,6 +541,12 @@ def test_encoded_header_is_decoded(original):
     assert reader.read_patch(text).author == "Ann Wrïter <ann@example.org>"
 
 
+def test_a_charset_that_is_no_name_does_not_stop_the_reader(original):  # found by make fuzz, case 325
+    text = format_patch(original).replace("Ann Writer", "=?utf\udcb5-8?q?Ann?= Writer", 1)
+    found = reader.read_patch(text.encode(errors="surrogateescape"))
+    assert patch.identify(found).kind == "this patch"
+
+
 def test_unknown_charsets_do_not_stop_the_reader(original):
     text = encoded(original, "base64").replace(b"utf-8", b"klingon-1").replace(b"Ann", b"=?klingon-1?q?Ann?=")
     found = reader.read_patch(text)

@@ -23,7 +23,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from email.errors import HeaderParseError, MessageError
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import Path
@@ -388,14 +388,14 @@ def _parts(message: Message, name: str) -> Iterator[tuple[Message, Message]]:
         )
 
 
+_MALFORMED = (MessageError, ValueError, LookupError, TypeError, AttributeError)
+"""What the library raises for headers, and parameters in them, that are malformed."""
+
+
 def _header(value: object) -> str:
-    with suppress(HeaderParseError, LookupError, ValueError):
+    with suppress(*_MALFORMED):
         value = make_header(decode_header(str(value)))
     return " ".join(str(value).split())
-
-
-_MALFORMED = (MessageError, ValueError, LookupError, TypeError, AttributeError)
-"""What the library raises for parameters of a part that are malformed."""
 
 
 def _file_name(part: Message) -> str:
