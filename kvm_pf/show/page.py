@@ -10,7 +10,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.corpus import differences, load_corpus
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.follow import Seen, carried, scenario_of, shown
-from kvm_pf.conformance.recordings import read_recording
+from kvm_pf.conformance.recordings import L2_BLOCKS, read_recording
 from kvm_pf.patch.diff import step_diff
 from kvm_pf.patch.ledger import ledger
 from kvm_pf.revisions import Revision, get
@@ -245,8 +245,8 @@ def faults(seen: Iterable[Seen], *names: str) -> pd.DataFrame:
 def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
     """Tell what user space did in some steps of a recorded scenario, and what came back to it.
 
-    Columns: step (index), op; rc and errno of the system call; exit and rax, with what and where the guest came to
-    rest, if it ran.  Raises InputError if there is no such scenario.
+    Columns: step (index), op; rc and errno of the system call; exit and rax, with what the guest came to rest, and
+    what it then held in that register, if it ran: L2's, if that ran.  Raises InputError if there is no such scenario.
     """
     import pandas as pd
 
@@ -256,7 +256,8 @@ def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
             told = step.result or {}
             runs = [each for name, each in told.items() if name.startswith("run")]
             last = runs[-1] if runs else told
-            values = [last.get(name, "") for name in ("rc", "errno", "name", "rax")]
+            l2 = next((told[block] for block in L2_BLOCKS if block in told), {})
+            values = [{**last, **l2}.get(name, "") for name in ("rc", "errno", "name", "rax")]
             rows.append((step.number, step.op, *values))
     return pd.DataFrame(rows, columns=["step", "op", "rc", "errno", "exit", "rax"]).set_index("step")
 
