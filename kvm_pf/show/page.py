@@ -256,7 +256,8 @@ def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
             told = step.result or {}
             runs = [each for name, each in told.items() if name.startswith("run")]
             last = runs[-1] if runs else told
-            l2 = next((told[block] for block in L2_BLOCKS if block in told), {})
+            block = next((block for block in L2_BLOCKS if block in told), "")
+            l2 = told.get(block, {})
             values = [{**last, **l2}.get(name, "") for name in ("rc", "errno", "name", "rax")]
             rows.append((step.number, step.op, *values))
     return pd.DataFrame(rows, columns=["step", "op", "rc", "errno", "exit", "rax"]).set_index("step")
