@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import Fault, Joiner, Sense, sense
 from kvm_pf.trace.lines import Reader, Unread
-from kvm_pf.trace.reading import _events, vendor_of
+from kvm_pf.trace.reading import Traced, _events, load, vendor_of
 
 LARGEST = 1 << 24
 """The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""
@@ -81,26 +82,44 @@ def read_text(given: str | bytes, name: str = "text", revision: Revision | str =
     `name` is used in complaints, `revision` names the kernel whose exit handlers make the error codes.  Raises
     InputError if it is larger than LARGEST or cannot be read.
     """
+    reader, joiner = Reader(), Joiner()
+    with _as_file(given, name) as path:
+        faults = sorted(joiner.join(_events(path, reader)[1]), key=lambda fault: fault.line)
+    vendor = vendor_of(joiner)
+    told = [Told(f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision)) for f in faults]
+    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread)
+
+
+def load_text(given: str | bytes, name: str = "pasted lines", revision: Revision | str = "posted") -> Traced:
+    """Read a text, or the bytes of a file, as `kvm_pf.trace.load` reads a file (this takes pandas).
+
+    `name` is what the trace is called.  Raises InputError as `read_text` does.
+    """
+    with _as_file(given, name) as path:
+        traced = load(path, revision)
+    traced.name = name
+    return traced
+
+
+@contextmanager
+def _as_file(given: str | bytes, name: str) -> Iterator[Path]:
+    """Give it as a file for a while; complaints about that name `name`."""
     data = given.encode(errors="replace") if isinstance(given, str) else bytes(given)
     if len(data) > LARGEST:
         raise InputError(
             f"{name}: {len(data):,} bytes, more than {LARGEST:,}; `kvm-pf trace FILE` reads any size"
         )
-    reader, joiner = Reader(), Joiner()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace"
         path.write_bytes(data)
         try:
-            faults = sorted(joiner.join(_events(path, reader)[1]), key=lambda fault: fault.line)
+            yield path
         except InputError as error:
             raise InputError(str(error).replace(str(path), name)) from error
         except ImportError as error:
             raise InputError(
                 f"{name}: it is packed with zstd, which takes pyarrow to unpack: unpack it first"
             ) from error
-    vendor = vendor_of(joiner)
-    told = [Told(f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision)) for f in faults]
-    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread)
 
 
 def repeated(kinds: Sequence[Kind], at_least: int = 5) -> list[Kind]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from kvm_pf.common.text import visible
 from kvm_pf.run.codes import read as read_code
 from kvm_pf.show.markup import Html, bold, code, element, join, table
 from kvm_pf.show.widgets.panel import Panel, button, choice, line
-from kvm_pf.trace.pasted import LARGEST, Kind, Pasted, read_text, repeated
+from kvm_pf.trace.pasted import LARGEST, Kind, Pasted, load_text, read_text, repeated
 
 BOX = "the box"
 """What is read if no file is."""
@@ -207,12 +206,9 @@ def _picture(name: str, data: bytes, shown_as: str) -> Html:
     """Draw one of PICTURES, as an image inside the page."""
     from kvm_pf.show import traces
     from kvm_pf.show.draw import png
-    from kvm_pf.trace import conversions, load
+    from kvm_pf.trace import conversions
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace"
-        path.write_bytes(data)
-        traced = load(path)
+    traced = load_text(data, shown_as)
     faults = traced.faults
     if name == "page_life":
         pages = faults["gfn"].dropna()
