@@ -532,7 +532,7 @@ def storm(
         return _nothing(ax, "no fault is here: nothing to draw")
     shown = (storms(faults) if found is None else _checked(found, "first_line", "stuck_on")).head(most)
     told = [_storm_words("ABCDEFGH"[n % 8], row) for n, row in enumerate(shown.itertuples())]
-    words = [line for text in told for line in wrap(text, 13.3, 4, " ")]
+    words = [line for text in told for line in wrap(text, 13.3, 2, " ")]
     words = words or ["no storm: nothing repeats itself five times in a row on one vCPU"]
     names = [_page_name(int(gfn)) for gfn in table.index]
     left, bottom = 0.9 + max(map(text_width, names)), 1.05 + 0.3 * len(words)
