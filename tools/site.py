@@ -101,7 +101,7 @@ a { color: #00558b }
 nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .8rem 0; font-size: .9rem }
 nav [rel=next] { margin-left: auto }
 pre, code { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace }
-pre { margin: 0 }
+pre { margin: 0; overflow-x: auto }
 details.code { margin: .6rem 0 }
 details.code summary { font: .8rem system-ui, sans-serif; color: #595959; cursor: pointer }
 .input_area { margin: 1rem 0 .4rem; padding: .5rem .8rem; background: #f4f4f2; border-left: 4px solid #0072b2 }

@@ -71,7 +71,7 @@ class TraceReader(Panel):
         self._name, self._data = BOX, lines.encode()
         if file is not None:
             self._name, self._data = Path(file).name, read_file(file, LARGEST)
-        super().__init__(controls, [box, line(*list(controls.values())[1:])])
+        super().__init__(controls, [box, line(*list(controls.values())[1:])], wide=True)
         controls["read"].on_click(self._listen("lines"))
         self._take(self._name, self._data)
 
