@@ -8,25 +8,16 @@
  * A scenario is text, one operation a line.  Each is marked in the trace ("step 7: r 0x40000000") and answered by
  * one line of JSON.  README.md explains the operations; OPS below lists them.
  */
-#define _GNU_SOURCE
+#include "guest.h"
 #include <ctype.h>
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <linux/kvm.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/io.h>
-#include <sys/ioctl.h>
 #include <sys/klog.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -35,11 +26,8 @@
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <termios.h>
-#include <unistd.h>
 
 #define TRACING "/sys/kernel/tracing/"
-#define PAGE 0x1000ul
-#define LARGE 0x200000ul
 
 /* --- what newer kernels understand and older headers do not have: Linux include/uapi/linux/kvm.h (v6.12) --- */
 
@@ -64,7 +52,7 @@ struct memory_fault { uint64_t flags, gpa, size; };
 
 /* --- files --- */
 
-static void fail(const char *what)
+void fail(const char *what)
 {
 	fprintf(stderr, "recorder: %s: %s\n", what, strerror(errno));
 	exit(1);
@@ -102,10 +90,9 @@ static char *get(const char *path)
 	return text;
 }
 
-/* --- the guest's memory: a slot at 0 with what its code needs, gva = gpa in pages of 2M, 4G of them --- */
+/* --- the guest's memory: a slot at 0 with what its code needs (guest.h), gva = gpa in pages of 2M, 5G of them --- */
 
-enum { TABLES = 0x2000, DIRECTORIES = TABLES + 0x2000, GDT = 0x9000, CODE = 0x10000, STACK = 0x1f0000 };
-enum { CODE_SELECTOR = 8, DATA_SELECTOR = 16, GIGABYTES = 4 };
+enum { GIGABYTES = 5 };
 #define PDE_FLAGS 0x87ul /* present, writable, user, large */
 
 /* The guest's code: each piece does one access to the address in RSI, then HLT.  Which access: README.md. */
@@ -116,6 +103,7 @@ static const struct piece { char op; uint8_t code[12]; } PIECES[] = {
 	{ 'i', { 0xf0, 0x48, 0xff, 0x06, 0xf4 } },				/* lock incq (%rsi) */
 	{ 'e', { 0x0f, 0x0b, 'k', 'v', 'm', 0x48, 0x8b, 0x06, 0xf4 } },	/* KVM emulates: mov (%rsi), %rax */
 	{ 's', { 0x0f, 0x0b, 'k', 'v', 'm', 0x8e, 0xd8, 0xf4 } },		/* KVM emulates: mov %eax, %ds */
+	{ 'h', { 0xf4 } },							/* HLT alone */
 };
 #define N_PIECES (sizeof(PIECES) / sizeof(*PIECES))
 
@@ -125,17 +113,27 @@ static struct slot {
 	int memfd;
 } slots[16];
 
-static int kvm, vm, vcpu, event = -1, marker;
-static struct kvm_run *run;
+int kvm, vm = -1, vcpu = -1;
+struct kvm_run *run;
+struct kvm_sregs l1_registers;
+static int event = -1, marker;
 static bool alignment_check;
 
-/* Where user space keeps the page at a guest's address; NULL outside of the slots. */
-static uint8_t *hva(uint64_t gpa)
+uint8_t *hva(uint64_t gpa)
 {
 	for (struct slot *s = slots; s < slots + 16; s++)
 		if (s->hva && gpa - s->gpa < s->size)
 			return s->hva + (gpa - s->gpa);
 	return NULL;
+}
+
+uint64_t piece(char op)
+{
+	int n = 0;
+
+	while (PIECES[n].op != op)
+		n++;
+	return CODE + 16 * n;
 }
 
 /* Memory from the host, as it gives it; aligned, so that it can be of large pages. */
@@ -159,13 +157,13 @@ static int set_slot(int id, uint32_t flags)
 
 static void fill_base_slot(uint8_t *base)
 {
-	uint64_t *pml4 = (uint64_t *)(base + TABLES), *pdpt = pml4 + 512, *pd = (uint64_t *)(base + DIRECTORIES);
+	uint64_t *pml4 = (uint64_t *)(base + TABLES), *pdpt = pml4 + ENTRIES, *pd = (uint64_t *)(base + DIRECTORIES);
 	uint64_t *gdt = (uint64_t *)(base + GDT);
 
 	pml4[0] = (TABLES + PAGE) | 7;
 	for (uint64_t g = 0; g < GIGABYTES; g++)
 		pdpt[g] = (DIRECTORIES + g * PAGE) | 7;
-	for (uint64_t n = 0; n < GIGABYTES * 512; n++)
+	for (uint64_t n = 0; n < GIGABYTES * ENTRIES; n++)
 		pd[n] = n * LARGE | PDE_FLAGS;
 	gdt[CODE_SELECTOR / 8] = 0x00af9b000000ffff; /* 64-bit code */
 	gdt[DATA_SELECTOR / 8] = 0x00cf93000000ffff;
@@ -173,23 +171,30 @@ static void fill_base_slot(uint8_t *base)
 		memcpy(base + CODE + 16 * n, PIECES[n].code, sizeof(PIECES[n].code));
 }
 
-static int set_registers(void)
+int set_cpuid(int fd)
 {
 	struct { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[128]; } cpuid = { .head.nent = 128 };
+
+	return ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) || ioctl(fd, KVM_SET_CPUID2, &cpuid) ? -1 : 0;
+}
+
+static int set_registers(void)
+{
 	struct kvm_segment code = { .limit = -1, .selector = CODE_SELECTOR, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1 };
 	struct kvm_segment data = { .limit = -1, .selector = DATA_SELECTOR, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
 	struct kvm_sregs s;
 
-	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) || ioctl(vcpu, KVM_SET_CPUID2, &cpuid))
+	if (set_cpuid(vcpu))
 		return -1;
 	ioctl(vcpu, KVM_GET_SREGS, &s);
-	s.cr0 = 0x80050033; /* PG AM WP NE ET MP PE */
+	s.cr0 = CR0_LONG_MODE;
 	s.cr3 = TABLES;
-	s.cr4 = 0x220;	    /* OSFXSR PAE */
-	s.efer = 0x500;	    /* LMA LME */
-	s.gdt = (struct kvm_dtable){ .base = GDT, .limit = 0x1f };
+	s.cr4 = CR4_PAE | CR4_OSFXSR;
+	s.efer = EFER_LME | EFER_LMA;
+	s.gdt = (struct kvm_dtable){ .base = GDT, .limit = GDT_LIMIT };
 	s.cs = code;
 	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	l1_registers = s;
 	return ioctl(vcpu, KVM_SET_SREGS, &s);
 }
 
@@ -197,6 +202,12 @@ static int create_vm(bool sw_protected)
 {
 	uint8_t *base = host_memory(LARGE);
 
+	if (vm >= 0) { /* the scenario's VM so far; its memory stays */
+		forget_second_vcpu();
+		close(vcpu), close(vm);
+		memset(slots, 0, sizeof(slots));
+	}
+	forget_nesting();
 	if ((vm = ioctl(kvm, KVM_CREATE_VM, sw_protected ? VM_SW_PROTECTED : 0)) < 0)
 		return -1;
 	madvise(base, LARGE, MADV_NOHUGEPAGE);
@@ -232,7 +243,7 @@ static long statistic(const char *name)
 	return 0;
 }
 
-static void count(bool report)
+void count(bool report)
 {
 	const char *comma = "";
 
@@ -249,10 +260,7 @@ static void count(bool report)
 
 /* --- operations --- */
 
-/* What follows the operation's name: as numbers, and as words. */
-struct words { uint64_t n[6]; const char *text[6]; char op; };
-
-static int result(int rc)
+int result(int rc)
 {
 	printf(", \"rc\": %d, \"errno\": %d", rc < 0 ? -1 : 0, rc < 0 ? errno : 0);
 	return rc;
@@ -290,12 +298,14 @@ static void op_slot(struct words *w)
 	result(set_slot(s - slots, bits));
 }
 
+int set_attributes(uint64_t gpa, uint64_t size, bool private)
+{
+	return ioctl(vm, SET_ATTRIBUTES, &(struct attribute_request){ gpa, size, private ? ATTRIBUTE_PRIVATE : 0, 0 });
+}
+
 static void op_attr(struct words *w)
 {
-	bool private = !strcmp(w->text[2], "private");
-
-	result(ioctl(vm, SET_ATTRIBUTES,
-		     &(struct attribute_request){ w->n[0], w->n[1], private ? ATTRIBUTE_PRIVATE : 0, 0 }));
+	result(set_attributes(w->n[0], w->n[1], !strcmp(w->text[2], "private")));
 }
 
 static void op_prefault(struct words *w)
@@ -373,21 +383,27 @@ static void op_control(struct words *w)
 
 	ioctl(vcpu, KVM_GET_SREGS, &s);
 	if (w->op == 's') { /* smap SMAP AC */
-		s.cr4 = (s.cr4 & ~(1ull << 21)) | (w->n[0] ? 1ull << 21 : 0);
+		s.cr4 = (s.cr4 & ~(uint64_t)CR4_SMAP) | (w->n[0] ? CR4_SMAP : 0);
 		alignment_check = w->n[1];
 	} else {
 		s.efer = w->n[0];
 	}
+	l1_registers = s;
 	result(ioctl(vcpu, KVM_SET_SREGS, &s));
 }
 
-/* `sh inj AT SET CLEAR GPA COUNT`: hand the five words to the module that alters error codes (inject.c). */
+/* `sh inj …`, `sh dly …`: hand the words to the module that alters error codes (inject.c), or holds a CPU (hold.c). */
 static void op_sh(struct words *w)
 {
-	char order[256];
+	bool inject = !strcmp(w->text[0], "inj"), known = inject || !strcmp(w->text[0], "dly");
+	char order[256] = "";
 
-	snprintf(order, sizeof(order), "%s %s %s %s %s", w->text[1], w->text[2], w->text[3], w->text[4], w->text[5]);
-	result(!strcmp(w->text[0], "inj") && put("/sys/module/inject/parameters/order", order) ? 0 : -1);
+	for (int n = 1; n < WORDS; n++) {
+		strncat(order, w->text[n], sizeof(order) - strlen(order) - 2);
+		strcat(order, " ");
+	}
+	errno = EINVAL;
+	result(known && put(inject ? "/sys/module/inject/parameters/order" : "/sys/module/hold/parameters/order", order) ? 0 : -1);
 }
 
 static const char *exit_name(uint32_t reason)
@@ -405,12 +421,9 @@ static const char *exit_name(uint32_t reason)
 	return "?";
 }
 
-static void report_run(int number, int rc, int error)
+void report_exit(const struct kvm_run *run)
 {
-	struct kvm_regs regs = { 0 };
-
-	printf(", \"run%d\": {\"rc\": %d, \"errno\": %d, \"exit\": %u, \"name\": \"%s\"", number, rc, error,
-	       run->exit_reason, exit_name(run->exit_reason));
+	printf(", \"exit\": %u, \"name\": \"%s\"", run->exit_reason, exit_name(run->exit_reason));
 	if (run->exit_reason == KVM_EXIT_MMIO) {
 		uint64_t data = 0;
 
@@ -418,45 +431,53 @@ static void report_run(int number, int rc, int error)
 		printf(", \"mmio\": {\"gpa\": \"0x%llx\", \"len\": %u, \"is_write\": %u, \"data\": \"0x%" PRIx64 "\"}",
 		       run->mmio.phys_addr, run->mmio.len, run->mmio.is_write, data);
 	} else if (run->exit_reason == EXIT_MEMORY_FAULT) {
-		struct memory_fault *fault = (void *)&run->mmio; /* all exits' parts begin at one place */
+		const struct memory_fault *fault = (const void *)&run->mmio; /* all exits' parts begin at one place */
 
 		printf(", \"memory_fault\": {\"flags\": \"0x%" PRIx64 "\", \"gpa\": \"0x%" PRIx64 "\", \"size\": \"0x%" PRIx64 "\"}",
 		       fault->flags, fault->gpa, fault->size);
 	} else if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR) {
 		printf(", \"suberror\": %u", run->internal.suberror);
 	}
-	ioctl(vcpu, KVM_GET_REGS, &regs);
-	printf(", \"rip\": \"0x%llx\", \"rax\": \"0x%llx\", \"stats\": {", regs.rip, regs.rax);
-	count(true);
-	printf("}}");
 }
 
-/* Run one piece of the guest's code.  MMIO is answered, at most three times; anything else ends the step. */
-static void op_access(struct words *w)
+/* Run the guest.  MMIO is answered, at most three times; anything else ends it. */
+void enter(const char *prefix)
 {
 	static const uint64_t answer = 0x1122334455667788;
 	const struct itimerval patience = { .it_value.tv_sec = 3 }, none = { 0 };
-	struct kvm_regs regs = { .rsi = w->n[0], .rax = w->op == 's' ? DATA_SELECTOR : w->n[1], .rsp = STACK };
-	int piece = 0;
 
-	while (PIECES[piece].op != w->op)
-		piece++;
-	regs.rip = CODE + 16 * piece;
-	regs.rflags = 2 | (alignment_check ? 1 << 18 : 0);
-	ioctl(vcpu, KVM_SET_REGS, &regs);
 	for (int number = 0; number < 4; number++) {
+		struct kvm_regs regs = { 0 };
 		int rc;
 
 		run->exit_reason = 0;
 		setitimer(ITIMER_REAL, &patience, NULL);
 		rc = ioctl(vcpu, KVM_RUN, 0);
-		report_run(number, rc, rc < 0 ? errno : 0);
+		printf(", \"%srun%d\": {\"rc\": %d, \"errno\": %d", prefix, number, rc, rc < 0 ? errno : 0);
+		report_exit(run);
+		report_mode();
+		ioctl(vcpu, KVM_GET_REGS, &regs);
+		printf(", \"rip\": \"0x%llx\", \"rax\": \"0x%llx\", \"stats\": {", regs.rip, regs.rax);
+		count(true);
+		printf("}}");
 		if (run->exit_reason != KVM_EXIT_MMIO)
 			break;
 		if (!run->mmio.is_write)
 			memcpy(run->mmio.data, &answer, sizeof(answer));
 	}
 	setitimer(ITIMER_REAL, &none, NULL);
+}
+
+/* Run one piece of the guest's code. */
+static void op_access(struct words *w)
+{
+	struct kvm_regs regs = { .rip = piece(w->op), .rsi = w->n[0], .rsp = STACK, .rflags = RFLAGS_FIXED };
+
+	return_to_l1();
+	regs.rax = w->op == 's' ? DATA_SELECTOR : w->n[1];
+	regs.rflags |= alignment_check ? RFLAGS_AC : 0;
+	ioctl(vcpu, KVM_SET_REGS, &regs);
+	enter("");
 }
 
 static const struct { const char *name; int words; void (*carry_out)(struct words *); } OPS[] = {
@@ -466,10 +487,12 @@ static const struct { const char *name; int words; void (*carry_out)(struct word
 	{ "pde", 2, op_pde }, { "poke", 2, op_host }, { "mprotro", 2, op_host }, { "unmap", 2, op_host },
 	{ "zap", 2, op_host }, { "punch", 3, op_punch }, { "closegmem", 1, op_closegmem },
 	{ "cleardirty", 1, op_cleardirty }, { "ioeventfd", 2, op_ioeventfd }, { "evread", 0, op_evread },
-	{ "sh", 6, op_sh },
+	{ "sh", 5, op_sh }, { "nest", 0, op_nest }, { "l2map", 2, op_l2map }, { "l2unmap", 1, op_l2map },
+	{ "l2r", 1, op_l2access }, { "l2w", 2, op_l2access }, { "l2x", 1, op_l2access }, { "l2i", 1, op_l2access },
+	{ "l2cr3", 1, op_l2cr3 }, { "l2leave", 0, op_l2leave }, { "run", 0, op_run }, { "par", 5, op_par },
 };
 
-static void mark(const char *format, ...)
+void mark(const char *format, ...)
 {
 	char text[256];
 	va_list values;
@@ -484,14 +507,15 @@ static void mark(const char *format, ...)
 
 static void carry_out(int step, char *line)
 {
-	struct words w = { .text = { "", "", "", "", "", "" } };
+	struct words w = { .text = { "", "", "", "", "", "", "", "" } };
 	char *words = strdup(line), *name = strtok(words, " ");
 	int given = 0;
 
-	for (char *word; given < 6 && (word = strtok(NULL, " ")); given++) {
+	for (char *word; given < WORDS && (word = strtok(NULL, " ")); given++) {
 		w.text[given] = word;
 		w.n[given] = strtoull(word, NULL, 0);
 	}
+	w.name = name;
 	w.op = name[0];
 	mark("step %d: %s", step, line);
 	printf("{\"step\": %d, \"op\": \"%s\"", step, line);
@@ -702,9 +726,9 @@ int main(void)
 	put(TRACING "trace_clock", "mono");
 	set_probes(get("/probes"));
 	/* After the probes: of two at one place the later runs first, so the probe shows the altered value. */
-	load("inject");
+	load("inject"), load("hold");
 	enable_events(get("/events"));
-	scenarios = scandir("/scenarios", &found, NULL, alphasort);
+	scenarios = scandir("/scenarios", &found, NULL, versionsort); /* 10 after 9 */
 	for (int n = 0; n < scenarios; n++)
 		if (found[n]->d_name[0] != '.') {
 			*strrchr(found[n]->d_name, '.') = 0;

@@ -36,9 +36,18 @@ ROOT = HERE.parent.parent
 OLDEST = (6, 12)
 """Kernels before this one have no probes on struct arguments (fprobe events)."""
 
+NESTED = ("nested", "nested-swprot", "nested-np0", "nested-np0-swprot", "nested-prefetch", "nested-emulated")
+SELFTESTS = ("selftest-exits", "selftest-conversions", "selftest-conversions-punch", "selftest-holes",
+             "selftest-holes-precise")  # fmt: skip
 SCENARIOS = {
-    "amd": ("default", "swprot", "inject", "inject-swprot", "implicit", "tables"),
-    "intel": ("default", "swprot", "inject-ept", "inject-ept-swprot", "implicit", "fastmmio", "tables"),
+    "amd": (
+        *("default", "swprot", "inject", "inject-swprot", "implicit", "tables"),
+        *(*NESTED, "nested-inject", "par", "par-swprot", *SELFTESTS),
+    ),
+    "intel": (
+        *("default", "swprot", "inject-ept", "inject-ept-swprot", "implicit", "fastmmio", "tables"),
+        *(*NESTED, *SELFTESTS),
+    ),
 }
 NEEDED = {
     "amd": ("qemu-system-x86",),
@@ -342,37 +351,85 @@ def self_built(scratch: Scratch, kind: str, only_configure: bool) -> Kernel | No
 # --- what runs in the machine ---
 
 
-def _offset(scratch: Scratch, kernel: Kernel, struct: str, member: str, module: str) -> int | None:
-    """Return where a member stands in a struct of KVM's, from the types that the kernel brings along."""
+def _kvm(scratch: Scratch, kernel: Kernel, module: str) -> Path:
+    """Return the file that holds KVM's machine code: a module, unpacked, or the kernel."""
     file = next(
         (path for path in kernel.modules if path.name.startswith(f"{module}.ko")), kernel.build / "vmlinux"
     )
-    if file.suffix == ".xz":
-        plain = scratch.folder / file.stem
-        plain.write_bytes(lzma.decompress(file.read_bytes()))
-        file = plain
-    said = scratch.run("pahole", "-E", *kernel.types, "-C", struct, file)
+    if file.suffix != ".xz":
+        return file
+    plain = scratch.folder / file.stem
+    plain.write_bytes(lzma.decompress(file.read_bytes()))
+    return plain
+
+
+def _offset(scratch: Scratch, kernel: Kernel, struct: str, member: str, module: str) -> int | None:
+    """Return where a member stands in a struct of KVM's, from the types that the kernel brings along."""
+    said = scratch.run("pahole", "-E", *kernel.types, "-C", struct, _kvm(scratch, kernel, module))
     found = re.search(rf"\b{member};\s*/\*\s*(\d+)\s", said)
     return int(found[1]) if found else None
 
 
-def inject_module(scratch: Scratch, kernel: Kernel, cpu: str) -> tuple[bytes, str]:
-    """Build the module that alters error codes; return it, and its parameters."""
-    folder = scratch.folder / f"inject-{kernel.name}"
+LOOK_UPS = {
+    "kvm_mmu_page_fault": "look_pf",
+    "kvm_mmu_do_page_fault": "look_pf",
+    "kvm_faultin_pfn": "look_faultin",
+    "kvm_mmu_faultin_pfn": "look_faultin",
+    "fast_page_fault": "look_fast",
+    "kvm_arch_vcpu_pre_fault_memory": "look_prefault",
+    "hugepage_has_attrs": "look_huge",
+    "paging64_page_fault": "look_p64",
+    "ept_page_fault": "look_pept",
+}
+"""Functions that look up a page's attributes, and how the probes on their look-ups are named."""
+
+
+def look_ups(scratch: Scratch, kernel: Kernel) -> str:
+    """Find where KVM looks up attributes, as probes: the page asked about, and the answer as it is stored.
+
+    It calls xa_load() for it, which itself cannot be probed (the kernel's lib/ is built without tracing): so the
+    calls are looked for in the machine code, each with the instruction after it.  A function's second is named
+    look_pf2.
+    """
+    code = scratch.run("objdump", "-dr", "--no-show-raw-insn", _kvm(scratch, kernel, "kvm"))
+    probes: dict[str, str] = {}
+    function, start, called, last = "", 0, "", 0
+    for line in code.splitlines():
+        if label := re.fullmatch(r"([0-9a-f]+) <(.+)>:", line):
+            start, function, called = int(label[1], 16), label[2], ""
+        elif name := LOOK_UPS.get(function.partition(".")[0]):
+            if found := re.match(r" *([0-9a-f]+):\t(.*)", line):  # an instruction
+                last, place = int(found[1], 16), f"{function}+{int(found[1], 16) - start:#x}"
+                if called:
+                    probes[f"{called}_val"] = f"{place} val=%ax:x64"
+                called = ""
+            if re.search(r"\bcall.*<xa_load>|R_X86_64_PL?\w+\txa_load\b", line):
+                number = sum(probe.startswith(name) and not probe.endswith("_val") for probe in probes)
+                called = name + (str(number + 1) if number else "")
+                probes[called] = f"{function}+{last - start:#x} xa=%di:x64 gfn=%si:x64"
+    return "".join(f"p:lab/{name} {probe}\n" for name, probe in probes.items())
+
+
+def modules(scratch: Scratch, kernel: Kernel, cpu: str) -> dict[str, bytes]:
+    """Build the modules that alter error codes and hold a CPU; return them, and the first one's parameters."""
+    folder = scratch.folder / f"modules-{kernel.name}"
     folder.mkdir(exist_ok=True)
-    shutil.copy(HERE / "inject.c", folder)
-    (folder / "Makefile").write_text("obj-m := inject.o\n")
+    names = ("inject", "hold")
+    for name in names:
+        shutil.copy(HERE / f"{name}.c", folder)
+    (folder / "Makefile").write_text(f"obj-m := {' '.join(f'{name}.o' for name in names)}\n")
     scratch.run("make", "-s", "-C", kernel.build, f"M={folder}", "modules")
     parts = ("-R", ".note.gnu.build-id", "-R", ".BTF")  # they name the folder
-    scratch.run("strip", "--strip-debug", *parts, folder / "inject.ko")
-    name, struct, member, module = {
+    scratch.run("strip", "--strip-debug", *parts, *(folder / f"{name}.ko" for name in names))
+    parameter, struct, member, module = {
         "amd": ("vmcb", "vcpu_svm", "vmcb", "kvm-amd"),
         "intel": ("qualification", "vcpu_vmx", "exit_qualification", "kvm-intel"),
     }[cpu]
     offset = _offset(scratch, kernel, struct, member, module)
     if offset is None:
         say(f"struct {struct} has no {member}: codes cannot be altered at the exit")
-    return (folder / "inject.ko").read_bytes(), f"{name}={offset or 0}"
+    built = {f"{name}.ko": (folder / f"{name}.ko").read_bytes() for name in names}
+    return built | {"inject.parameters": f"{parameter}={offset or 0}".encode()}
 
 
 def archive(files: dict[str, bytes]) -> bytes:
@@ -394,10 +451,12 @@ def initramfs(scratch: Scratch, kernel: Kernel, cpu: str, scenarios: list[Path])
     program = scratch.folder / "guest"
     include, libraries = scratch.root / "usr/include", scratch.root / "usr/lib/x86_64-linux-gnu"
     places = [f"-I{include}", f"-I{include}/x86_64-linux-gnu", f"-L{libraries}", f"-B{libraries}"]
-    scratch.run("gcc", "-O1", "-static", *places, "-o", program, HERE / "guest.c")
+    parts = [HERE / name for name in ("guest.c", "nested.c", "par.c")]
+    scratch.run("gcc", "-O1", "-static", "-pthread", *places, "-o", program, *parts)
     scratch.run("strip", "-R", ".note.gnu.build-id", program)
     files = {"init": program.read_bytes()}
     files |= {name: (HERE / name).read_bytes() for name in ("probes", "events")}
+    files["probes"] += look_ups(scratch, kernel).encode()
     for number, path in enumerate(scenarios, 1):
         files[f"scenarios/{number}-{path.stem}.scn"] = path.read_bytes()
     for path in kernel.modules:
@@ -405,8 +464,7 @@ def initramfs(scratch: Scratch, kernel: Kernel, cpu: str, scenarios: list[Path])
         if path.suffix == ".xz":
             data = lzma.decompress(data)
         files[f"modules/{path.name.removesuffix('.xz')}"] = data
-    files["modules/inject.ko"], parameters = inject_module(scratch, kernel, cpu)
-    files["modules/inject.parameters"] = parameters.encode()
+    files |= {f"modules/{name}": data for name, data in modules(scratch, kernel, cpu).items()}
     target = scratch.folder / "initramfs.gz"
     target.write_bytes(archive(files))
     return target
@@ -422,7 +480,7 @@ def qemu(scratch: Scratch, kernel: Kernel, disk: Path, args: str, out: Path) -> 
     ]
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max,-rdrand,-rdseed", "-machine", "pc",
-        "-m", "1024", "-icount", "shift=3,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-nodefaults",
+        "-m", "1024", "-smp", "2,sockets=2", "-icount", "shift=3,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-nodefaults",
         "-display", "none", "-nic", "none", "-no-reboot", *firmware, "-kernel", str(kernel.image),
         "-initrd", str(disk), "-append", f"{args} tsc_early_khz=1000000",
         "-serial", f"file:{out / 'console.log'}", "-serial", f"file:{out / 'serial'}",
