@@ -2,6 +2,7 @@
 """The kernel's own selftests of private memory: what they ask for is what the machine does, in every revision."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,7 @@ REVISION = (
     "v7_3",
     "posted_on_6_12",
 )
+SCENARIOS = Path(__file__).parents[1] / "tools" / "recorder" / "scenarios"
 NAMES = [(name, part) for name, parts in SELFTESTS.items() for part in parts]
 
 
@@ -79,3 +81,18 @@ def test_a_kernel_that_forgets_the_attribute_fails_the_selftests():
     assert deaf.step("kvm_mem_is_private") is not kvm_mem_is_private
     assert not all(row.agrees for row in run(deleted_slot(), Machine("default", "npt", deaf)))
     assert not all(row.agrees for row in run(conversions(True), Machine("default", "npt", deaf)))
+
+
+def test_the_recorder_s_scenarios_are_these():
+    """`tools/recorder/scenarios/selftest-*.scn` run the same operations in a kernel."""
+    exits, conversions = SELFTESTS.values()
+    files = {"exits": [line.op for part in exits.values() for line in part()]}
+    names = ("conversions", "conversions-punch", "holes", "holes-precise")
+    files |= {
+        name: [line.op for line in part()] for name, part in zip(names, conversions.values(), strict=True)
+    }
+    found = {path.stem.removeprefix("selftest-"): path for path in SCENARIOS.glob("selftest-*.scn")}
+    assert found.keys() == files.keys()
+    for name, ops in files.items():
+        lines = [line.partition("#")[0].strip() for line in found[name].read_text().splitlines()]
+        assert [line for line in lines if line] == ops

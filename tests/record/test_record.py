@@ -62,6 +62,44 @@ def test_the_faults_are_of_every_kind_that_an_ordinary_vm_has(recorded):
     assert any(row.out_req_level == 2 and "thp" not in (row.state_slot_flags or "") for row in rows)
 
 
+def steps(recorded, name):
+    (path,) = recorded.glob(f"*-{name}.json")
+    return {step["op"]: step for step in map(json.loads, path.read_text().splitlines()) if "op" in step}
+
+
+def test_a_nested_guest_reads_and_writes_its_hypervisor_s_page(recorded):
+    """L2's page 0x48000000 is L1's page 0x40000000, where user space wrote 0x50; 0x78 is HLT."""
+    done = steps(recorded, "nested")
+    assert done["l2r 0x48000000"]["vmcb12"]["exit_code"] == "0x78"
+    assert done["l2w 0x48010000 0x62"]["vmcb12"]["rax"] == "0x62"
+    assert done["r 0x40001000"]["run0"]["rax"] == "0x62"
+    assert done["l2r 0x48060000"]["run0"]["guest_mode"] == 1  # MMIO: user space is asked while L2 runs
+
+
+def test_a_fault_that_is_the_hypervisor_s_reaches_it(recorded):
+    """A nested page fault (0x400): user and final access, no entry; a write to a page that is there, read-only."""
+    done = steps(recorded, "nested")
+    seen = [
+        [done[op]["vmcb12"][key] for key in ("exit_code", "exit_info_1", "exit_info_2")]
+        for op in ("l2r 0x4c000000", "l2w 0x48040000 1")
+    ]
+    assert seen == [["0x400", "0x100000004", "0x4c000000"], ["0x400", "0x100000007", "0x48040000"]]
+
+
+def test_a_cpu_is_held_as_often_as_the_scenario_asks(recorded):
+    source = (RECORDER / "scenarios" / "par.scn").read_text()
+    (trace,) = recorded.glob("*-par.trace")
+    assert 0 < source.count("\nsh dly ") == trace.read_text().count("pfdelay: held at")
+
+
+def test_each_look_up_of_attributes_is_found_in_the_machine_code(recorded):
+    """A kernel without software-protected VMs asks in the fault-in and on the fast path only."""
+    console = (recorded / "console.log").read_text()
+    found = set(re.findall(r"recorder: p:lab/(look_\w+) ", console))
+    assert {"look_faultin", "look_faultin_val", "look_fast", "look_fast_val"} <= found
+    assert "look_pf" not in found
+
+
 def test_the_first_of_two_forbidden_bits_is_warned_of(recorded):
     assert [warn.function for warn in read_recording(recorded).warnings] == [
         "npf_interception",

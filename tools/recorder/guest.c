@@ -482,13 +482,13 @@ static void op_access(struct words *w)
 
 static const struct { const char *name; int words; void (*carry_out)(struct words *); } OPS[] = {
 	{ "vm", 1, op_vm }, { "slot", 4, op_slot }, { "attr", 3, op_attr }, { "prefault", 2, op_prefault },
-	{ "r", 1, op_access }, { "w", 2, op_access }, { "x", 1, op_access }, { "i", 1, op_access },
+	{ "r", 1, op_access }, { "w", 1, op_access }, { "x", 1, op_access }, { "i", 1, op_access },
 	{ "e", 1, op_access }, { "s", 1, op_access }, { "smap", 2, op_control }, { "efer", 1, op_control },
 	{ "pde", 2, op_pde }, { "poke", 2, op_host }, { "mprotro", 2, op_host }, { "unmap", 2, op_host },
 	{ "zap", 2, op_host }, { "punch", 3, op_punch }, { "closegmem", 1, op_closegmem },
 	{ "cleardirty", 1, op_cleardirty }, { "ioeventfd", 2, op_ioeventfd }, { "evread", 0, op_evread },
 	{ "sh", 5, op_sh }, { "nest", 0, op_nest }, { "l2map", 2, op_l2map }, { "l2unmap", 1, op_l2map },
-	{ "l2r", 1, op_l2access }, { "l2w", 2, op_l2access }, { "l2x", 1, op_l2access }, { "l2i", 1, op_l2access },
+	{ "l2r", 1, op_l2access }, { "l2w", 1, op_l2access }, { "l2x", 1, op_l2access }, { "l2i", 1, op_l2access },
 	{ "l2cr3", 1, op_l2cr3 }, { "l2leave", 0, op_l2leave }, { "run", 0, op_run }, { "par", 5, op_par },
 };
 

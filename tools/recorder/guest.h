@@ -25,7 +25,7 @@ enum { ENTRIES = 512 }; /* of a page table */
 
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11, EFER_SVME = 1 << 12 };
 enum { CR4_PAE = 1 << 5, CR4_OSFXSR = 1 << 9, CR4_VMXE = 1 << 13, CR4_SMAP = 1 << 21 };
-enum { CR0_LONG_MODE = (int)0x80050033 }; /* PG AM WP NE ET MP PE */
+#define CR0_LONG_MODE 0x80050033ull /* PG AM WP NE ET MP PE */
 enum { RFLAGS_FIXED = 2, RFLAGS_AC = 1 << 18 };
 
 /* What follows an operation's name: as numbers, and as words. */

@@ -28,7 +28,8 @@ enum {
 	L1_CODE = CODE + 0x100, L1_RETURN = CODE + 0x180,
 };
 
-enum { MSR_FEATURE_CONTROL = 0x3a, MSR_VMX_BASIC = 0x480, MSR_VMX_EPT_CAP = 0x48c, MSR_VM_HSAVE_PA = (int)0xc0010117 };
+enum { MSR_FEATURE_CONTROL = 0x3a, MSR_VMX_BASIC = 0x480, MSR_VMX_EPT_CAP = 0x48c };
+#define MSR_VM_HSAVE_PA 0xc0010117
 enum { RUN_GUEST_MODE = 1 << 2 }; /* kvm_run.flags: Linux include/uapi/asm/kvm.h (v6.3) */
 
 static const uint8_t AMD_CODE[] = {

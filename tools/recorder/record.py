@@ -225,6 +225,8 @@ class Kernel(NamedTuple):
     build: Path
     types: list[str]
     """What pahole is told to read the modules' types."""
+    built: dict[str, object]
+    """Of a kernel built here: from what, and how it differs."""
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -261,7 +263,7 @@ def prebuilt(scratch: Scratch, release: str, cpu: str) -> Kernel:
     folder = f"lib/modules/{release}"
     found_modules = [path for name in modules for path in scratch.root.glob(f"**/{folder}/**/{name}.ko*")]
     types = ["-F", "btf", "--btf_base", str(build / "vmlinux")]
-    return Kernel(release, scratch.root / "boot" / f"vmlinuz-{release}", found_modules, build, types)
+    return Kernel(release, scratch.root / "boot" / f"vmlinuz-{release}", found_modules, build, types, {})
 
 
 def _place_check(source: Path, as_posted: bool) -> None:
@@ -345,7 +347,15 @@ def self_built(scratch: Scratch, kind: str, only_configure: bool) -> Kernel | No
     shutil.copy(build / "vmlinux.symvers", build / "Module.symvers")
     scratch.run(*make, "modules_prepare")
     release = (build / "include/config/kernel.release").read_text().strip()
-    return Kernel(release, build / "arch/x86/boot/bzImage", [], build, [])
+    built: dict[str, object] = {
+        "source": f"{package} {version}",
+        "changed": "the check of the synthetic bits, from npf_interception() to kvm_mmu_page_fault()"
+        if kind == "posted"
+        else "nothing",
+        "options not taken": refused,
+        "sha256 of .config": digest(build / ".config"),
+    }
+    return Kernel(release, build / "arch/x86/boot/bzImage", [], build, [], built)
 
 
 # --- what runs in the machine ---
@@ -474,14 +484,17 @@ def initramfs(scratch: Scratch, kernel: Kernel, cpu: str, scenarios: list[Path])
 
 
 def qemu(scratch: Scratch, kernel: Kernel, disk: Path, args: str, out: Path) -> tuple[list[str], str]:
-    """Run an AMD machine; its clock counts instructions, one every eight nanoseconds."""
+    """Run an AMD machine; its clock counts instructions, one every eight nanoseconds.
+
+    Its two CPUs take turns, and change over at a PAUSE.  The firmware's table lists one CPU of each socket.
+    """
     firmware = [
         word for name in ("qemu", "seabios") for word in ("-L", str(scratch.find(f"usr/share/{name}")))
     ]
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max,-rdrand,-rdseed", "-machine", "pc",
-        "-m", "1024", "-smp", "2,sockets=2", "-icount", "shift=3,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-nodefaults",
-        "-display", "none", "-nic", "none", "-no-reboot", *firmware, "-kernel", str(kernel.image),
+        "-m", "1024", "-smp", "2,sockets=2", "-icount", "shift=3,sleep=off", "-rtc", "base=2026-01-01,clock=vm",
+        "-nodefaults", "-display", "none", "-nic", "none", "-no-reboot", *firmware, "-kernel", str(kernel.image),
         "-initrd", str(disk), "-append", f"{args} tsc_early_khz=1000000",
         "-serial", f"file:{out / 'console.log'}", "-serial", f"file:{out / 'serial'}",
     ]  # fmt: skip
@@ -609,6 +622,7 @@ def main() -> int:
     files = cut(out)
     made = {
         "kernel": kernel.name,
+        **({"built": kernel.built} if kernel.built else {}),
         "emulator": version,
         "command": [word.replace(f"{scratch.folder}/", "").replace(f"{out}/", "") for word in command],
         "compiler": scratch.run("gcc", "--version").splitlines()[0],
