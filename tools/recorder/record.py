@@ -42,7 +42,7 @@ SELFTESTS = ("selftest-exits", "selftest-conversions", "selftest-conversions-pun
 SCENARIOS = {
     "amd": (
         *("default", "swprot", "inject", "inject-swprot", "implicit", "tables"),
-        *(*NESTED, "nested-inject", "par", "par-swprot", *SELFTESTS),
+        *(*NESTED, "nested-inject", "nested-inject-swprot", "par", "par-swprot", *SELFTESTS),
     ),
     "intel": (
         *("default", "swprot", "inject-ept", "inject-ept-swprot", "implicit", "fastmmio", "tables"),
