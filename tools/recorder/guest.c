@@ -171,6 +171,20 @@ static void fill_base_slot(uint8_t *base)
 		memcpy(base + CODE + 16 * n, PIECES[n].code, sizeof(PIECES[n].code));
 }
 
+/* What a vCPU shares with user space.  While it is mapped, the VM lives on. */
+struct kvm_run *map_run(int fd)
+{
+	void *shared = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	return shared == MAP_FAILED ? NULL : shared;
+}
+
+void unmap_run(struct kvm_run *shared)
+{
+	if (shared)
+		munmap(shared, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+}
+
 int set_cpuid(int fd)
 {
 	struct { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[128]; } cpuid = { .head.nent = 128 };
@@ -198,16 +212,26 @@ static int set_registers(void)
 	return ioctl(vcpu, KVM_SET_SREGS, &s);
 }
 
+/* End the scenario's VM so far, if there is one: all that holds it must go, or the next one has no statistics. */
+static void end_vm(void)
+{
+	if (vm < 0)
+		return;
+	forget_nesting();
+	forget_second_vcpu();
+	unmap_run(run);
+	for (struct slot *s = slots; s < slots + 16; s++)
+		if (s->hva && s->memfd >= 0)
+			close(s->memfd);
+	memset(slots, 0, sizeof(slots));
+	close(vcpu), close(vm);
+}
+
 static int create_vm(bool sw_protected)
 {
 	uint8_t *base = host_memory(LARGE);
 
-	if (vm >= 0) { /* the scenario's VM so far; its memory stays */
-		forget_second_vcpu();
-		close(vcpu), close(vm);
-		memset(slots, 0, sizeof(slots));
-	}
-	forget_nesting();
+	end_vm();
 	if ((vm = ioctl(kvm, KVM_CREATE_VM, sw_protected ? VM_SW_PROTECTED : 0)) < 0)
 		return -1;
 	madvise(base, LARGE, MADV_NOHUGEPAGE);
@@ -215,8 +239,7 @@ static int create_vm(bool sw_protected)
 	slots[0] = (struct slot){ 0, LARGE, base, -1 };
 	if (set_slot(0, 0) || (vcpu = ioctl(vm, KVM_CREATE_VCPU, 0)) < 0)
 		return -1;
-	run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-	return run == MAP_FAILED ? -1 : set_registers();
+	return (run = map_run(vcpu)) ? set_registers() : -1;
 }
 
 /* --- the vCPU's statistics, of which each KVM_RUN reports the growth --- */

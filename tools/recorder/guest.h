@@ -46,6 +46,8 @@ void mark(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void fail(const char *what);
 int set_attributes(uint64_t gpa, uint64_t size, bool private);
 int set_cpuid(int fd);		       /* all that KVM supports */
+struct kvm_run *map_run(int fd);
+void unmap_run(struct kvm_run *shared);
 
 /* nested.c: a guest of the guest */
 void forget_nesting(void);

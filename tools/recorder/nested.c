@@ -114,10 +114,10 @@ static int set_msr(uint32_t index, uint64_t value)
 /* An entry's bits: present, writable and user on AMD; on Intel readable, writable and executable. */
 #define NODE 7ull
 
-/* `words` as in the scenario: r without writing, n without execution, L a large page. */
+/* `words` as in the scenario: nothing allows all; r, n do not allow writing unless w is there; n no execution; L large. */
 static uint64_t leaf(uint64_t page, const char *words)
 {
-	bool writable = !strchr(words, 'r'), executable = !strchr(words, 'n');
+	bool writable = strchr(words, 'w') || !strpbrk(words, "rn"), executable = !strchr(words, 'n');
 	uint64_t large = strchr(words, 'L') ? 1 << 7 : 0;
 
 	if (intel)

@@ -25,9 +25,11 @@ static struct kvm_run *second_run;
 
 void forget_second_vcpu(void)
 {
+	unmap_run(second_run);
 	if (second >= 0)
 		close(second);
 	second = -1;
+	second_run = NULL;
 }
 
 static int create_second_vcpu(void)
@@ -36,8 +38,7 @@ static int create_second_vcpu(void)
 
 	if ((second = ioctl(vm, KVM_CREATE_VCPU, 1)) < 0)
 		return -1;
-	second_run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, second, 0);
-	if (second_run == MAP_FAILED || set_cpuid(second) || ioctl(second, KVM_SET_MP_STATE, &runnable))
+	if (!(second_run = map_run(second)) || set_cpuid(second) || ioctl(second, KVM_SET_MP_STATE, &runnable))
 		return -1;
 	return ioctl(second, KVM_SET_SREGS, &l1_registers);
 }
