@@ -5,7 +5,8 @@
     tools/build_recordings.py DIR [--out data/recordings]
 
 DIR is one boot's directory, or a directory of such directories.  Each boot's traces, JSON and summaries are
-gzipped, its logs are cut to the lines that matter, and `faults.csv.gz` gets one row per fault of all boots.
+gzipped, its logs are cut to the lines that matter, and `faults.csv.gz` is made anew: one row per fault of all the
+boots that OUT then holds.
 The tables between the markers of the README in OUT are written anew.  The same input gives the same bytes.
 """
 
@@ -109,7 +110,8 @@ def main() -> int:
             raise InputError(f"{given.directory}: no *.trace here or below; recordings are wanted")
         for boot in boots:
             carry(boot, given.out / boot.name)
-        recordings = [read_recording(given.out / boot.name) for boot in boots]
+        carried = sorted(path for path in given.out.iterdir() if path.is_dir())
+        recordings = [read_recording(path) for path in carried]
         rows = [row for recording in recordings for row in faults(recording)]
     except InputError as error:
         print(error, file=sys.stderr)
