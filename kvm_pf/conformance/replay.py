@@ -47,7 +47,6 @@ from kvm_pf.guest.machine import (
     L1Exit,
     Machine,
     Taken,
-    emulated,
 )
 from kvm_pf.guest.memory import Given, Options
 from kvm_pf.revisions import Revision, get
@@ -321,6 +320,10 @@ class Replay:
         taken = self.taken(rows, where)
         for n, (name, told) in enumerate(runs_of(step.result)):
             self.run(f"{where}, {name}", told, taken[n])
+        match step.op.split():
+            case ["w", gpa, value] if self.machine.l2 and (not taken[0] or taken[0][-1].ret >= 0):
+                last = taken[0][-1] if taken[0] else None
+                self.machine.l1_wrote(_number(gpa, where), _number(value, where), last)
 
     def taken(self, rows: list[tuple[FaultRow, VmState]], where: str) -> defaultdict[int, list[Taken]]:
         """Take faults, and return them by their KVM_RUN."""
@@ -388,7 +391,7 @@ class Replay:
         rights = "".join(words[2 if clear else 3 :])
         taken = self.taken(rows, where)
         for n, (at, value) in enumerate(machine.l2_stores(page, gpa, rights, clear)):
-            machine.stored(at, value, bool(taken[n]) and emulated(taken[n][-1]))
+            machine.l1_wrote(at, value, taken[n][-1] if taken[n] else None)
         for n, (name, told) in enumerate(runs_of(step.result)):
             self.run(f"{where}, {name}", told, taken[n])
 

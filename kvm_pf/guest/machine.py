@@ -518,8 +518,17 @@ class Machine(GuestMemory):
     def l1_store(self, gpa: int, value: int) -> Access:
         """Let L1 store 64 bits; if they are a part of its nested page table, KVM follows."""
         done = self.access("w", gpa)
-        self.stored(gpa, value, bool(done.faults) and emulated(done.faults[-1]))
+        self.l1_wrote(gpa, value, done.faults[-1] if done.faults else None)
         return done
+
+    def l1_wrote(self, gpa: int, value: int, last: Taken | None) -> None:
+        """Follow a store of L1's own, whose last fault was `last`: it may hit its nested page table.
+
+        KVM reads that table through the host's mapping, the shared copy.
+        """
+        known = last is not None and emulated(last)
+        if known or not self.private(gpa >> PAGE_SHIFT):
+            self.stored(gpa, value, known)
 
     def l2_wrote(self, addr: int, value: int | None, last: Taken | None) -> None:
         """Follow a store of L2's, whose last fault was `last`: it may hit L1's nested page table.
@@ -571,6 +580,8 @@ class Machine(GuestMemory):
         if verb in ("r", "w", "x", "i", "l2map", "l2unmap"):
             self.leave_l2()
         match verb:
+            case "w" if self.l2 and words[1:]:
+                return self.l1_store(number(0), number(1))
             case "r" | "w" | "x" | "i":
                 return self.access(verb, number(0))
             case "nest":
