@@ -94,7 +94,7 @@ TEMPLATE = """\
 STYLE = """
 body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgia, serif; color: #1a1a1a;
   background: #fff; overflow-wrap: break-word }
-main > .text_cell :is(p, ul, ol, dl, h1, h2, h3, pre) { max-width: 44rem }
+main > .text_cell :is(p, ul, ol, dl, h1, h2, h3) { max-width: 44rem }
 h1, h2, h3, nav { font-family: system-ui, sans-serif; line-height: 1.25 }
 h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem } h3 { font-size: 1.1rem }
 a { color: #00558b }
