@@ -4,12 +4,20 @@
 X is an address of L2's, Y the page of L1's that it is mapped to.
 """
 
+from pathlib import Path
+
 import pytest
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.conformance.follow import scenario_of
+from kvm_pf.conformance.join import faults
+from kvm_pf.conformance.placement import kernel_of
+from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.guest.machine import Machine
+from kvm_pf.guest.memory import BASE_PAGES
 from kvm_pf.guest.nested import PageTable, Shadow
 
+DATA = Path(__file__).parents[1] / "data" / "recordings"
 X, Y = 0x4A000000, 0x40000000
 HARDWARE = pytest.mark.parametrize("hardware", ["npt", "ept"])
 REVISIONS = pytest.mark.parametrize("revision", ["before", "posted", "v6_12", "v7_3"])
@@ -135,9 +143,10 @@ class TestWhereNothingIsCompared:
         it.l2.table.words[it.l2_stores(0x4C004000, Y, "", False)[-1][0]] = Y | 2  # writable, not readable
         assert it.run("l2r 0x4c004000").exit.l1_exit == (49, 0, 0x4C004000)
 
+    @HARDWARE
     @pytest.mark.parametrize("x", ["private", "shared"])
-    def test_a_write_to_a_table_that_kvm_shadows_is_emulated(self, x):
-        it = machine()
+    def test_a_write_to_a_table_that_kvm_shadows_is_emulated(self, x, hardware):
+        it = machine(hardware)
         it.run("l2map 0x4e000000 0x32000"), it.run("l2r 0x4e000000"), it.run(attr(0x4E000000, x))
         done = it.run("l2w 0x4e000ff8 0")  # steps 131 and 133
         handler = of_handler(done)
@@ -380,3 +389,51 @@ class TestOps:
         it.run(attr(X, "private")), it.run(f"l2r {X:#x}")
         assert it.run(f"r {Y:#x}").copy == "shared"
         assert it.run("run") is None
+
+
+SCENARIOS = [
+    (path.parent.name, path.name.partition(".")[0])
+    for path in sorted(DATA.glob("*nested*/*.json.gz"))
+    if "inject" not in path.name
+]
+
+
+@pytest.mark.parametrize(("boot", "name"), SCENARIOS)
+def test_operations_alone_give_the_recorded_faults(boot, name):
+    """Nothing is told to the machine but what user space did; left out are faults on L1's and L2's code and tables."""
+    recording = read_recording(DATA / boot)
+    it = Machine("default", revision=kernel_of(recording)[0])
+    rows = [row for row in faults(recording) if row.scenario == name and row.address >> 12 not in BASE_PAGES]
+    for step in scenario_of(recording, name).steps:
+        done = it.run(step.op)
+        mine = [row for row in rows if row.step == step.number]
+        if isinstance(done, int) or done is None:
+            assert not [row for row in mine if row.source != "prefault"]
+            continue
+        taken = [
+            (f.addr, f.error_code, f.ret, f.handler and (f.handler.ret, f.handler.fault.is_private),
+             (f.handler and " ".join(map(hex, f.handler.prefetched))) or None)
+            for f in done.faults if f.addr >> 12 not in BASE_PAGES
+        ]  # fmt: skip
+        recorded = [
+            (row.address, row.pf_err, row.pf_ret,
+             None if row.handler is None else (row.handler_ret, row.out_is_private), row.prefetched)
+            for row in mine
+        ]  # fmt: skip
+        assert taken == recorded, step.op
+        assert (done.exit.reason == "memory-fault") == any(row.memory_fault_flags is not None for row in mine)
+
+
+def test_a_private_write_that_is_emulated_ends_in_the_shared_copy():
+    """The recording 6.12-nested-emulated: steps 17 to 21."""
+    recording = read_recording(DATA / "6.12-nested-emulated")
+    steps = scenario_of(recording, "12-nested-emulated").steps
+    it = Machine("default", revision="v6_12")
+    copies = {step.number: getattr(it.run(step.op), "copy", None) for step in steps}
+    rax = {
+        step.number: (step.result.get("vmcb12") or step.result.get("run0", {})).get("rax") for step in steps
+    }
+    assert (copies[17], rax[17]) == ("shared", "0x77")  # L2 writes to a page that is private for X and for Y
+    assert (copies[18], int(rax[18], 0)) == ("private", 0)  # and reads what it did not write
+    assert (copies[19], int(rax[19], 0)) == ("private", 0)
+    assert (copies[21], rax[21]) == ("shared", "0x77")

@@ -24,9 +24,10 @@ REVISION = {
     "6.1-debian": "v6_1", "6.12": "v6_12", "6.12-intel": "v6_12", "6.12-shadow-paging": "v6_12",
     "6.12-trace-cmd": "v6_12", "7.3-intel": "v7_3", "posted-on-6.12": "posted_on_6_12",
     "6.12-debian": "v6_12", "6.12-debian-shadow": "v6_12", "6.12-debian-intel": "v6_12",
-    "6.12-debian-intel-shadow": "v6_12", "6.12-nested": "v6_12", "posted-on-6.12-nested": "v6_12+posted",
+    "6.12-debian-intel-shadow": "v6_12", "6.12-nested": "v6_12", "6.12-nested-emulated": "v6_12",
+    "posted-on-6.12-nested": "v6_12+posted",
 }  # fmt: skip
-RAW = [name for name in REVISION if not name.startswith("6.12-debian") and not name.endswith("nested")]
+RAW = [name for name in REVISION if not name.startswith("6.12-debian") and "nested" not in name]
 """Recordings that were made elsewhere; the others come from tools/recorder."""
 SMALL = "6.12-shadow-paging"
 

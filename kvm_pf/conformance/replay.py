@@ -318,6 +318,10 @@ class Replay:
     def runs(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
         """Take the faults of a step and compare each KVM_RUN's result and statistics."""
         taken = self.taken(rows, where)
+        match step.op.split():
+            case ["w", gpa, value, *_] if self.machine.l2:  # it may hit L1's nested page table
+                last = taken[0][-1:]
+                self.machine.stored(_number(gpa, where), _number(value, where), bool(last) and emulated(last[0]))
         for n, (name, told) in enumerate(runs_of(step.result)):
             self.run(f"{where}, {name}", told, taken[n])
         match step.op.split():

@@ -357,6 +357,8 @@ class Machine(GuestMemory):
                 exit_ = ended
                 break
         copy = self._copy(addr) if exit_.reason == "done" else None
+        if copy and faults and emulated(faults[-1]):
+            copy = "shared"  # the emulator reads and writes through the host's mapping
         return Access(f"{kind} {addr:#x}", tuple(faults), exit_, copy)
 
     def _copy(self, addr: int) -> str | None:

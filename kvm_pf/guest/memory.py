@@ -761,7 +761,7 @@ class GuestMemory:
             writable = words.writable_now(entry)
             if gfn is None:
                 table.leaves.pop(n, None)  # FNAME(prefetch_invalid_gpte) drops what was there
-            if gfn is None or not self._ready(gfn, writable):
+            if gfn is None or not self.may_prefetch(gfn, writable):
                 return
             self._put_ahead(table, page, n, gfn, writable, words.rights(entry)[2])
             yield gfn
@@ -771,7 +771,7 @@ class GuestMemory:
         while free:
             run = [n for i, n in enumerate(free) if n == free[0] + i]
             free = free[len(run) :]
-            ready = [n for n in run if self._ready(table.gfn + n, True)]
+            ready = [n for n in run if self.may_prefetch(table.gfn + n, True)]
             got = [n for i, n in enumerate(ready) if n == run[0] + i]
             for n in got:
                 self._put_ahead(table, page, n, table.gfn + n, True, True)
@@ -779,7 +779,8 @@ class GuestMemory:
             if not got:
                 return
 
-    def _ready(self, gfn: int, writable: bool) -> bool:
+    @typed(gfn=52)
+    def may_prefetch(self, gfn: int, writable: bool) -> bool:
         """Say whether a gfn can be mapped ahead: it has a slot that may be written to, and a page of the host's."""
         slot = self.slots.find(gfn)
         refused = faultin.KVM_MEM_READONLY | faultin.KVM_MEMSLOT_INVALID
