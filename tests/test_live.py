@@ -11,11 +11,11 @@ from urllib.parse import quote
 
 import pytest
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from kvm_pf.conformance.cases import read_cases, run_case
 from tools import notebooks, site
-from tools.live import build
+from tools.live import build, pocket
 from tools.live.fetch import Unfetched
 
 pytestmark = pytest.mark.browser
@@ -137,6 +137,63 @@ def test_from_a_folder_of_a_host_a_widget_answers_a_click(browser, address):
     code.fill("0x6")
     code.press("Enter")
     expect(page.locator(".live").first).to_contain_text("WRITE|USER")
+    assert complaints == []
+    page.context.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """The one file with all widgets, and the solver beside it."""
+    path = tmp_path_factory.mktemp("pocket") / "kvm_pf.html"
+    try:
+        pocket.write(path)
+    except Unfetched as error:
+        pytest.skip(f"no live widgets: {error}")
+    return path
+
+
+DIFF = """\
+--- a/arch/x86/kvm/mmu/mmu.c
++++ b/arch/x86/kvm/mmu/mmu.c
+@@ -1,1 +1,1 @@ int kvm_mmu_page_fault(void)
+-\told = 1;
++\tnew = 2;
+"""
+
+
+def test_the_one_file_runs_every_widget_from_disk_and_asks_the_solver_if_wished(browser, file):
+    page, complaints = opened(browser, file.as_uri(), offline=True)
+
+    def section(name: str) -> Locator:
+        page.locator(f"nav a[href='#{name}']").click()
+        found = page.locator(f"section#{name}")
+        expect(found).to_have_attribute("data-state", "live", timeout=1000 * SECONDS)
+        return found
+
+    assert section("code").get_by_label("code", exact=True).input_value() == "0x2000100000006"
+    for each in pocket.SECTIONS:
+        assert section(each.name).locator(".kvm-pf").count() >= 1, each.name
+    assert page.evaluate("document.documentElement.scrollWidth") == 1280
+
+    patch = section("patch")
+    dropped = page.evaluate_handle(
+        "text => { const all = new DataTransfer(); all.items.add(new File([text], 'a.patch')); return all }",
+        DIFF,
+    )
+    patch.locator("textarea").dispatch_event("drop", {"dataTransfer": dropped})
+    expect(patch).to_contain_text("another patch")
+    expect(patch.get_by_role("table", name="what it touches")).to_contain_text("arch/x86/kvm/mmu/mmu.c")
+
+    claims = section("claims")
+    claims.get_by_label("of", exact=True).select_option("before")
+    ask = claims.get_by_role("button", name="ask the solver")
+    ask.click()
+    expect(claims.get_by_role("alert")).to_contain_text("no solver here")
+    claims.get_by_role("button", name="load the solver").click()
+    expect(claims.get_by_role("button", name="the solver is here")).to_be_visible(timeout=1000 * SECONDS)
+    ask.click()
+    expect(claims).to_contain_text("before: fails (refuted, run again)", timeout=1000 * SECONDS)
+    expect(claims).to_contain_text("RSVD")
     assert complaints == []
     page.context.close()
 

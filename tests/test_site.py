@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from kvm_pf.show.widgets.error_code import error_code_explorer
 from tools import notebooks, site
+from tools.live.fetch import Unfetched
 
 FIRST = """# Bit 49 & *others*
 
@@ -233,6 +234,27 @@ def test_a_damaged_page_is_noticed(folder, old, new, fault):
     damaged.write_text(text.replace(old, new))
     assert text.count(old)
     assert set(faults(damaged)) == {fault}
+
+
+def test_a_page_says_so_if_what_runs_its_widgets_could_not_be_fetched(monkeypatch, tmp_path, capsys):
+    def unfetched(*_):
+        raise Unfetched("pyodide could not be fetched (no network)")
+
+    monkeypatch.setattr(site.build, "site", unfetched)
+    twin = new_output(
+        "display_data", {"text/plain": repr(WIDGET.static()), "text/html": WIDGET.static().html}
+    )
+    pages = {
+        "00_with": [new_markdown_cell("# With"), new_code_cell("widget.static()", outputs=[twin])],
+        "01_without": [new_markdown_cell("# Without")],
+    }
+    pages = [site.prepare(name, new_notebook(cells=cells)) for name, cells in pages.items()]
+    alive = site.bring_to_life(pages, tmp_path)
+    site.write(pages, tmp_path, *alive)
+    assert "pyodide could not be fetched (no network)" in capsys.readouterr().out
+    assert faults(tmp_path / "00_with.html") == []
+    assert "could not be fetched" in parse(tmp_path / "00_with.html").footer.get_text()
+    assert parse(tmp_path / "01_without.html").footer is None
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 import kvm_pf.show.widgets
 from kvm_pf.common.text import escaped
 from tools import notebooks
-from tools.live import build
+from tools.live import build, licences
 from tools.live.fetch import Unfetched
 from tools.live.lines import lines_for, shown_still
 
@@ -85,6 +85,9 @@ TEMPLATE = """\
 {%- block footer -%}
 </main>
 {{ links() }}
+{%- if resources.about %}
+<footer>{{ resources.about }}</footer>
+{%- endif %}
 {{ resources.scripts }}
 </body>
 </html>
@@ -110,6 +113,7 @@ details.code summary { font: .8rem system-ui, sans-serif; color: #595959; cursor
 img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35 }
 th, td { padding: .2rem .5rem; border: 1px solid #ccc; text-align: left; vertical-align: top }
+footer { margin: 0 0 1rem; font: .8rem/1.5 system-ui, sans-serif; color: #595959 }
 dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
 .k, .kn, .ow { font-weight: bold; color: #00558b }
 .s1, .s2, .sd, .sa, .si, .se { color: #a33b00 }
@@ -130,6 +134,37 @@ ALIVE = (
     "script-src 'self' blob: 'wasm-unsafe-eval'"
 )
 """What a page may load, and from where: nothing, or scripts of its own folder, which may ask nobody for anything."""
+
+
+RUNS = (
+    "Where the browser can, the widgets of this page run in it, computed by the project’s own Python: "
+    '<a href="live/licences.html">what runs here, and its licences</a>.'
+)
+UNFETCHED = (
+    "The widgets of this page stand still: what runs them could not be fetched when this copy was made. "
+    "<code>make walkthrough</code> runs them in JupyterLab."
+)
+"""What a page with widgets says at its end."""
+
+LICENCES = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>What runs in these pages, and its licences</title>
+<style>{style}</style>
+</head>
+<body>
+<nav><a href="../index.html">Contents</a></nav>
+<main>
+<h1>What runs in these pages, and its licences</h1>
+{table}
+</main>
+</body>
+</html>
+"""
 
 
 class Page(NamedTuple):
@@ -210,10 +245,11 @@ def contents(pages: Sequence[Page]) -> Page:
     return Page("index", TITLE, LEAD, new_notebook(cells=[new_markdown_cell("\n".join([*text, "</dl>"]))]))
 
 
-def write(pages: Sequence[Page], folder: Path, scripts: str = "") -> None:
+def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "") -> None:
     """Write the pages into the folder, the index first, each linked to the one before and the one after.
 
-    `scripts` is what brings a page's widgets to life, as HTML; pages without a widget go without it.
+    `scripts` is what brings a page's widgets to life, as HTML, and `about` says at a page's end what runs it, or why
+    nothing does; pages without a widget go without them.
     """
     exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_output_prompt=True)
     root = relpath(notebooks.FOLDER.parent, folder)
@@ -221,10 +257,12 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "") -> None:
     first = next((page for page in pages if page.name == "index"), None) or contents(pages)
     pages = [page for page in pages if page is not first]
     for before, page, after in zip([None, None, *pages], [first, *pages], [*pages, None], strict=False):
-        alive = bool(scripts) and has_widgets(page)
+        widgets = has_widgets(page)
+        alive = bool(scripts) and widgets
         resources = {
             "page": page, "prev": before, "next": after, "style": STYLE + (build.style() if alive else ""),
             "policy": ALIVE if alive else STILL, "scripts": scripts if alive else "",
+            "about": about if widgets else "",
         }  # fmt: skip
         html, _ = exporter.from_notebook_node(page.notebook, resources)
         html = re.sub(r'(href="[^":]+)\.ipynb\b', r"\1.html", html)
@@ -234,16 +272,23 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "") -> None:
         (folder / f"{page.name}.html").write_text(html)
 
 
-def bring_to_life(pages: Sequence[Page], folder: Path) -> str:
-    """Write the scripts that the pages' widgets need into `folder`/live; return what a page has to load them by.
+def bring_to_life(pages: Sequence[Page], folder: Path) -> tuple[str, str]:
+    """Write the scripts that the pages' widgets need into `folder`/live.
 
-    Nothing is written if they cannot be had; then say so and return "".
+    Returns what a page has to load them by, and what it has to say of them, as HTML.  If they cannot be had nothing
+    is written, and the page says so.
     """
+    if not any(map(has_widgets, pages)):
+        return "", ""
     try:
-        return build.site(folder / "live", "\n".join(html for page in pages for html in shown(page)))
+        scripts = build.site(folder / "live", "\n".join(html for page in pages for html in shown(page)))
     except Unfetched as error:
         print(f"without live widgets: {error}")
-        return ""
+        return "", UNFETCHED
+    table = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', licences.table(), flags=re.DOTALL)
+    html = LICENCES.format(policy=escaped(STILL), style=STYLE, table=table)
+    (folder / "live/licences.html").write_text(html, encoding="utf-8")
+    return scripts, RUNS
 
 
 def main() -> None:
@@ -257,8 +302,8 @@ def main() -> None:
     take = notebooks.execute if arguments.execute else notebooks.read
     paths = arguments.path or sorted(notebooks.FOLDER.glob("*.ipynb"))
     pages = [prepare(path.stem, take(path)) for path in paths]
-    scripts = "" if arguments.still else bring_to_life(pages, arguments.output)
-    write(pages, arguments.output, scripts)
+    alive = ("", "") if arguments.still else bring_to_life(pages, arguments.output)
+    write(pages, arguments.output, *alive)
     print(f"written: {relpath(arguments.output / 'index.html')}")
 
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,36 +84,39 @@ def library(name: str) -> Iterator[tuple[str, bytes]]:
             yield str(file), Path(str(file.locate())).read_bytes()
 
 
-def project(recordings: Collection[str] = ()) -> Iterator[tuple[str, bytes]]:
-    """Yield the package's modules, cases and ledger, and some recordings, as a wheel lays them out."""
+def project() -> Iterator[tuple[str, bytes]]:
+    """Yield the package's modules, cases and ledger, as a wheel lays them out."""
     for path in sorted((ROOT / "kvm_pf").rglob("*")):
         if path.suffix in (".py", ".js", ".css"):
             yield str(path.relative_to(ROOT)), path.read_bytes()
-    for folder in ("cases", "ledger", *(f"recordings/{name}" for name in recordings)):
+    yield from data("cases", "ledger")
+
+
+def data(*folders: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of some folders of data/, as a wheel lays them out."""
+    for folder in folders:
         for path in sorted((ROOT / "data" / folder).iterdir()):
             if path.suffix != ".md":
                 yield f"kvm_pf/_data/{folder}/{path.name}", path.read_bytes()
 
 
-def app(recordings: Collection[str] = ()) -> bytes:
-    """Return the archive of all modules that a page unpacks."""
+def app() -> bytes:
+    """Return the archive of all modules that a page unpacks, and of the data that they read."""
     files = [file for name in LIBRARIES for file in library(name)]
-    files += project(recordings)
+    files += project()
     files += [(path.name, path.read_bytes()) for path in sorted(PAGE.glob("*.py"))]
     return archive(files)
 
 
-def scripts(recordings: Collection[str] = ()) -> dict[str, str]:
+def scripts() -> dict[str, str]:
     """Return the scripts of a page by name, in the order in which they run.  Raises Unfetched.
 
     What took a while to make is kept in CACHE, and made anew when anything that it is made of has changed.
     """
-    modules = app(recordings)
-    sources = [
-        *parts().values(),
-        *(path.read_bytes() for path in sorted(TOOLS.rglob("*.*")) if path.is_file()),
-    ]
-    key = hashlib.sha256(modules + repr(sources).encode() + b"".join(map(_front, FRONT))).hexdigest()[:16]
+    modules = app()
+    own_files = sorted(path for path in TOOLS.rglob("*") if path.suffix in (".py", ".js", ".mjs", ".toml"))
+    sources = [path.read_bytes() for path in own_files]
+    key = hashlib.sha256(b"".join([modules, *sources, *map(_front, FRONT)])).hexdigest()[:16]
     kept = CACHE / f"scripts-{key}"
     if not kept.is_dir():
         made = _made(modules)
@@ -212,7 +215,9 @@ def site(folder: Path, text: str) -> str:
     Recordings that `text` names in quotes are taken along.  Raises Unfetched, before anything is written.
     """
     names = [path.name for path in sorted((ROOT / "data/recordings").iterdir()) if path.is_dir()]
-    made = scripts([name for name in names if f"&#x27;{name}&#x27;" in text or f"&quot;{name}&quot;" in text])
+    wanted = [name for name in names if f"&#x27;{name}&#x27;" in text or f"&quot;{name}&quot;" in text]
+    recordings = archive(data(*(f"recordings/{name}" for name in wanted)))
+    made = {**scripts(), "recordings.zip.js": part("recordings.zip", recordings)}
     files = {**made, "site.js": own("site.js"), "solver.js": solver()}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -103,19 +103,23 @@ def section(each: Section, content: str = "") -> str:
     )
 
 
+def write(file: Path) -> None:
+    """Write the page, and solver.js beside it.  Raises Unfetched, before anything is written."""
+    texts = {file: page(), file.with_name("solver.js"): build.solver()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     """Do what the command line asks."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=build.ROOT / "build/pocket/kvm_pf.html")
     file = parser.parse_args().output
     try:
-        text = page()
-        solver = build.solver()
+        write(file)
     except Unfetched as error:
         sys.exit(f"pocket: {error}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    file.with_name("solver.js").write_text(solver, encoding="utf-8")
     print(f"written: {relpath(file)} ({file.stat().st_size / 1e6:.1f} MB), and solver.js beside it")
 
 

@@ -29,7 +29,7 @@ class PatchChecker(Panel):
     def __init__(self, text: str) -> None:
         box = Textarea(
             text, description="mail or diff", tooltip="the text of a mail, an archive's page or a diff",
-            placeholder=HINT, rows=9, continuous_update=False, layout=Layout(width="100%"),
+            placeholder=HINT, rows=9, continuous_update=False, layout=Layout(width="auto"),
             style={"description_width": "initial"},
         )  # fmt: skip
         upload = FileUpload(

@@ -38,7 +38,7 @@ class ClaimAsker(Panel):
 
     def __init__(self, claim: str, revision: str, ask: bool) -> None:
         controls = {
-            "claim": choice("claim", "what is claimed", ASKED, claim, "100%"),
+            "claim": choice("claim", "what is claimed", ASKED, claim),
             "revision": choice("of", "the kernel that it is asked of", list(REVISIONS), revision),
             "ask": button("ask the solver", "prove it for all codes and states, or find where it is false"),
         }

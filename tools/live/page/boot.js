@@ -47,7 +47,9 @@ const kvmPf = (() => {
     ]);
     const settings = { stdLibURL: library, createPyodideModule: module.default, lockFileContents: kvmPf.lock };
     const py = await answering(() => loadPyodide({ indexURL: HERE, ...settings }));
-    await unpack(py, "app.zip");
+    for (const name of ["app.zip", "recordings.zip"]) {
+      if (name in parts) await unpack(py, name);
+    }
     py.runPython("import sys; sys.path.insert(0, '/app')");
     return py;
   };
