@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from kvm_pf.cli.common import OK, PLAIN, Progress, millions
+from kvm_pf.run.tables import ENTRY_POINTS
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,9 +39,7 @@ def add(commands: Any) -> None:
     p.add_argument("source", help="Parquet file with input columns")
     p.add_argument("target", help="Parquet file to write")
     p.add_argument("--revision", default="posted", help="revision of the kernel (posted)")
-    p.add_argument(
-        "--kind", choices=("cases", "sources", "faultin"), default="cases", help="kind of table (cases)"
-    )
+    p.add_argument("--kind", choices=tuple(ENTRY_POINTS), default="cases", help="kind of table (cases)")
     p.add_argument(
         "--limit", type=millions, default=1000, metavar="N", help="read N million rows at most (1000)"
     )

@@ -57,14 +57,23 @@ def _shortened(text: str, longest: int) -> str:
     return f"{text[: longest - end - 3]} … {text[-end:]}"
 
 
-def bit_names(bits: int, names: Sequence[str]) -> str:
-    """Name the bits that are set, joined by "|"; `names` are those of the bits, lowest first.
+def named_bits(bits: int, names: Sequence[str]) -> list[str]:
+    """Name the bits that are set, lowest first; `names` are those of the bits in that order.
 
-    >>> bit_names(0b101, ("implicit", "synthetic", "bad_root")), bit_names(0b101, ("implicit",))
-    ('implicit|bad_root', 'implicit|bit2')
+    >>> named_bits(0b101, ("implicit", "synthetic", "bad_root")), named_bits(0b101, ("implicit",))
+    (['implicit', 'bad_root'], ['implicit', 'bit2'])
     """
     known = dict(enumerate(names))
-    return "|".join(known.get(n, f"bit{n}") for n in range(bits.bit_length()) if bits >> n & 1)
+    return [known.get(n, f"bit{n}") for n in range(bits.bit_length()) if bits >> n & 1]
+
+
+def bit_names(bits: int, names: Sequence[str]) -> str:
+    """Name the bits that are set, joined by "|", as `named_bits` does.
+
+    >>> bit_names(0b101, ("implicit", "synthetic", "bad_root"))
+    'implicit|bad_root'
+    """
+    return "|".join(named_bits(bits, names))
 
 
 def write_number(value: int) -> str:

@@ -47,8 +47,8 @@ L1_REASONS = {
 """Exits that are injected to L1, in the words of kvm_nested_vmexit_inject."""
 
 INPUTS = frozenset(
-    "guest_mode nested recording kernel vendor mode scenario step op fault source first_line last_line pid complete "
-    "address "
+    "guest_mode nested recording kernel vendor mode scenario step op fault source first_line last_line pid vcpu "
+    "complete address "
     "exit_reason exit_rip info1 info2 intr_info intr_error_code cpu_code cpu_address inject_at invalidated "
     "emul_ret run last_of_run".split()
 ) | {name for name in columns() if name.startswith("state_")}
@@ -66,7 +66,7 @@ NOT_COMPARED: Mapping[str, Why] = {
     "set_spte": ENTRY, "set_access": ENTRY, "set_level": ENTRY, "set_count": ENTRY, "emul_insn": EMULATOR,
     "emul_failed": EMULATOR, "emul_mmio": EMULATOR, "exception": LATER, "exit_name": LATER, "suberror": EMULATOR,
     "exit_mmio_gpa": EMULATOR, "exit_mmio_len": EMULATOR, "exit_mmio_is_write": EMULATOR,
-    "exit_mmio_data": EMULATOR, "out_mmu_seq": Why("invalidations are not counted here"),
+    "exit_mmio_data": EMULATOR,
 }  # fmt: skip
 """Columns for which the model has no value."""
 
@@ -102,11 +102,11 @@ def _word(attributes: int) -> int:
     return attributes << 1 | 1 if attributes else 0
 
 
-def _looked_up(name: str, lookups: Lookups, machine: Machine) -> dict[str, object]:
-    """The columns of a look-up of memory attributes, if it was made."""
+def _looked_up(name: str, lookups: Lookups, found: int) -> dict[str, object]:
+    """The columns of a look-up of memory attributes, if it was made; `found`: the attributes at that moment."""
     if lookups.count == 0:
         return {}
-    return {f"{name}look_gfn": lookups.gfn, f"{name}look_word": _word(machine.attributes[lookups.gfn])}
+    return {f"{name}look_gfn": lookups.gfn, f"{name}look_word": _word(found)}
 
 
 def _frame(found: faultin.Found) -> object:
@@ -140,7 +140,7 @@ def _from_path(taken: Taken, checked: int, machine: Machine) -> dict[str, object
     """What kvm_mmu_page_fault() and kvm_mmu_do_page_fault() looked up, traced, called and returned."""
     want: dict[str, object] = {}
     if taken.outcome:
-        want |= _looked_up("", taken.outcome.lookups, machine)
+        want |= _looked_up("", taken.outcome.lookups, taken.found)
         m, emulation = taken.outcome.mmio, taken.outcome.emulation
         want["pf_ret"] = taken.outcome.ret
         if m.traced:
@@ -172,20 +172,21 @@ def _from_handler(h: Handler, machine: Machine) -> dict[str, object]:
     if h.walk:
         want["walk_error"] = h.walk.error_code if h.refused else None
         want["prefetched"] = " ".join(map(hex, h.prefetched)) or None
-        lookups = _looked_up("walk_", h.walk_lookups, machine)
+        lookups = _looked_up("walk_", h.walk_lookups, h.walk_found)
         sw_protected = machine.vm_type == KVM_X86_SW_PROTECTED_VM
         want |= lookups if sw_protected else dict.fromkeys(lookups, OTHER_KERNEL)
-    want |= _looked_up("fast_", h.fast_lookups, machine)
+    want |= _looked_up("fast_", h.fast_lookups, h.fast_found)
     left = fault._asdict()
     if h.faultin and h.finished:
         found = h.finished.found
         want["faultin_ret"] = h.faultin.ret
-        want |= _looked_up("faultin_", h.faultin.lookups, machine)
+        want |= _looked_up("faultin_", h.faultin.lookups, h.faultin_found)
         if h.noslot:
             want |= {"noslot_addr": fault.addr, "noslot_err": fault.error_code, "noslot_ret": h.finished.ret}
         if h.finished.calls.gmem:
             want |= {"gmem_gfn": fault.gfn, "gmem_ret": h.gmem_ret}
         looked_up = found.slot and not fault.is_private and h.finished.calls.gup > 0
+        left["mmu_seq"] = found.mmu_seq
         left |= {"max_level": found.max_level, "pfn": _frame(found), "hva": HOST if looked_up else found.hva}
         told = not (h.gup_failed or (looked_up and fault.gfn < BASE_SLOT_SIZE >> PAGE_SHIFT))
         left["map_writable"] = found.map_writable if told else HOST

@@ -80,6 +80,7 @@ class FaultRow(NamedTuple):
     complete: A[bool, _bool("the trace shows how the fault ended")]
     address: A[Num, _u64("address that was handled: as passed, else as traced")]
 
+    vcpu: A[Num, _i32("number of the vCPU, where kvm_exit names it", "kvm_exit.vcpu")] = None
     guest_mode: A[bool, _bool("L2 was running (kvm_nested_vmexit)")] = False
     nested: A[bool, _bool("and L1 gave it a nested page table")] = False
     exit_reason: A[Str, _text("why the guest was left", "kvm_exit.reason")] = None
@@ -246,7 +247,7 @@ class FaultRow(NamedTuple):
     state_slot: A[Num, _i32("user's slot that holds the page")] = None
     state_slot_flags: A[Str, _text("its flags, as in the op")] = None
     state_private: A[Flag, _bool("user space declared the page private")] = None
-    state_host: A[Str, _text("last host operation on the page: mprotro, unmap, zap")] = None
+    state_host: A[Str, _text("last host operation on the page: mprotro, mprotrw, unmap, zap")] = None
     state_spte: A[Num, _u64("traced entry that maps the page or ends the walk to it")] = None
     state_spte_level: A[Num, _i32("its level")] = None
     state_mmio_gen: A[Num, _u64("generation of the page's MMIO SPTE")] = None

@@ -72,7 +72,7 @@ _DROPPED = re.compile(r"CPU:\d+ \[(?:LOST )?(\d{1,18}) EVENTS(?: DROPPED)?\]")
 _SHADOW_PAGE = "sp gen {gen:d} gfn {gfn:x} l{level:d} {role:s}"
 
 FORMATS: dict[str, tuple[str, ...]] = {
-    "tracing_mark_write": ("step {step:d}: {op:s}", "{text:s}"),
+    "tracing_mark_write": ("step {step:d}: {op:s}", "party {party:d}: {act:s}", "{text:s}"),
     "kvm_entry": (
         "vcpu {vcpu:d}[,] rip {rip:x}[ intr_info {intr_info:x} error_code {error_code:x}]{rest:s}",
     ),
@@ -148,7 +148,12 @@ text, `[…]` optional.  Probes (`(function+0x4/0xb0) name=value …`) need no e
 Source: the events' `print fmt` in Linux v6.1, v6.12 and v7.3; plugin_kvm.c of libtraceevent 1.7.1.
 """
 
-_INJECTED = "pfinject: {function:w} gpa {gpa:x} {name:w} {old:x} -> {new:x}"
+_PRINTED = (
+    "pfinject: {function:w} gpa {gpa:x} {name:w} {old:x} -> {new:x}",
+    "pfdelay: held at {place:d} on CPU {held_cpu:d} for {us:d} us",
+    "pfdelay: goes on at {place:d}",
+)
+"""What the recorders' own modules print: a code that was changed on purpose, a CPU that was held."""
 _KINDS = {"x": r"(?:0x)?([0-9a-fA-F]{1,16})", "d": r"(-?\d{1,20})", "w": r"(\S+)", "s": r"(.*?)"}
 _TOKEN = re.compile(r"\{(?P<name>\w+):(?P<kind>\w)\}|(?P<open>\[)|(?P<close>\])|(?P<text>[^{\[\]]+)")
 
@@ -203,11 +208,10 @@ def _probe(payload: str) -> dict[str, int | str] | None:
 
 def _fields(name: str, payload: str) -> dict[str, int | str] | None:
     """Read a payload; None if its form is unknown."""
-    if payload.startswith("pfinject:"):
-        return _format(_INJECTED).read(payload)
-    if name not in FORMATS:
+    printed = payload.startswith(("pfinject:", "pfdelay:"))
+    if name not in FORMATS and not printed:
         return _probe(payload)
-    readings = (_format(form).read(payload) for form in FORMATS[name])
+    readings = (_format(form).read(payload) for form in (_PRINTED if printed else FORMATS[name]))
     return next((fields for fields in readings if fields is not None), None)
 
 

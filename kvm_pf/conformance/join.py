@@ -30,7 +30,15 @@ from typing import Any
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.fault_rows import FaultRow, cell, columns
 from kvm_pf.conformance.ftrace import TraceEvent
-from kvm_pf.conformance.recordings import L2_BLOCKS, Recording, Scenario, Step, exit_source, runs_of
+from kvm_pf.conformance.recordings import (
+    L2_BLOCKS,
+    Recording,
+    Scenario,
+    Step,
+    ends_step,
+    exit_source,
+    runs_of,
+)
 from kvm_pf.conformance.vm_state import VmState
 
 __all__ = ("faults", "walk")
@@ -67,6 +75,7 @@ class _Fault:
     run: int
     state: VmState
     alone: bool
+    party: int | None = None
     stage: int = _EXIT
     events: list[TraceEvent] = field(default_factory=list)
     first: dict[str, TraceEvent] = field(default_factory=dict)
@@ -133,6 +142,11 @@ class _Fault:
             return "async" if self.get("handler", "prefetch") else "call"
         return _BEGINS.get(event.name, "call")
 
+    @property
+    def vcpu(self) -> int | None:
+        """The number of the vCPU, where kvm_exit names it."""
+        return self.get("kvm_exit", "vcpu")
+
     def cpu(self) -> tuple[int | None, int | None]:
         """Return code and address as the CPU reported them."""
         info1, info2 = self.get("kvm_exit", "info1"), self.get("kvm_exit", "info2")
@@ -189,18 +203,24 @@ def _collect(scenario: Scenario) -> list[_Fault]:
     state, step, steps = VmState(), None, iter(scenario.steps)
     runs: Counter[int] = Counter()
     nested: dict[int, bool] = {}
+    parties: dict[int, int] = {}
 
     def begin(event: TraceEvent, alone: bool) -> None:
-        fault = _Fault(step, runs[event.pid], state.copy(), alone, nested=nested.get(event.pid, False))
+        run, party = runs[event.pid], parties.get(event.pid)
+        fault = _Fault(step, run, state.copy(), alone, party, nested=nested.get(event.pid, False))
         found.append(fault)
         open_[event.pid] = [*open_.get(event.pid, []), fault] if alone else [fault]
 
     for event in scenario.trace:
         name = _SAME.get(event.name, event.name)
         stack = open_.get(event.pid, [])
+        if name == "tracing_mark_write" and not ends_step(event):
+            parties[event.pid] = int(event.fields["party"])
+            state.act(str(event.fields["act"]), f"{scenario.trace.path}:{event.line}")
+            continue
         if name == "tracing_mark_write":
-            open_.clear()
-            runs.clear()
+            for each in (open_, runs, parties):
+                each.clear()
             step = next(steps) if "step" in event.fields else None
             state = state.after(step, f"{scenario.trace.path}:{event.line}") if step else state
             continue
@@ -226,12 +246,13 @@ def _collect(scenario: Scenario) -> list[_Fault]:
             fault.add(name, event)
             if name == "handler_ret":
                 if kept := fault.kept():
-                    state.cached = (*kept, state.updates)
+                    state.cached[fault.vcpu or 0] = (*kept, state.updates)
                 if fault.alone:
                     fault.complete = True
                     stack.pop()
             elif name == "handle_mmio_page_fault" and event.fields:
-                state.cached = (fault.get(name, "addr") or 0, fault.get(name, "gfn") or 0, state.updates)
+                cached = fault.get(name, "addr") or 0, fault.get(name, "gfn") or 0, state.updates
+                state.cached[fault.vcpu or 0] = cached
         state.see(event, stack[-1].l2_page() if stack else None, bool(stack) and stack[-1].nested)
     return found
 
@@ -278,14 +299,17 @@ def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, l
 
     run = None if fault.prefaulting or fault.step is None else fault.run
     result = (fault.step.result if fault.step else None) or {}
-    if run is not None:
-        cells |= {"run": run, "last_of_run": last}
+    if fault.step and fault.step.op.split()[0] == "par":  # before its mark, a vCPU only comes to a halt
+        run, result = None if fault.party is None else 0, result.get(f"vcpu{fault.party}") or {}
+    elif run is not None:
         runs = runs_of(result)
         block = next((name for name in L2_BLOCKS if name in result), None)
         if last and block and run == len(runs) - 1:
             shown = (result[block].get(key) for key in L2_BLOCKS[block])
             cells |= dict(zip(("l2_exit", "l2_exit_info1", "l2_exit_info2"), shown, strict=True))
         result = runs[run][1] if run < len(runs) else {}
+    if run is not None:
+        cells |= {"run": run, "last_of_run": last}
     told = {"rc": "rc", "errno": "errno", "exit": "exit", "exit_name": "name", "run_guest_mode": "guest_mode"}
     sides = {name: result.get(key) for name, key in told.items()}
     if last:
@@ -309,8 +333,8 @@ def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, l
                 "state_spte": spte and spte[0], "state_spte_level": spte and spte[1],
                 "state_mmio_gen": state.mmio_gens.get(gfn),
             }  # fmt: skip
-        if state.cached:
-            gva, cached_gfn, then = state.cached
+        if (fault.vcpu or 0) in state.cached:
+            gva, cached_gfn, then = state.cached[fault.vcpu or 0]
             cells |= {"state_cached_gva": gva, "state_cached_gfn": cached_gfn}
             cells["state_cached_age"] = state.updates - then
     begin, step = fault.events[0], fault.step

@@ -50,7 +50,14 @@ memslots' generation grows once (by the number of address spaces: 1, or 2 with S
                            faults on GPA: bits SET on, bits CLEAR off, at `npf` (EXITINFO1 before KVM reads
                            it), `ept` (exit qualification) or `pf` (argument of kvm_mmu_page_fault()).  What
                            was changed stands in `pre_npf`, `pre_ept`, `pre_pf` events.  Where nothing calls
-                           the function, nothing is changed
+                           the function, nothing is changed.  `dly AT CPU US COUNT` arms a delay: CPU is held
+                           COUNT times for US microseconds at 1 (kvm_mmu_page_fault() begins), 2
+                           (kvm_faultin_pfn() begins), 3 (it has returned) or 4 (fast_page_fault() begins)
+    par OP A [V] | OP A [V]
+                           two parties at once, each marked `party N: OP A` when it begins.  OP is r, w, x or i:
+                           vCPU N touches guest address A; or user space acts on the page at A: zap, ro
+                           (mprotro), rw (writable again), priv, shared (the attribute).  If a delay is armed, the
+                           second party begins when the first is held.  `vcpuN`, `hostN`: results, `stats`: of both
 
 A guest of the guest (L2).  X is a page of L2's, Y one of L1's, the guest that user space made; L2's first 2M are
 mapped to L1's own, its code and page tables with them.
@@ -92,7 +99,9 @@ __all__ = (
     "Scenario",
     "Step",
     "Warn",
+    "ends_step",
     "exit_source",
+    "number",
     "read_recording",
     "runs_of",
 )
@@ -100,7 +109,7 @@ __all__ = (
 OPS = (
     "vm", "slot", "attr", "r", "w", "x", "i", "e", "s", "smap", "efer", "pde", "poke", "mprotro", "unmap",
     "zap", "punch", "closegmem", "cleardirty", "prefault", "ioeventfd", "evread", "sh", "nest", "l2map", "l2unmap",
-    "l2r", "l2w", "l2x", "l2i", "l2cr3", "run", "l2leave",
+    "l2r", "l2w", "l2x", "l2i", "l2cr3", "run", "l2leave", "par",
 )  # fmt: skip
 """The verbs of user space's ops; the module's list says what each does."""
 
@@ -283,9 +292,22 @@ def _read_json(path: Path, content: str) -> tuple[dict[str, Any], dict[int, dict
     return caps, steps
 
 
+def number(value: object, where: str) -> int:
+    """Read a number of an op or of a JSON line.  Raises InputError, which begins with `where`, if it is none."""
+    try:
+        return int(str(value), 0)
+    except ValueError:
+        raise InputError(f"{where}: {one_line(repr(value), 80)} is no number") from None
+
+
+def ends_step(event: TraceEvent) -> bool:
+    """Say whether an event is a mark that ends a step; that of a party does not."""
+    return event.name == "tracing_mark_write" and "party" not in event.fields
+
+
 def _scenario(name: str, trace: Trace, caps: dict[str, Any], results: dict[int, dict[str, Any]]) -> Scenario:
     """Cut a trace at its marks and put user space's side to each step."""
-    starts = [at for at, event in enumerate(trace) if event.name == "tracing_mark_write"]
+    starts = [at for at, event in enumerate(trace) if ends_step(event)]
     steps = []
     for at, end in pairwise([*starts, len(trace)]):
         number, op = trace[at].fields.get("step"), trace[at].fields.get("op")

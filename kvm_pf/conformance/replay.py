@@ -11,7 +11,8 @@ large its pages are, and KVM's page-table entries as earlier events told them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from kvm_pf import exits
 from kvm_pf.bits import EPT_VIOLATION_PROT_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_MASK, PFERR_WRITE_MASK
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import as_path
-from kvm_pf.common.text import one_line
+from kvm_pf.common.text import one_line, write_number
 from kvm_pf.conformance.expect import (
     COMPARED,
     EMULATOR,
@@ -35,10 +36,19 @@ from kvm_pf.conformance.expect import (
     expected,
 )
 from kvm_pf.conformance.fault_rows import FaultRow
-from kvm_pf.conformance.ftrace import LIMIT
+from kvm_pf.conformance.ftrace import LIMIT, TraceEvent
 from kvm_pf.conformance.join import walk
+from kvm_pf.conformance.parties import Together
 from kvm_pf.conformance.placement import kernel_of
-from kvm_pf.conformance.recordings import L2_BLOCKS, Recording, Scenario, Step, read_recording, runs_of
+from kvm_pf.conformance.recordings import (
+    L2_BLOCKS,
+    Recording,
+    Scenario,
+    Step,
+    number,
+    read_recording,
+    runs_of,
+)
 from kvm_pf.conformance.vm_state import VmState
 from kvm_pf.guest.machine import (
     EXIT_REASON_HLT,
@@ -48,10 +58,10 @@ from kvm_pf.guest.machine import (
     Machine,
     Taken,
 )
-from kvm_pf.guest.memory import Given, Options
+from kvm_pf.guest.memory import BASE_SLOT_SIZE, Given, Options
 from kvm_pf.revisions import Revision, get
 from kvm_pf.spte import SPTE_WRITE
-from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
+from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_OFFSET_MASK, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
 
 __all__ = ("Replay", "ReplayDifference", "ReplayReport", "Why", "replay")
 
@@ -71,8 +81,8 @@ class ReplayDifference(NamedTuple):
 
 
 def _shown(value: object) -> str:
-    if type(value) is int and not -4096 < value < 10:
-        return hex(value)
+    if type(value) is int:
+        return write_number(value)
     return "-" if value is None else one_line(value, 200)
 
 
@@ -88,6 +98,8 @@ class ReplayReport:
     compared: Counter[str] = field(default_factory=Counter)
     not_compared: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     given: Counter[str] = field(default_factory=Counter)
+    chance: Counter[str] = field(default_factory=Counter)
+    """What the order of the events does not decide, as it was settled by the kernel's own answers."""
     differences: list[ReplayDifference] = field(default_factory=list)
     damage: tuple[str, ...] = ()  # what shows that the recording is not whole
     causes: list[str] = field(default_factory=list)
@@ -113,6 +125,8 @@ class ReplayReport:
             lines.append("  by field: " + ", ".join(f"{name} {n}" for name, n in by_field.most_common()))
         lines += [f"  {one_line(cause, 400)}" for cause in self.causes]
         lines.append("  given: " + (", ".join(f"{what} {n}" for what, n in self.given.items()) or "nothing"))
+        if self.chance:
+            lines.append("  left to chance: " + ", ".join(f"{what} {n}" for what, n in self.chance.items()))
         by_reason: defaultdict[str, list[str]] = defaultdict(list)
         for name, reasons in self.not_compared.items():
             for reason, n in reasons.items():
@@ -122,13 +136,6 @@ class ReplayReport:
 
 
 # --- the machine that a recording asks for ---
-
-
-def _number(value: object, where: str) -> int:
-    try:
-        return int(str(value), 0)
-    except ValueError:
-        raise InputError(f"{where}: {value!r} is no number") from None
 
 
 def _yes(recording: Recording, name: str, default: bool) -> bool:
@@ -150,7 +157,7 @@ _ADDRESS = 0x7FFFFFFFFF000
 
 def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], revision: Revision) -> Options:
     """Tell how the recorded boot was set up."""
-    caps = {name: _number(value, f"{scenario.name}: {name}") for name, value in scenario.caps.items()}
+    caps = {name: number(value, f"{scenario.name}: {name}") for name, value in scenario.caps.items()}
     known = not revision.has("no-attributes")
     grown = [
         (row.mark_gen or row.check_kvm_gen, row.state_updates) for row in rows if row.state_vm == "default"
@@ -179,6 +186,21 @@ def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
     )
 
 
+_BASE = (0, 0, BASE_SLOT_SIZE >> PAGE_SHIFT)
+
+
+def _addresses(rows: list[tuple[FaultRow, VmState]]) -> dict[tuple[int, int, int], int | None]:
+    """Tell where user space keeps each slot (id, first gfn, pages), by the faults in it; None: in several places."""
+    found: dict[tuple[int, int, int], int | None] = {}
+    for row, state in rows:
+        if row.out_hva and row.out_hva < 1 << 47 and row.state_gfn is not None:
+            slot = state.slot(row.state_gfn)
+            key = (slot.id, slot.gpa >> PAGE_SHIFT, slot.size >> PAGE_SHIFT) if slot else _BASE
+            start = row.out_hva - (row.state_gfn - key[1] << PAGE_SHIFT)
+            found[key] = start if found.get(key, start) == start else None
+    return found
+
+
 # --- the replay ---
 
 _KINDS = {
@@ -190,6 +212,11 @@ _KINDS = {
 _RUNS = ("r", "w", "x", "i", "e", "s")
 _L2_RUNS = ("l2r", "l2w", "l2x", "l2i", "run")
 _CALLS = ("vm", "slot", "attr")
+_HOST_OPS = ("mprotro", "mprotrw", "unmap", "zap", "poke")
+"""What the host's MMU notifier tells KVM of."""
+_MAPPED_BEFORE = ("vm", "slot")
+"""What user space maps memory for before it calls KVM: the host's events come first."""
+LOST = Why("events were lost")
 L2_COLUMNS = ("l2_exit", "l2_exit_info1", "l2_exit_info2")
 _EPTP_AD = 1 << 6
 """The bit of an EPT pointer that says that entries have accessed and dirty bits.  Source: Intel SDM vol. 3."""
@@ -261,6 +288,8 @@ class Replay:
             self.machine.warned = self.warned
         self.machine.reset("default")
         self.armed = []
+        self.trace, self.passed, self.counts = scenario.trace, 0, True
+        self.addresses = _addresses(mine)
         self.whole = not (scenario.trace.lost or scenario.trace.missing)
         by_step: defaultdict[int | None, list[tuple[FaultRow, VmState]]] = defaultdict(list)
         for row, state in mine:
@@ -276,18 +305,71 @@ class Replay:
             elif verb in _RUNS:
                 self.machine.leave_l2()
                 self.runs(step, by_step[step.number], where)
+            elif verb == "par":
+                Together(self, step, by_step[step.number], where).run()
             elif verb == "prefault":
                 self.prefault(step, by_step[step.number], where)
             elif verb == "sh":
                 self.arm(step, where)
             else:
                 self.call(step, where)
+            self.pass_events(step.events[-1].line if step.events else 0)
+
+    # --- invalidations ---
+
+    def unmapped(self, event: TraceEvent) -> list[tuple[int, int]]:
+        """Return the gfns that lie at the addresses which the host takes away.
+
+        Where user space keeps a slot is known from the faults in it.  If an address may be that of a slot of which
+        that is not known, the count of invalidations is not known either, until a fault shows it.
+        """
+        first, end = event.fields.get("start"), event.fields.get("end")
+        if not (isinstance(first, int) and isinstance(end, int)):
+            return []
+        found, unknown = [], False
+        for slot in self.machine.slots:
+            hva = self.addresses.get((slot.id, slot.base_gfn, slot.npages))
+            if hva is None:
+                unknown = True
+                continue
+            low, high = max(first, hva), min(end, hva + (slot.npages << PAGE_SHIFT))
+            if low < high:
+                page = slot.base_gfn + (low - hva >> PAGE_SHIFT)
+                found.append((page, slot.base_gfn + (high - hva + PAGE_OFFSET_MASK >> PAGE_SHIFT)))
+        self.counts &= bool(found) or not unknown
+        return found
+
+    def pass_events(self, line: int, count: bool = True) -> None:
+        """Go on to a line of the trace, and count the host's invalidations on the way."""
+        while self.passed < len(self.trace) and self.trace[self.passed].line <= line:
+            event = self.trace[self.passed]
+            self.passed += 1
+            if count and event.name == "kvm_unmap_hva_range" and self.unmapped(event):
+                self.machine.invalidations.mmu_invalidate_seq += 1
+
+    def note_count(self, row: FaultRow) -> None:
+        """Take the count of invalidations from a fault, if it is not known."""
+        self.noted = not self.counts
+        if self.noted and row.out_mmu_seq is not None and row.faultin_ret is not None:
+            self.machine.invalidations.mmu_invalidate_seq = row.out_mmu_seq
+            self.counts = True
+            self.report.given["count of invalidations"] += 1
+
+    @contextmanager
+    def reached(self, row: FaultRow) -> Iterator[None]:
+        """Come to a fault, and leave it: with the host's invalidations before it, and while it was handled."""
+        self.pass_events(row.first_line)
+        self.note_count(row)
+        before = self.machine.invalidations.mmu_invalidate_seq
+        yield
+        self.machine.invalidations.mmu_invalidate_seq = before
+        self.pass_events(row.last_line)
 
     def arm(self, step: Step, where: str) -> None:
         """Remember a change of error codes that was armed: sh inj AT SET CLEAR GPA COUNT."""
         match step.op.split():
             case ["sh", "inj", at, *words] if len(words) == 4:
-                set_, clear, addr, _ = (_number(word, where) for word in words)
+                set_, clear, addr, _ = (number(word, where) for word in words)
                 self.armed.append((at, set_, clear, addr))
 
     def injected(self, row: FaultRow, places: tuple[str, ...], addr: int) -> tuple[int, int]:
@@ -301,8 +383,13 @@ class Replay:
     def call(self, step: Step, where: str) -> None:
         """Carry out an operation of user space, and compare its result if it is a system call of KVM's."""
         verb, told = step.op.partition(" ")[0], step.result or {}
+        if verb in _MAPPED_BEFORE and step.events:
+            self.pass_events(step.events[-1].line)
+        count = self.machine.invalidations.mmu_invalidate_seq
         try:
             ret = self.machine.run(step.op)
+            if verb in _HOST_OPS:  # counted where the trace shows them
+                self.machine.invalidations.mmu_invalidate_seq = count
         except InputError:
             self.note(verb, Why("an operation that is not followed"))
             return
@@ -318,16 +405,12 @@ class Replay:
     def runs(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
         """Take the faults of a step and compare each KVM_RUN's result and statistics."""
         taken = self.taken(rows, where)
-        match step.op.split():
-            case ["w", gpa, value, *_] if self.machine.l2:  # it may hit L1's nested page table
-                last = taken[0][-1:]
-                self.machine.stored(_number(gpa, where), _number(value, where), bool(last) and emulated(last[0]))
         for n, (name, told) in enumerate(runs_of(step.result)):
             self.run(f"{where}, {name}", told, taken[n])
         match step.op.split():
             case ["w", gpa, value] if self.machine.l2 and (not taken[0] or taken[0][-1].ret >= 0):
                 last = taken[0][-1] if taken[0] else None
-                self.machine.l1_wrote(_number(gpa, where), _number(value, where), last)
+                self.machine.l1_wrote(number(gpa, where), number(value, where), last)
 
     def taken(self, rows: list[tuple[FaultRow, VmState]], where: str) -> defaultdict[int, list[Taken]]:
         """Take faults, and return them by their KVM_RUN."""
@@ -358,8 +441,8 @@ class Replay:
         if last is None or last.ret >= 0:
             machine.leave_l2()
             if self.store and not ended:
-                value = _number(self.store[1], where) if self.store[1:] else None
-                machine.l2_wrote(_number(self.store[0], where), value, last)
+                value = number(self.store[1], where) if self.store[1:] else None
+                machine.l2_wrote(number(self.store[0], where), value, last)
             self.l2_exit(step, where, ended)
 
     def l2_format(self, step: Step) -> None:
@@ -377,7 +460,7 @@ class Replay:
             done = L1Exit(EXIT_REASON_HLT, 0, None) if intel else L1Exit(SVM_EXIT_HLT, 0, 0)
             known = ended.code != SVM_EXIT_ERR if ended else True
             for column, name, want in zip(L2_COLUMNS, names, ended or done, strict=True):
-                value = _number((step.result or {})[block][name], where)
+                value = number((step.result or {})[block][name], where)
                 value = (
                     value & 0xFFFFFFFF if column == "l2_exit" else value
                 )  # AMD's upper half is not always set
@@ -391,7 +474,7 @@ class Replay:
         clear = words[0] == "l2unmap"
         if len(words) < (2 if clear else 3):
             raise InputError(f"{where}: lacks an address")
-        page, gpa = _number(words[1], where), 0 if clear else _number(words[2], where)
+        page, gpa = number(words[1], where), 0 if clear else number(words[2], where)
         rights = "".join(words[2 if clear else 3 :])
         taken = self.taken(rows, where)
         for n, (at, value) in enumerate(machine.l2_stores(page, gpa, rights, clear)):
@@ -414,15 +497,18 @@ class Replay:
             want["run_guest_mode"] = int(in_l2)
         recorded = {"run_guest_mode" if name == "guest_mode" else name: value for name, value in told.items()}
         exit_parts = told.get("memory_fault", {}).items()
-        recorded |= {f"memory_fault_{name}": _number(value, where) for name, value in exit_parts}
-        if "stats" in told:
-            stats = [name for name in RUN_FIELDS if name.startswith("stat_")]
-            recorded |= {name: told["stats"].get(name.removeprefix("stat_"), 0) for name in stats}
-            want |= {name: counted[name.removeprefix("stat_")] for name in stats}
+        recorded |= {f"memory_fault_{name}": number(value, where) for name, value in exit_parts}
         for name in RUN_FIELDS:
-            if name in recorded or name in want:
-                lost = Why("events were lost")
-                self.compare(where, name, recorded.get(name), want.get(name) if self.whole else lost)
+            if not name.startswith("stat_") and (name in recorded or name in want):
+                self.compare(where, name, recorded.get(name), want.get(name) if self.whole else LOST)
+        if "stats" in told:
+            self.counted(where, told["stats"], counted)
+
+    def counted(self, where: str, told: Mapping[str, Any], counted: Counter[str]) -> None:
+        """Compare the statistics of a KVM_RUN, or of several; those that did not grow are not told."""
+        for name in (name for name in RUN_FIELDS if name.startswith("stat_")):
+            stat = name.removeprefix("stat_")
+            self.compare(where, name, told.get(stat, 0), counted[stat] if self.whole else LOST)
 
     def prefault(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
         """Map pages ahead, page by page, and compare the system call's result."""
@@ -430,11 +516,12 @@ class Replay:
         words = step.op.split()[1:]
         if len(words) != 2:
             raise InputError(f"{where}: an address and a size are wanted")
-        gpa, size = (_number(word, where) for word in words)
+        gpa, size = (number(word, where) for word in words)
         left, ret = size, 0
         for row, state in rows:
-            self.sync(row, state, gpa + size - left)
-            taken = self.machine.pre_fault(gpa + size - left, left, self.given(row))
+            with self.reached(row):
+                self.sync(row, state, gpa + size - left)
+                taken = self.machine.pre_fault(gpa + size - left, left, self.given(row))
             self.fields(row, taken, self.machine.nonpresent, f"{where}, line {row.first_line}")
             ret = taken.ret
             left -= max(ret, 0)
@@ -444,28 +531,40 @@ class Replay:
         told = step.result or {}
         self.returned(where, "prefault", told, ret if left == size else 0)
         if "left" in told:
-            self.compare(where, "prefault_left", _number(told["left"], where), left)
+            self.compare(where, "prefault_left", number(told["left"], where), left)
 
     def fault(self, row: FaultRow, state: VmState, where: str) -> Taken | None:
         """Take one recorded fault and compare it."""
+        self.machine.cpu = row.vcpu or 0
         if row.source == "async" and row.in_addr is not None:
-            self.sync(row, state, row.in_addr)
-            given = self.given(row)
-            taken = self.machine.page_ready(row.in_addr, self.put_off.get(row.in_addr, 0), given)
+            with self.reached(row):
+                self.sync(row, state, row.in_addr)
+                given = self.given(row)
+                taken = self.machine.page_ready(row.in_addr, self.put_off.get(row.in_addr, 0), given)
             self.fields(row, taken, self.machine.nonpresent, where)
             return taken
         self.machine.look_as(l2=row.guest_mode)
         event = self.event(row)
         if event is None:
-            self.note(row.source, Why("the trace does not show what the CPU reported"))
+            self.unseen_code(row)
             return None
-        self.sync(row, state, event.addr)
-        before, _ = self.machine.entry(self.machine.page(event.addr))
-        taken = self.machine.take(*self.before(where, event, self.given(row)))
-        self.printed += [(name, row.pid, where) for name in taken.printed]
-        self.put_off[event.addr] = taken.error_code
-        self.fields(row, taken, before, where)
+        with self.reached(row):
+            self.sync(row, state, event.addr)
+            before, _ = self.machine.entry(self.machine.page(event.addr))
+            taken = self.machine.take(*self.before(where, event, self.given(row)))
+        self.took(row, taken, before, where)
         return taken
+
+    def unseen_code(self, row: FaultRow) -> None:
+        """Note a fault that cannot be taken."""
+        self.note(row.source, Why("the trace does not show what the CPU reported"))
+
+    def took(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:
+        """Remember what a fault leaves for later ones, and compare it.  `before`: the entry that it met."""
+        self.printed += [(name, row.pid, where) for name in taken.printed]
+        if taken.event:
+            self.put_off[taken.event.addr] = taken.error_code
+        self.fields(row, taken, before, where)
 
     def before(self, where: str, event: exits.Event, given: Given) -> tuple[exits.Event, Given]:
         """Return what the fault at `where` is taken with; to be overridden by who supposes something else."""
@@ -489,17 +588,18 @@ class Replay:
             kind, (code | set_) & ~clear, addr, bool(row.pf_insn), row.pf_insn_len or 0, guest=guest
         )
 
-    def given(self, row: FaultRow) -> Given:
-        """What the recording answers for the world outside the path."""
+    def given(self, row: FaultRow, followed: bool = False) -> Given:
+        """What the recording answers for the world outside the path; `followed`: but for invalidations."""
         set_, clear = self.injected(row, ("pf",), row.address or 0)
         emu_ret = row.emul_ret if row.emul_in_pf else None
         self.report.given.update({"emulator's answer"} if emu_ret is not None else ())
-        self.report.given.update({"host mappings dropped"} if row.invalidated else ())
+        dropped = row.invalidated and not followed
+        self.report.given.update({"host mappings dropped"} if dropped else ())
         return Given(
             pf_set=set_,
             pf_clear=clear,
             emu_ret=emu_ret,
-            invalidated=row.invalidated,
+            invalidated=dropped,
             handler_ret=row.handler_ret,
             level=_host_level(row)[0],
         )
@@ -554,6 +654,8 @@ class Replay:
         want |= dict.fromkeys(_reported(row)[2], Why("the exit does not show it: it was the input"))
         if taken.handler and taken.handler.host_sized and _host_level(row)[1] == "requested_level":
             want["requested_level"] = HOST_SIZE
+        if self.noted:
+            want["out_mmu_seq"] = Why("the count of invalidations, an input")
         changed = set((row.inject_at or "").split("+"))
         if taken.event and changed & {"npf", "ept"}:
             want |= {"inject_cpu_from": row.cpu_code, "inject_cpu_to": taken.event.info}

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.ftrace import TraceEvent
-from kvm_pf.conformance.recordings import Step
+from kvm_pf.conformance.recordings import Step, number
+from kvm_pf.guest.machine import PARTY_OPS
+from kvm_pf.state import PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ("RecordedSlot", "VmState")
 
@@ -36,8 +38,8 @@ class VmState:
     then, also later ones.  `sptes` are the last traced entries by (gfn, level): exact for the TDP MMU, which
     traces every change; other page tables also lose entries without a trace.  `l2_sptes` are those that L2 runs
     on, by L2's page and level.  `mmio_gens` are the generations
-    of the MMIO SPTEs by gfn.  `cached` is what the vCPU was last seen to keep of an MMIO fault: gva (0 if
-    direct), gfn, and `updates` then.
+    of the MMIO SPTEs by gfn.  `cached` is what each vCPU was last seen to keep of an MMIO fault: gva (0 if
+    direct), gfn, and `updates` then; vCPU 0 where the trace names none.
     """
 
     vm: str = ""
@@ -51,14 +53,14 @@ class VmState:
     sptes: dict[tuple[int, int], int] = field(default_factory=dict)
     l2_sptes: dict[tuple[int, int], int] = field(default_factory=dict)
     mmio_gens: dict[int, int] = field(default_factory=dict)
-    cached: tuple[int, int, int] | None = None
+    cached: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def copy(self) -> VmState:
         """Return a copy that later steps and events do not touch, but for the generations seen."""
         return replace(
             self, slots=dict(self.slots), attributes=list(self.attributes), host=list(self.host),
             gmem_closed=set(self.gmem_closed), sptes=dict(self.sptes), l2_sptes=dict(self.l2_sptes),
-            mmio_gens=dict(self.mmio_gens),
+            mmio_gens=dict(self.mmio_gens), cached=dict(self.cached),
         )  # fmt: skip
 
     @property
@@ -122,6 +124,17 @@ class VmState:
             raise InputError(f"{where}: step {step.number}: {step.op!r} {what}") from error
         return self
 
+    def act(self, words: str, where: str) -> None:
+        """Take over what a party of user space begins to do to its page: OP ADDRESS.
+
+        Raises InputError, which begins with `where`, if the address is no number.
+        """
+        act, _, address = words.partition(" ")
+        if act in PARTY_OPS:
+            verb, *kind = PARTY_OPS[act]
+            ranges = self.attributes if kind else self.host
+            ranges.append((number(address, where), PAGE_SIZE, kind[0] if kind else verb))
+
     def see(self, event: TraceEvent, l2_page: int | None = None, nested: bool = False) -> None:
         """Take over what an event tells of page tables and generations.
 
@@ -143,6 +156,10 @@ class VmState:
                     l2 = False
                 (self.l2_sptes if l2 else self.sptes)[gfn, level] = spte
                 self.mmio_gens.pop(gfn, None)
+            case "fast_page_fault", {"fixed": 1, "gva": int(gpa), "new": int(spte)} if self.tdp_mmu:
+                level = (self.spte(gpa >> PAGE_SHIFT) or (0, 1))[1]
+                span = 9 * (level - 1)
+                self.sptes[gpa >> PAGE_SHIFT >> span << span, level] = spte
             case "kvm_mmu_set_spte", {"gfn": int(gfn), "level": int(level), "spte": int(spte), "at": int(at)}:
                 if l2_page is None:
                     self.sptes[gfn, level] = spte

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A guest in small: one VM, one vCPU, and its faults one after another.
+"""A guest in small: one VM, its vCPUs, and their faults, one after another or at the same time.
 
-`take` hands the machine one exit as a CPU reports it.  `access` lets the guest touch memory: the page-table
+`take` hands the machine one exit as a CPU reports it; `start` does so and stops at each step, so that another vCPU
+or user space can come in between.  `access` lets the guest touch memory: the page-table
 entries decide whether the CPU faults and with which code, the path runs, and the guest tries again until it is
 through.  `run` takes the operations of the recordings' scenarios; `kvm_pf.conformance.recordings` lists them.  What
 lasts between faults is kept in `kvm_pf.guest.memory`; warnings that were printed and statistics are kept here.
@@ -13,6 +14,7 @@ does.  L1's stores to the nested page table that it keeps for L2 do: KVM may wat
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, get_type_hints
 
 from kvm_pf import exits
@@ -33,6 +35,7 @@ from kvm_pf.bits import (
     PFERR_WRITE_MASK,
 )
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import named_bits
 from kvm_pf.common.typed import check, typed
 from kvm_pf.exits import SOURCE_WARN_NAMES, Event, SourceOutcome
 from kvm_pf.faultin import FAULTIN_WARN_NAMES, KVM_MEM_READONLY
@@ -43,6 +46,7 @@ from kvm_pf.guest.memory import (
     PDE_SHIFT,
     PDE_USER,
     PDE_WRITE,
+    PLACES,
     Given,
     GuestMemory,
     Handler,
@@ -51,6 +55,7 @@ from kvm_pf.guest.memory import (
 )
 from kvm_pf.guest.nested import LARGE, NPT_ROOT, NPT_TABLES, PageTable, Shadow, index
 from kvm_pf.revisions import Revision
+from kvm_pf.revisions.link import link
 from kvm_pf.run.inputs import number as read_number
 from kvm_pf.run.tables import VM_TYPES
 from kvm_pf.run.watch import Record, flat
@@ -59,6 +64,7 @@ from kvm_pf.state import (
     NO_MEMORY_FAULT,
     PAGE_OFFSET_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
     PG_LEVEL_2M,
     PG_LEVEL_4K,
     Fault,
@@ -72,6 +78,12 @@ from kvm_pf.state import (
 
 L1_CR3 = 0x2000
 """Where the recorder's guest has its page table, L1 and L2 alike."""
+HELD_AT = {1: "kvm_mmu_page_fault", 2: "kvm_faultin_pfn", 3: "is_page_fault_stale", 4: "fast_page_fault"}
+"""Where `sh dly` holds a CPU: what comes next."""
+PARTY_OPS = {
+    "zap": ("zap",), "ro": ("mprotro",), "rw": ("mprotrw",), "priv": ("attr", "private"), "shared": ("attr", "shared"),
+}  # fmt: skip
+"""What a party of user space does to its page, as an operation and what follows address and size."""
 PATIENCE = 16
 """Faults of one access after which a guest counts as stuck."""
 EFER_NX = 1 << 11
@@ -114,6 +126,7 @@ class Taken(NamedTuple):
     records: tuple[Record, ...]  # the watched steps
     l1_exit: L1Exit | None = None  # the fault is L1's: its table for L2 does not allow the access
     guest_mode: bool = False  # it came while L2 ran
+    found: int = 0  # the attributes that kvm_mmu_page_fault() found, if it looked them up
 
     def __str__(self) -> str:
         return "\n".join(f"{'  ' * r.depth + r.step:<30} {r.why}".rstrip() for r in flat(list(self.records)))
@@ -143,8 +156,64 @@ class Access(NamedTuple):
     copy: str | None = None
 
 
+class Underway:
+    """A fault under way on one vCPU; `at` is what comes next, one of `kvm_pf.guest.memory.PLACES`, or "done".
+
+    The machine belongs to whoever goes on: what a fault keeps to itself is put aside while it waits.
+
+    >>> machine = Machine()
+    >>> machine.add_slot(1, 0x40000000, 0x200000), machine.host.touch(0x40000, 0x40200)
+    (0, [])
+    >>> held = machine.start(machine.exit_for("w", 0x40000000), to="is_page_fault_stale")
+    >>> machine.run("zap 0x40000000 0x1000"), held.go_on().handled.ret  # RET_PF_RETRY
+    (0, 1)
+    """
+
+    def __init__(self, machine: Machine, event: Event, given: Given | None, cpu: int) -> None:
+        self.machine, self.event, self.cpu = machine, event, cpu
+        self.at = ""
+        self.taken: Taken | None = None
+        self._kept: tuple[Given, Handler | None, list[Record]] = given or Given(), None, []
+        self._steps = machine._taking(event)
+
+    def go_on(self, to: str = "done") -> Taken | None:
+        """Go on until `to` comes next, or what comes after it if it is not reached; return the fault when it is done.
+
+        Raises InputError if there is no such place.
+        """
+        if to not in (*PLACES, "done"):
+            raise InputError(
+                f"a fault cannot be held at {ascii(to)[:80]}; one of {', '.join(PLACES)} is wanted"
+            )
+        order = (*PLACES, "done")
+        while self.taken is None and (not self.at or order.index(self.at) < order.index(to)):
+            self._step()
+        return self.taken
+
+    def _step(self) -> None:
+        machine, aside = self.machine, self.machine.cpu
+        machine.cpu, (machine.given, machine.handler, machine.watcher.records) = self.cpu, self._kept
+        try:
+            self.at = next(self._steps)
+        except StopIteration as done:
+            self.at, self.taken = "done", done.value
+        finally:
+            self._kept = machine.given, machine.handler, machine.watcher.records
+            machine.cpu = aside
+
+    def lose(self) -> None:
+        """Let another vCPU change the entry first: this fault must be taken again."""
+        given, handler, records = self._kept
+        self._kept = given._replace(lost=True), handler, records
+
+    @property
+    def handler(self) -> Handler | None:
+        """What the MMU's page-fault handler has done so far."""
+        return self._kept[1]
+
+
 class Machine(GuestMemory):
-    """One VM with one vCPU under one revision of KVM.
+    """One VM with its vCPUs under one revision of KVM.
 
     `vm_type`: a name of `kvm_pf.run.tables.VM_TYPES`.  `hardware`: npt (AMD), ept (Intel), shadow (no nested
     paging).  Keyword options are the fields of `kvm_pf.guest.memory.Options`.  Raises InputError for anything else.
@@ -174,10 +243,21 @@ class Machine(GuestMemory):
         super().__init__(vm_type, hardware, revision, Options(**options))
         self.guest = exits.Guest(mbec=self.options.mbec, gmet=self.options.gmet, nrips=self.options.nrips)
         after_handler = self.linked(path.after_fault)
+        self._asked: tuple[Vcpu, Fault] | None = None
+        self._answer: int | None = None
+        self._inner: list[Record] = []
 
         def page_fault(vcpu: Vcpu, fault: Fault) -> tuple[int, bool]:
-            ret = self.handle(vcpu, fault)
+            if self._answer is None:
+                ret = self.handle(vcpu, fault)
+            else:
+                ret = self._answer
+                self.watcher.adopt(self._inner)
             return ret, self.handler is not None and self.handler.fault.write_fault_to_shadow_pgtable
+
+        def asked(vcpu: Vcpu, fault: Fault) -> tuple[int, bool]:
+            self._asked = vcpu, fault
+            return self.constant("RET_PF_RETRY"), False
 
         def after_fault(vcpu: Vcpu, *rest: int) -> path.After:
             after: path.After = after_handler(vcpu._replace(cache=self.cache), *rest)
@@ -187,6 +267,8 @@ class Machine(GuestMemory):
             handled = self.handler.fault if self.handler and not self.handler.refused else fault
             return handled.is_private
 
+        whole: Any = path.kvm_mmu_page_fault
+        self._learn = link(whole, {**self._names, "page_fault": asked})  # not watched
         names = {"page_fault": page_fault, "after_fault": after_fault, "left_private": left_private}
         self._mmu_page_fault = self.linked(path.kvm_mmu_page_fault, **names)
         self._page_fault = page_fault
@@ -200,27 +282,53 @@ class Machine(GuestMemory):
         self.ioeventfds: dict[int, int] = {}
         self.armed: list[tuple[str, int, int, int, int]] = []
         self.stats: Counter[str] = Counter()
+        self.delay = "done"
 
     # --- one fault ---
 
     @typed()
     def take(self, event: Event, given: Given | None = None) -> Taken:
         """Hand an exit to KVM: the exit's handler, kvm_mmu_page_fault(), the page-fault handler."""
-        self._begin(given)
+        taken = Underway(self, event, given, self.cpu).go_on()
+        assert taken is not None
+        return taken
+
+    @typed(cpu=16)
+    def start(self, event: Event, given: Given | None = None, cpu: int = 0, to: str = PLACES[0]) -> Underway:
+        """Hand an exit of vCPU `cpu` to KVM, and stop when `to` comes next, one of `kvm_pf.guest.memory.PLACES`."""
+        fault = Underway(self, event, given, cpu)
+        fault.go_on(to)
+        return fault
+
+    def _taking(self, event: Event) -> Generator[str, None, Taken]:
+        """Take an exit, with a stop at each of PLACES.
+
+        The path is run twice.  It asks the handler for an answer and cannot wait for it, but it keeps nothing: the
+        first run tells what the handler is asked, the second what follows from the answer.
+        """
         asked: SourceOutcome = self._source(event)
         if not asked.mmu.called:
             return self._taken(event, asked, 0, 0, None, path.NO_FAULT, asked.ret)
         addr = asked.mmu.addr
         error_code = (asked.mmu.error_code | self.given.pf_set) & ~self.given.pf_clear ^ self.given.pf_flip
+        yield "kvm_mmu_page_fault"
         emu_ret = self.given.emu_ret
         if emu_ret is None:  # memory, and an event on a write of 8 bytes, or of any size, need no user space
             emu_ret = int(self._emulates_memory(addr) or self.ioeventfds.get(addr) in (0, 8))
         vcpu = self.vcpu(addr, emu_ret)
+        self._asked = None
+        self._learn(vcpu, addr, error_code, asked.mmu.insn_len)
+        records, self.watcher.records, answer = self.watcher.records, [], None
+        if self._asked is not None:
+            answer = yield from self.handling(*self._asked)
+        self.watcher.records, self._inner, self._answer = records, self.watcher.records, answer
         outcome: Outcome = self._mmu_page_fault(vcpu, addr, error_code, asked.mmu.insn_len)
+        self._answer = None
         if self.handler is None or self.handler.finished is None:
             self.cache = outcome.mmio.cache
         source: SourceOutcome = self._source(event._replace(mmu_ret=outcome.ret))
-        return self._taken(event, source, addr, error_code, outcome, outcome.handled, source.ret)
+        taken = self._taken(event, source, addr, error_code, outcome, outcome.handled, source.ret)
+        return taken._replace(found=vcpu.vm.attrs)
 
     def _emulates_memory(self, addr: int) -> bool:
         """Say whether an emulated access reaches memory that may be written to, no device of user space's."""
@@ -264,12 +372,12 @@ class Machine(GuestMemory):
         handler, exit_ = self.handler, handled.exit
         counted = outcome.stats if outcome else handled.stats
         stats = Counter({f"pf_{name}": n for name, n in zip(Stats._fields, counted, strict=True) if n})
-        warns = _named(source.warns, SOURCE_WARN_NAMES) if source else []
-        warns += _named(outcome.warns, FAULTIN_WARN_NAMES) if outcome else []
+        warns = named_bits(source.warns, SOURCE_WARN_NAMES) if source else []
+        warns += named_bits(outcome.warns, FAULTIN_WARN_NAMES) if outcome else []
         if handler:
             stats.update(handler.stats)
             if handler.finished:
-                warns += _named(handler.finished.warns, FAULTIN_WARN_NAMES)
+                warns += named_bits(handler.finished.warns, FAULTIN_WARN_NAMES)
                 exit_ = handler.finished.exit if handler.finished.exit.exit_reason else exit_
         printed = tuple(name for name in warns if name not in self.warned)
         self.stats.update(stats)
@@ -338,12 +446,18 @@ class Machine(GuestMemory):
         fault the guest begins anew, until the access succeeds or ends in user space.  Raises InputError for
         another kind.
         """
-        kinds = {"r": "r", "w": "w", "x": "x", "i": "w" if self.hardware == "ept" else "rw"}
+        kinds = self._rights()
         if kind not in kinds:
             raise InputError(f"an access is one of {', '.join(kinds)}, not {kind!r}")
+        return self._access(kind, kinds[kind], addr, "done", lambda: None)
+
+    def _access(
+        self, kind: str, rights: str, addr: int, held: str, meanwhile: Callable[[], object]
+    ) -> Access:
+        """Let the guest use `rights` (r, w, x) in turn.  The first fault that comes to `held` waits for `meanwhile`."""
         faults: list[Taken] = []
         exit_ = Exit("stuck")
-        wanted = [(each, addr) for each in kinds[kind]]
+        wanted = [(each, addr) for each in rights]
         if self.l2 and self.l2.running and self.l2.cr3 is not None:
             wanted.insert(0, ("tables", self.l2.cr3))
         while len(faults) < PATIENCE:
@@ -351,8 +465,16 @@ class Machine(GuestMemory):
             event = next((event for event in exits if event), None)
             if event is None:
                 exit_ = Exit("done")
+                if "w" in rights:
+                    self.mark_dirty(addr)
                 break
-            faults.append(self.take(*self._inject(event)))
+            fault = self.start(*self._inject(event), self.cpu, to=held)
+            if fault.at == held != "done":
+                held = "done"
+                meanwhile()
+            taken = fault.go_on()
+            assert taken is not None
+            faults.append(taken)
             if ended := _ended(faults[-1], kind):
                 exit_ = ended
                 break
@@ -372,6 +494,10 @@ class Machine(GuestMemory):
         else:
             private = self.private(page)  # entries go when the attribute changes
         return "private" if private else "shared"
+
+    def _rights(self) -> dict[str, str]:
+        """The rights that each kind of access needs, in turn."""
+        return {"r": "r", "w": "w", "x": "x", "i": "w" if self.hardware == "ept" else "rw"}
 
     def _inject(self, event: Event) -> tuple[Event, Given]:
         """Change the CPU's code, or kvm_mmu_page_fault()'s argument, if `inj` armed that for this address."""
@@ -554,11 +680,14 @@ class Machine(GuestMemory):
     # --- scenarios ---
 
     @typed()
-    def run(self, op: str) -> Access | int | None:
+    def run(self, op: str) -> Access | int | tuple[Access | int | None, ...] | None:
         """Carry out one operation of a scenario, such as "attr 0x40000000 0x1000 private" or "r 0x40000000".
 
         Returns the access, or the result of a system call (0, bytes not done, or a negative errno); None for
-        what does not concern memory.  Raises InputError for an operation that is unknown or lacks a word.
+        what does not concern memory; for two parties ("par") the result of each.  The second of them begins when the
+        first is held where "sh dly" says, or is done.
+
+        Raises InputError for an operation that is unknown or lacks a word.
         """
         verb, *words = op.split() or [""]
         try:
@@ -570,7 +699,44 @@ class Machine(GuestMemory):
                 f"{op!r} lacks a word or number, or has one too many; kvm_pf.conformance.recordings lists them"
             ) from None
 
-    def _run(self, verb: str, words: list[str]) -> Access | int | None:
+    @typed()
+    def run_party(self, act: str, address: str) -> int:
+        """Let user space act on the page at an address: one of PARTY_OPS.  Returns 0 or a negative errno."""
+        verb, *more = PARTY_OPS[act]
+        done = self._run(verb, [address, hex(PAGE_SIZE), *more])
+        assert isinstance(done, int)
+        return done
+
+    def _par(self, parties: str) -> tuple[Access | int | None, ...]:
+        """Let two parties act: the second when the first is held (`sh dly`), or when it is done."""
+        first, second = (part.split() for part in parties.split("|"))
+        at, self.delay = self.delay, "done"
+
+        def act(
+            cpu: int, op: str, address: str, held: str, meanwhile: Callable[[], object]
+        ) -> Access | int | None:
+            if op in PARTY_OPS:
+                return self.run_party(op, address)
+            addr, rights = read_number(address), self._rights().get(op)
+            if addr is None or rights is None:
+                raise ValueError
+            aside, self.cpu = self.cpu, cpu
+            try:
+                return self._access(op, rights, addr, held, meanwhile)
+            finally:
+                self.cpu = aside
+
+        results: list[Access | int | None] = []
+
+        def other() -> None:
+            results.append(act(1, second[0], second[1], "done", lambda: None))
+
+        mine = act(0, first[0], first[1], at, other)
+        if not results:
+            other()
+        return mine, *results
+
+    def _run(self, verb: str, words: list[str]) -> Access | int | tuple[Access | int | None, ...] | None:
         def number(n: int) -> int:
             if (found := read_number(words[n])) is None:
                 raise ValueError
@@ -624,17 +790,17 @@ class Machine(GuestMemory):
             case "poke":
                 gfn = number(0) >> PAGE_SHIFT
                 for replaced in self.host.touch(gfn, gfn + 1):
-                    self.drop(replaced, replaced + 1)
-            case "mprotro" | "unmap" | "zap":
+                    self.invalidate(replaced, replaced + 1)
+            case "mprotro" | "mprotrw" | "unmap" | "zap":
                 self.host.change(verb, *gfns(number(0), number(1)))
-                self.drop(*gfns(number(0), number(1)))
+                self.invalidate(*gfns(number(0), number(1)))
             case "punch":
                 start, end = gfns(number(1), number(2))
                 base = self.slots[number(0)].base_gfn
-                self.drop(base + start, base + end, self.private)
+                self.invalidate(base + start, base + end, self.private)
             case "closegmem":
                 slot = self.slots[number(0)]
-                self.drop(slot.base_gfn, slot.end_gfn, self.private)
+                self.invalidate(slot.base_gfn, slot.end_gfn, self.private)
                 self.gmem_closed.add(slot.id)
             case "cleardirty":
                 slot = self.slots[number(0)]
@@ -652,6 +818,10 @@ class Machine(GuestMemory):
             case "sh" if words[0] == "inj":
                 set_, bits, addr, count = (number(n) for n in range(2, 6))
                 self.armed.append((words[1], set_, bits, addr, count))
+            case "sh" if words[0] == "dly":
+                self.delay = HELD_AT[number(1)] if number(2) == 0 and number(4) else "done"
+            case "par":
+                return self._par(" ".join(words))
             case "e" | "s" | "evread" | "sh":
                 return None  # the emulator's own accesses walk the guest's tables, not KVM's
             case _:
@@ -680,10 +850,6 @@ class Machine(GuestMemory):
 def emulated(taken: Taken) -> bool:
     """Say whether KVM's emulator was asked to carry the access out."""
     return taken.outcome is not None and taken.outcome.emulation.called
-
-
-def _named(warns: int, names: tuple[str, ...]) -> list[str]:
-    return [name for n, name in enumerate(names) if warns >> n & 1]
 
 
 def _ended(taken: Taken, kind: str) -> Exit | None:

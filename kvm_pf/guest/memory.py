@@ -6,7 +6,9 @@ pages behind them, KVM's page-table entries and the vCPU's MMIO cache.  Its hand
 does what entries, slots, attributes and host decide, and says where they do not.
 
 Simplified: the guest maps every address to itself with 2M pages, apart from what its page-directory entries
-(`pdes`) say; no TLB keeps old entries; nothing happens at the same time.
+(`pdes`) say; no TLB keeps old entries.
+
+A fault goes through the handler in steps (PLACES), between which other vCPUs and user space may act.
 
 A guest in the guest (L2) has entries of its own: without a nested page table of L1's a second set for the same
 gfns, with one those of `kvm_pf.guest.nested.Shadow`, which are found by L2's pages.
@@ -15,7 +17,7 @@ gfns, with one those of `kvm_pf.guest.nested.Shadow`, which are found by L2's pa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import typed
 from kvm_pf.faultin import Faultin, handle_abnormal_pfn
 from kvm_pf.guest.attribute_store import AttributeStore
+from kvm_pf.guest.invalidation import Invalidations
 from kvm_pf.guest.memslots import Memslot, Memslots
 from kvm_pf.guest.nested import (
     LEVELS,
@@ -87,13 +90,26 @@ from kvm_pf.state import (
 )
 
 HARDWARE = ("npt", "ept", "shadow")
+NO_MMIO_CACHED = MmioCache(0, 0, 0, 0)
 BASE_SLOT, BASE_SLOT_SIZE = 0, 0x200000
 """The slot for the guest's code and tables."""
 BASE_PAGES = (2, 3, 4, 5, 6, 7, 9, 0x10)
 """Its pages (gfns) that user space fills: the guest's page tables, its descriptor table, its code."""
 USERSPACE_ADDR = 1 << 46
 """User space keeps the guest's memory here, in the guest's order."""
+NPT_SPTE_DIRTY, EPT_SPTE_DIRTY = 1 << 6, 1 << 9
+"""Source: Linux `arch/x86/kvm/mmu/spte.c`, kvm_mmu_set_ept_masks(), kvm_mmu_reset_all_pte_masks() (v6.12)."""
 PAGES = {PG_LEVEL_4K: 1, PG_LEVEL_2M: 512}
+PLACES = (
+    "kvm_mmu_page_fault", "fast_page_fault", "kvm_faultin_pfn", "kvm_mem_is_private", "__kvm_faultin_pfn",
+    "is_page_fault_stale", "kvm_tdp_mmu_map",
+)  # fmt: skip
+"""Where a fault can be held: what comes next.  In order: the first look-up of the attribute; the entry is read
+without a lock; the count of invalidations is noted; the attribute is looked up again, and the fault ends if its page
+is being taken away; the host is asked for the page, and the count checked; the count is checked under mmu_lock; the
+entry is made.  Before the last the lock is held for reading: other faults may come in between, an invalidation may not.
+
+Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_tdp_mmu_page_fault(), kvm_faultin_pfn() (v6.12)."""
 SLOT_FLAGS = {
     "ro": faultin.KVM_MEM_READONLY,
     "log": faultin.KVM_MEM_LOG_DIRTY_PAGES,
@@ -130,7 +146,7 @@ class HostMemory:
         return replaced
 
     def change(self, verb: str, start: int, end: int) -> None:
-        """Make a range read-only (mprotro), unmap it (unmap), or throw its contents away (zap)."""
+        """Make a range read-only (mprotro) or writable again (mprotrw), unmap it (unmap), or empty it (zap)."""
         if verb == "zap":
             self._pages.append((start, end, "absent"))
         else:
@@ -159,13 +175,14 @@ class HostMemory:
 
         A page that is touched for the first time comes with its neighbours: `pages` in all, aligned.
         """
-        verbs = {verb for start, end, verb in self._mapped if start <= gfn < end}
-        if "unmap" in verbs or (write and "mprotro" in verbs):
+        verbs = [verb for start, end, verb in self._mapped if start <= gfn < end]
+        read_only = next((verb for verb in reversed(verbs) if verb != "unmap"), "") == "mprotro"
+        if "unmap" in verbs or (write and read_only):
             return faultin.GUP_FAULT, False, False
         was = self._page(gfn)
         if was == "absent" or (write and was == "zero"):
             self._pages.append((gfn & -pages, (gfn & -pages) + pages, "own" if write else "zero"))
-        writable = write or (was in ("own", "huge") and "mprotro" not in verbs)
+        writable = write or (was in ("own", "huge") and not read_only)
         return faultin.GUP_OK, writable, write and was == "zero"
 
 
@@ -199,6 +216,7 @@ class Given(NamedTuple):
     invalidated: bool | None = None  # host mappings were dropped during the look-up
     handler_ret: int | None = None  # the handler's result, where it is UNDECIDED
     pf_flip: int = 0  # bits to flip where `pf_set` and `pf_clear` are, after them
+    lost: bool = False  # another vCPU changed the entry first: tdp_mmu_set_spte_atomic() failed
     level: int | None = None  # PG_LEVEL_* of the host's page, as far as KVM may use it
 
 
@@ -229,13 +247,16 @@ class Handler:
     decided: bool = True
     fast: int | None = None  # fast_page_fault()'s result; None: not asked
     fast_lookups: Lookups = NO_LOOKUP  # of memory attributes, by fast_page_fault()
+    fast_found: int = 0  # what it found
     fast_traced: bool = False
     walked: bool = False  # the guest's page tables were walked
     refused: bool = False  # and do not allow the access
     walk: GuestWalk | None = None  # L1's nested page table was walked, for L2
     walk_lookups: Lookups = NO_LOOKUP  # of memory attributes, after that walk
+    walk_found: int = 0  # what was found
     write_tracked: bool = False  # a write to a page table that KVM shadows
     prefetched: tuple[int, ...] = ()  # gfns that were mapped ahead with the fault's own
+    faultin_found: int = 0  # the attributes that is_private is compared with
     faultin: Faultin | None = None  # as kvm_faultin_pfn() returned it
     finished: Faultin | None = None  # after handle_abnormal_pfn()
     noslot: bool = False  # kvm_handle_noslot_fault() was asked
@@ -245,11 +266,12 @@ class Handler:
     host_sized: bool = False  # how large it could be was up to the host's page
     mmio_spte: int | None = None  # the MMIO entry that was made
     spte_before: int = 0
+    mmu_seq: int = 0  # the count of invalidations that kvm_faultin_pfn() noted
     stats: Counter[str] = field(default_factory=Counter)
 
 
 class GuestMemory:
-    """The memory of one VM with one vCPU; see `kvm_pf.guest.machine.Machine` for the arguments."""
+    """The memory of one VM and its vCPUs; see `kvm_pf.guest.machine.Machine` for the arguments."""
 
     def __init__(self, vm_type: str, hardware: str, revision: str | Revision, options: Options) -> None:
         self.hardware, self.revision, self.options = hardware, get(revision), options
@@ -281,6 +303,7 @@ class GuestMemory:
             caching=options.mmio_caching, nonpresent_or_rsvd_mask=options.l1tf_mask, lower_gfn_mask=kept
         )
         self.accessed = EPT_SPTE_ACCESSED if ept else NPT_SPTE_ACCESSED
+        self.dirty = EPT_SPTE_DIRTY if ept else NPT_SPTE_DIRTY
         if not options.accessed_dirty:
             self.accessed = SPTE_READ
         ept_writable = names.get("EPT_SPTE_MMU_WRITABLE", EPT_SPTE_MMU_WRITABLE)
@@ -315,7 +338,9 @@ class GuestMemory:
         self.has_private_mem = self.options.private_mem and vm_type in ("sw-protected", "snp", "tdx")
         spaces = 1 if self.has_private_mem else self.options.address_spaces
         self.slots = Memslots(spaces, True, self.options.maxphyaddr, mmio_gen_bits=self._gen_bits)
-        self.attributes, self.host, self.cache = AttributeStore(), HostMemory(), MmioCache(0, 0, 0, 0)
+        self.attributes, self.host, self.invalidations = AttributeStore(), HostMemory(), Invalidations()
+        self.cpu = 0
+        self.caches: dict[int, MmioCache] = {}
         self.entries: dict[tuple[int, int], int] = {}
         self.nx_splits: set[int] = set()
         self.gmem_closed: set[int] = set()
@@ -329,6 +354,15 @@ class GuestMemory:
         for gfn in BASE_PAGES:
             self.host.touch(gfn, gfn + 1)
 
+    @property
+    def cache(self) -> MmioCache:
+        """The MMIO cache of the vCPU that is at work, `cpu`."""
+        return self.caches.get(self.cpu, NO_MMIO_CACHED)
+
+    @cache.setter
+    def cache(self, cache: MmioCache) -> None:
+        self.caches[self.cpu] = cache
+
     # --- what user space does ---
 
     @typed(gpa=64, size=64)
@@ -338,7 +372,7 @@ class GuestMemory:
         ret = kvm_vm_ioctl_set_mem_attributes(gpa, size, word, 0, self.has_private_mem)
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         if ret == 0 and self.attributes.set(start, end, word):
-            self.drop(start, end, lambda gfn: self.slots.find(gfn) is not None)
+            self.invalidate(start, end, lambda gfn: self.slots.find(gfn) is not None)
         return ret
 
     @typed(number=16, gpa=64, size=64)
@@ -456,6 +490,21 @@ class GuestMemory:
         if self.l2:
             self.l2.shadow.drop(start, end, which)
 
+    def invalidate(self, start: int, end: int, which: Callable[[int], bool] = lambda gfn: True) -> None:
+        """Take gfns away, the end not included: begin, drop the entries of `which` gfns, end.
+
+        A range without a slot is none of KVM's: it does not count.
+
+        Source: Linux `virt/kvm/kvm_main.c`, kvm_mmu_notifier_invalidate_range_start(), kvm_vm_set_mem_attributes(),
+        kvm_handle_gfn_range() (v6.12).
+        """
+        if not any(slot.base_gfn < end and start < slot.end_gfn for slot in self.slots):
+            return
+        self.invalidations.mmu_invalidate_begin()
+        self.invalidations.mmu_invalidate_range_add(start, end)
+        self.drop(start, end, which)
+        self.invalidations.mmu_invalidate_end()
+
     @typed(spte=64)
     def is_mmio(self, spte: int) -> bool:
         """Say whether an entry marks emulated memory."""
@@ -470,11 +519,30 @@ class GuestMemory:
             return spte & EPT_SPTE_EXEC != 0 if self.hardware == "ept" else not spte & SPTE_NX
         return spte & (SPTE_WRITE if access == "w" else SPTE_READ) != 0
 
+    @typed(addr=64)
+    def mark_dirty(self, addr: int) -> None:
+        """Let the CPU mark the entry through which it wrote, if it has accessed and dirty bits."""
+        page = self.page(addr)
+        spte, level = self.entry(page)
+        if (
+            self.options.accessed_dirty
+            and spte & SPTE_WRITE
+            and (page & -PAGES[level], level) in self._root()
+        ):
+            self._root()[page & -PAGES[level], level] = spte | self.dirty
+
     @typed()
-    def page_spte(self, writable: bool, executable: bool, accessed: bool, level: int) -> int:
-        """Build the entry of a page: the bits that faults look at."""
+    def page_spte(self, writable: bool, executable: bool, accessed: bool, level: int, old: int = 0) -> int:
+        """Build the entry of a page over `old`: the bits that faults look at.
+
+        One that may be written to begins dirty, but not over one that might be written to already.
+
+        Source: Linux `arch/x86/kvm/mmu/spte.c`, make_spte() (v6.12).
+        """
         spte = SPTE_LARGE if level > PG_LEVEL_4K else 0
         spte |= (SPTE_WRITE | self.mmu_writable if writable else 0) | (self.accessed if accessed else 0)
+        if writable and self.options.accessed_dirty and not old & SPTE_WRITE:
+            spte |= self.dirty
         if self.hardware == "ept":
             spte |= EPT_SPTE_PAGE | (EPT_SPTE_EXEC if executable else 0)
             tracked = not (accessed or self.options.accessed_dirty)
@@ -520,10 +588,15 @@ class GuestMemory:
         environment = Environment(slot, RET_PF_CONTINUE, False, emu_ret, False, False, False)
         return Vcpu(self.mmu, self.vm(gfn), self.format, Walk(level, level, *sptes), self.cache, environment)
 
-    def _look(self, fault: Fault, memslot: Memslot | None) -> tuple[faultin.Memory, bool]:
-        """Return what the fault-in can meet, and whether the host lets the page be written to."""
+    def _look(
+        self, fault: Fault, memslot: Memslot | None, early: faultin.Invalidation
+    ) -> tuple[faultin.Memory, bool]:
+        """Return what the fault-in can meet, and whether the host lets the page be written to.
+
+        `early`: what the fault saw of invalidations when it began; one in progress ends it before the host is asked.
+        """
         gup, writable, dropped = faultin.GUP_OK, False, False
-        if memslot and not fault.is_private:
+        if memslot and not fault.is_private and not early.covers_gfn:
             if fault.write and memslot.flags & faultin.KVM_MEM_READONLY:
                 gup = faultin.GUP_RO_FAULT
             else:
@@ -532,12 +605,12 @@ class GuestMemory:
         if self.given.invalidated is not None:
             dropped = self.given.invalidated
         if dropped:
-            self.drop(fault.gfn, fault.gfn + 1)
+            self.invalidate(fault.gfn, fault.gfn + 1)
         return faultin.Memory(
             slot=memslot.seen if memslot else faultin.Slot(0, 0),
             maxphyaddr=self.options.maxphyaddr,
-            invalidation=faultin.Invalidation(False, 0),
-            late_invalidation=faultin.Invalidation(False, int(dropped)),
+            invalidation=early,
+            late_invalidation=self.invalidations.seen_by(fault.gfn),
             apicv_active=True,
             gmem_ret=-EFAULT if memslot and memslot.id in self.gmem_closed else 0,
             gmem_pfn=fault.gfn,
@@ -556,7 +629,18 @@ class GuestMemory:
 
     @typed()
     def handle(self, vcpu: Vcpu, fault: Fault) -> int:
+        """Handle a filled fault without a stop; see `handling`."""
+        steps = self.handling(vcpu, fault)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return int(done.value)
+
+    def handling(self, vcpu: Vcpu, fault: Fault) -> Generator[str, None, int]:
         """Handle a filled fault, as far as entries, slots, attributes and the host decide it.
+
+        Yields each of PLACES before it goes on there; returns the result.
 
         Source: Linux `arch/x86/kvm/mmu/mmu.c`, direct_page_fault(), kvm_tdp_mmu_page_fault(),
         `arch/x86/kvm/mmu/paging_tmpl.h`, FNAME(page_fault) (v6.12).
@@ -568,10 +652,13 @@ class GuestMemory:
             if walk is None:
                 return h.ret
             gfn, fault = walk.gfn, fault._replace(max_level=walk.level, gfn=walk.gfn)
+            h.walk_found = self.attributes[gfn]
             private, h.walk_lookups = self._walked_is_private(self.vm(gfn), fault)
             fault = fault._replace(is_private=private)
         memslot = self.slots.find(gfn)
         h.fault = fault = fault._replace(gfn=gfn, slot=memslot is not None)
+        if self.mmu.direct:
+            yield "fast_page_fault"
         h.spte_before, level = self.entry(self.page(fault.addr))
         if memslot and self.l2 and self._write_tracked(fault):
             h.write_tracked, h.ret = True, self._protected()
@@ -583,18 +670,30 @@ class GuestMemory:
             if h.ret != self.constant("RET_PF_INVALID"):
                 h.stats["pf_fast"] += 1
                 return h.ret
+        yield "kvm_faultin_pfn"
+        h.mmu_seq = self.invalidations.mmu_invalidate_seq
+        yield "kvm_mem_is_private"
+        early = faultin.Invalidation(self.invalidations.mmu_invalidate_retry_gfn(h.mmu_seq, gfn), h.mmu_seq)
         h.noslot = memslot is None and fault.is_private == self.private(gfn)
-        memory, writable = self._look(fault, memslot)
+        now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
+        h.faultin_found = now.vm.attrs
+        yield "__kvm_faultin_pfn"
+        memory, writable = self._look(fault, memslot, early)
         h.gup_failed, h.gmem_ret = memory.gup_result != faultin.GUP_OK, memory.gmem_ret
         access = self.access_bits(h.walk.writable, h.walk.executable) if h.walk else self.constant("ACC_ALL")
-        now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
         found = self._faultin(now, fault, access, memory)
         if not (fault.is_private or writable):
             found = found._replace(found=found.found._replace(map_writable=False))
         h.faultin, h.finished = found, self._abnormal(now, fault, access, memory, found)
         self.cache, h.ret = h.finished.cache, h.finished.ret
-        if h.ret == RET_PF_CONTINUE:
-            h.ret = self._map(h, memslot, access)
+        if h.ret != RET_PF_CONTINUE:
+            return h.ret
+        yield "is_page_fault_stale"
+        if self.invalidations.is_page_fault_stale(memslot is not None, found.found.mmu_seq, gfn):
+            h.ret = self.constant("RET_PF_RETRY")
+            return h.ret
+        yield "kvm_tdp_mmu_map"
+        h.ret = self._map(h, memslot, access)
         return h.ret
 
     def _walk(self, h: Handler) -> GuestWalk | None:
@@ -653,6 +752,7 @@ class GuestMemory:
         invalid, fixed, spurious = (
             self.constant(f"RET_PF_{name}") for name in ("INVALID", "FIXED", "SPURIOUS")
         )
+        h.fast_found = self.attributes[fault.gfn]
         can_be_fast, h.fast_lookups = self._can_be_fast(
             self.vm(fault.gfn), fault, self.options.accessed_dirty
         )
@@ -681,9 +781,12 @@ class GuestMemory:
         """
         assert h.finished is not None
         found, fault, h.mapped = h.finished.found, h.fault, True
+        if self.given.lost:
+            return RET_PF_RETRY
         tables = self._tables(h, fault)
         fault = h.fault
         if memslot is None:
+            h.spte_before, _ = self.entry(self.page(fault.addr))
             h.mmio_spte = self.make_mmio_spte(self.format, self.slots.generation, fault.gfn, access)
             h.stats["pf_mmio_spte_created"] += 1
             self._store(h, h.mmio_spte, PG_LEVEL_4K, tables)
@@ -698,23 +801,42 @@ class GuestMemory:
         h.fault = fault = fault._replace(req_level=requested, goal_level=goal)
         old, level = self.entry(self.page(fault.addr))
         ret = self.constant("RET_PF_FIXED")
+        executable = goal == PG_LEVEL_4K or not fault.nx_huge_page_workaround_enabled
+        executable = executable and (h.walk is None or h.walk.executable)
+        writable = found.map_writable and (h.walk is None or h.walk.writable)
+        protected = writable and self.l2 and not self.l2.shadow.try_to_unsync(fault.gfn, fault.prefetch)
+        writable = writable and not protected
+        new = self.page_spte(writable, executable, not fault.prefetch, goal, old)
         leaf_there = level == goal and old & SPTE_MMU_PRESENT_MASK != 0
         if leaf_there and (fault.prefetch or self.allows(old, _kind(fault))):
             tdp_mmu = self.mmu.direct and self.options.tdp_mmu
             leaf = UNDECIDED
             if fault.prefetch or tdp_mmu:
                 leaf = self._present_leaf(fault.prefetch, old & self.accessed != 0)
+            if tdp_mmu and leaf == UNDECIDED:
+                leaf = self._same_leaf(old, new)
             h.decided = leaf != UNDECIDED
             ret = leaf if h.decided else ret if self.given.handler_ret is None else self.given.handler_ret
-        writable = found.map_writable and (h.walk is None or h.walk.writable)
-        if writable and self.l2 and not self.l2.shadow.try_to_unsync(fault.gfn, fault.prefetch):
-            writable = False
-            ret = self._protected() if fault.write else ret
-        executable = goal == PG_LEVEL_4K or not fault.nx_huge_page_workaround_enabled
-        executable = executable and (h.walk is None or h.walk.executable)
-        spte = self.page_spte(writable, executable, not fault.prefetch, goal)
-        self._store(h, spte, goal, tables, found.map_writable)
+        if protected and fault.write:
+            ret = self._protected()
+        self._store(h, new, goal, tables, found.map_writable)
         return ret
+
+    def _same_leaf(self, old: int, new: int) -> int:
+        """Compare an entry with the one that would replace it: spurious if they are the same.
+
+        The frame is the same: an entry goes before the host's page does.  UNDECIDED without accessed and dirty bits,
+        and where the CPU may have set one of them since `old` was last seen.
+
+        Source: Linux `arch/x86/kvm/mmu/tdp_mmu.c`, tdp_mmu_map_handle_target_level() (v6.12).
+        """
+        bits = SPTE_WRITE | self.mmu_writable | self.accessed | self.dirty
+        bits |= EPT_SPTE_EXEC if self.hardware == "ept" else SPTE_NX
+        changed = (old ^ new) & bits
+        may_be_dirty = old & SPTE_WRITE and not old & self.dirty and not changed
+        if not (self.options.accessed_dirty and old & self.accessed) or may_be_dirty:
+            return UNDECIDED
+        return self.constant("RET_PF_FIXED" if changed else "RET_PF_SPURIOUS")
 
     def _tables(self, h: Handler, fault: Fault) -> list[ShadowPage]:
         """Shadow the tables of L1's that were walked: it can write to none of them unseen any more."""

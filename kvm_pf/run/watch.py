@@ -186,7 +186,7 @@ def _why_whole(r: Record) -> str:
 
 def _why_handler(r: Record) -> str:
     out: SourceOutcome = r.result
-    warned = "|".join(name for n, name in enumerate(SOURCE_WARN_NAMES) if out.warns >> n & 1)
+    warned = bit_names(out.warns, SOURCE_WARN_NAMES)
     warned = f"WARN {warned}; " if warned else ""
     if not out.mmu.called:
         done = "the fast-MMIO bus takes it" if out.fast_mmio else "settled here"
@@ -329,6 +329,12 @@ class Watcher:
             return record.result
 
         return watched
+
+    def adopt(self, records: list[Record]) -> None:
+        """Take in records that were made while this step was put off, as steps of the one that is open."""
+        for record in flat(records):
+            record.depth += len(self._open)
+        (self._open[-1].inner if self._open else self.records).extend(records)
 
 
 def flat(records: list[Record]) -> list[Record]:
