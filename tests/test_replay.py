@@ -15,7 +15,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
 from kvm_pf.conformance.fault_rows import columns
 from kvm_pf.conformance.join import faults
-from kvm_pf.conformance.placement import PLACEMENTS, revision_for
+from kvm_pf.conformance.placement import PLACEMENTS, kernel_of, revision_for
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import Replay, ReplayDifference, ReplayReport, replay
 
@@ -27,7 +27,7 @@ REVISION = {
     "6.12-debian-intel-shadow": "v6_12", "6.12-nested": "v6_12", "6.12-nested-emulated": "v6_12",
     "posted-on-6.12-nested": "v6_12+posted", "6.12-two-vcpus": "v6_12",
 }  # fmt: skip
-RAW = [name for name in REVISION if not re.match("6.12-debian|.*-nested|.*-two-", name)]
+RAW = [name for name in REVISION if not re.match("6.12-debian|.*nested|.*-two-", name)]
 """Recordings of one vCPU that were made elsewhere; the others come from tools/recorder."""
 SMALL = "6.12-shadow-paging"
 
@@ -95,7 +95,7 @@ class Seen(Replay):
 
     def __init__(self, name, alter=()):
         recording = read_recording(DATA / name)
-        super().__init__(recording, revision_for(recording.kernel)[0], ReplayReport(name, None, ""))
+        super().__init__(recording, kernel_of(recording)[0], ReplayReport(name, None, ""))
         self.cells = []
         self.rows = [
             (_altered(row, dict(alter).get((row.scenario, row.fault))), state) for row, state in self.rows
