@@ -216,6 +216,46 @@ def test_where_the_order_is_not_traced_the_faults_own_record_decides(changed, na
     assert report.chance == plain + Counter(what)
 
 
+# --- what is malformed ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [("party 1: priv 0x40001000", "party 1: priv here", "'here' is no number"),
+     ("party 1: priv 0x40001000", "party 1: priv", "'' is no number")],
+)  # fmt: skip
+def test_a_party_that_acts_nowhere_is_refused(changed, old, new, message):
+    folder = changed("2-par-swprot", lambda lines: [line.replace(old, new) for line in lines])
+    with pytest.raises(InputError, match=rf"2-par-swprot\.trace:\d+: {message}"):
+        replay(folder)
+
+
+@pytest.mark.parametrize("name", ["vcpu0", "host1", "stats"])
+@pytest.mark.parametrize("value", [5, "x", None, []])
+def test_a_result_that_is_no_object_is_refused(changed, name, value):
+    def told(step):
+        if step.get("step") == 8:
+            step[name] = value
+
+    with pytest.raises(InputError, match=r"2-par-swprot\.json:9: "):
+        replay(changed("2-par-swprot", told=told))
+
+
+def test_a_party_whose_trace_is_cut_is_taken_as_far_as_it_goes(changed):
+    """The trace ends while the first party is held."""
+
+    def trace(lines):
+        at = next(at for at in step_lines(lines, 14) if "held at 3" in lines[at])
+        return lines[: at + 1]
+
+    folder = changed("2-par-swprot", trace)
+    path = folder / "2-par-swprot.trace"
+    path.write_text(re.sub(r"(written: )\d+/\d+", r"\g<1>612/612", path.read_text()))  # as it was promised
+    report = replay(folder)
+    assert report.damage
+    assert report.differences == []
+
+
 # --- it can fail ---
 
 

@@ -251,6 +251,9 @@ L2_BLOCKS = {
 _RUN = re.compile(r"(?:[a-z]{1,10}_)?run\d+")
 
 
+_PARTY = re.compile(r"(?:vcpu|host)\d+")
+
+
 def runs_of(result: Mapping[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
     """Return the KVM_RUNs of a step by name, in order: run0, run1, …; of an op that runs L1 several times pte_run0."""
     return [(name, told) for name, told in (result or {}).items() if _RUN.fullmatch(name)]
@@ -262,10 +265,12 @@ def _is_step(value: object) -> bool:
         return False
     if type(value.get("step")) is not int or not isinstance(value.get("op"), str):
         return False
-    runs = [run for _, run in runs_of(value)]
+    runs = [run for _, run in runs_of(value)] + [
+        told for name, told in value.items() if _PARTY.fullmatch(name)
+    ]
     parts = [run.get(key, {}) if isinstance(run, dict) else None for run in runs
              for key in ("stats", "mmio", "memory_fault")]  # fmt: skip
-    parts += [value.get(block, {}) for block in L2_BLOCKS]
+    parts += [value.get(block, {}) for block in (*L2_BLOCKS, "stats")]
     return all(isinstance(part, dict) for part in parts)
 
 
