@@ -189,9 +189,13 @@ class Scratch:
             )
         stamp.touch()
 
-    def version(self, name: str) -> str:
-        """Return the newest version of a package that there is."""
-        return self.apt("apt-cache", "madison", name).split("|")[1].strip()
+    def versions(self, names: list[str]) -> dict[str, str]:
+        """Return the newest version that there is of each package, if there is one."""
+        found: dict[str, str] = {}
+        for line in self.apt("apt-cache", "madison", *names).splitlines():
+            name, version, _ = (part.strip() for part in line.split("|", 2))
+            found.setdefault(name, version)
+        return found
 
     def need(self, *groups: str) -> None:
         """Have the packages of NEEDED at hand: installed, or unpacked here; note the versions."""
@@ -238,21 +242,21 @@ def prebuilt(scratch: Scratch, release: str, cpu: str) -> Kernel:
     pattern = re.compile(r"linux-image-(\d+\.\d+\.?\d*[^-]*(?:-\d+)?-amd64)$", re.M)
     found = pattern.findall(scratch.apt("apt-cache", "pkgnames", "linux-image-"))
     recent = [name for name in found if _version(name) >= OLDEST]
-    known = [name for name in recent if scratch.apt("apt-cache", "madison", f"linux-image-{name}")]
+    there = scratch.versions([f"linux-image-{name}" for name in recent]) if recent else {}
+    known = [name for name in recent if f"linux-image-{name}" in there]
     if release == "prebuilt" and known:
         release = max(known, key=_version)
     if release not in known:
-        there = (
-            ", ".join(sorted(known, key=_version))
-            or "none from 6.12 on: add a suite that has one to apt's sources"
-        )
-        lacking(f"no package linux-image-{release}; there are {there}")
+        others = ", ".join(sorted(known, key=_version))
+        others = others or "none from 6.12 on: add a suite that has one to apt's sources"
+        lacking(f"no package linux-image-{release}; there are {others}")
     say(f"kernel {release}")
     headers = f"linux-headers-{release}"
     depends = scratch.apt("apt-cache", "depends", headers)
     parts = re.findall(r"Depends: (linux-(?:headers-\S+-common|kbuild-\S+))", depends)
     names = [f"linux-image-{release}", headers, *parts]
-    image, *rest = scratch.fetch([(name, scratch.version(name)) for name in names])
+    newest = scratch.versions(names)
+    image, *rest = scratch.fetch([(name, newest[name]) for name in names])
     modules = ("irqbypass", "ccp", "kvm", f"kvm-{cpu}")
     scratch.unpack(image, f"*/vmlinuz-{release}", "*/kvm*.ko*", "*/ccp.ko*", "*/irqbypass.ko*")
     for deb in rest:
@@ -308,7 +312,7 @@ def self_built(scratch: Scratch, kind: str, only_configure: bool) -> Kernel | No
     if not known:
         lacking("no package linux-source-6.12 or newer in the package sources of this machine")
     package = f"linux-source-{max(known, key=_version)}"
-    version = scratch.version(package)
+    version = scratch.versions([package])[package]
     scratch.need("module", "build")
     (deb,) = scratch.fetch([(package, version)])
     scratch.unpack(deb)
