@@ -45,6 +45,8 @@ SECONDS = 30
 HARMLESS: dict[str, str] = {}
 """Patterns of complaints that are none of the notebooks' fault, each with the reason."""
 
+TRACE = "trace_reader('kvm_page_fault: address febd0000 error_code 181')"
+
 WIDGETS = (
     "error_code_explorer(0x6)",
     "fault_explorer('posted', 0x6, vm_type='sw-protected', private=True)",
@@ -52,7 +54,7 @@ WIDGETS = (
     "hunk_viewer()",
     "corpus_browser()",
     "scenario_player('posted-on-6.12', '2-swprot')",
-    "trace_reader('kvm_page_fault: address febd0000 error_code 181')",
+    TRACE,
 )
 
 BAD = (
@@ -532,3 +534,29 @@ def test_scenario_player(cell):
         player.get_by_role("button", name="forth").click()
     expect(player.get_by_role("paragraph").first).to_contain_text("fault 3 of 6")
     expect(player.get_by_role("table", name="0 differ")).to_be_visible()
+
+
+def test_trace_reader_by_keyboard(cell, lab):
+    reader, keys = cell(WIDGETS.index(TRACE) + 1), lab.page.keyboard
+    expect(reader).to_contain_text("a read, on a page that is not mapped")
+    reader.get_by_label("lines").focus()
+    keys.press("Control+A")
+    keys.insert_text("> kvm_page_fault: vcpu 3 rip 0x1000\n> address 0x5000 error_code 0x100000014")
+    keys.press("Tab")
+    expect(reader.get_by_role("button", name="read", exact=True)).to_be_focused()
+    expect(reader.get_by_role("table")).to_contain_text("an instruction fetch, on a page that is not mapped")
+    reader.get_by_label("lines").fill("good morning")
+    keys.press("Tab")
+    expect(reader.get_by_role("alert")).to_contain_text("no event of KVM's page faults in 1 line")
+    expect(reader.get_by_role("table")).to_contain_text("an instruction fetch")
+    reader.get_by_label("picture").select_option("how they ended, by access")
+    expect(reader.get_by_role("img", name="how they ended, by access")).to_be_visible()
+
+
+def test_trace_reader_takes_a_file(cell, lab, root):
+    reader = cell(WIDGETS.index(TRACE) + 1)
+    with lab.page.expect_file_chooser() as chosen:
+        reader.get_by_role("button", name=re.compile(r"file \(0\)")).click()
+    chosen.value.set_files(root / "data" / "recordings" / "6.12" / "2-swprot.trace.gz")
+    expect(reader).to_contain_text("34 faults in 2-swprot.trace.gz, of an AMD CPU")
+    expect(reader.get_by_role("alert")).to_have_count(0)
