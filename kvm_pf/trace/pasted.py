@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,10 @@ from kvm_pf.trace.reading import Traced, _events, load, vendor_of
 
 LARGEST = 1 << 24
 """The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""
+
+
+CYCLE = 8
+"""The most faults that one turn of a repetition may have."""
 
 
 class Told(NamedTuple):
@@ -33,9 +39,13 @@ class Told(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Faults that are alike in vCPU, rip, address, code and outcome, in the order of the trace; at least one."""
+    """Faults that are alike in vCPU, rip, address, code and outcome, in the order of the trace; at least one.
+
+    `run` is how many of them followed each other in a cycle of up to CYCLE faults of their vCPU: 1 if none did.
+    """
 
     faults: tuple[Told, ...]
+    run: int = 1
 
     @property
     def first(self) -> Told:
@@ -67,13 +77,16 @@ class Pasted:
     def kinds(self) -> list[Kind]:
         """Put faults together that are alike, in the order in which they came first."""
         groups: dict[object, list[Told]] = {}
+        places: dict[object, list[int]] = {}
+        of_each: Counter[object] = Counter()
         for told in self.faults:
             f = told.fault
             who = f.vcpu if f.vcpu is not None else f.pid
-            groups.setdefault(
-                (who, f.rip, f.address, f.raw_code, f.whole, f.source, f.outcome), []
-            ).append(told)  # fmt: skip
-        return [Kind(tuple(group)) for group in groups.values()]
+            of_each[who] += 1
+            alike = (who, f.rip, f.address, f.raw_code, f.whole, f.source, f.outcome)
+            groups.setdefault(alike, []).append(told)
+            places.setdefault(alike, []).append(of_each[who])
+        return [Kind(tuple(group), _run(places[alike])) for alike, group in groups.items()]
 
 
 def read_text(given: str | bytes, name: str = "text", revision: Revision | str = "posted") -> Pasted:
@@ -122,6 +135,17 @@ def _as_file(given: str | bytes, name: str) -> Iterator[Path]:
             ) from error
 
 
+def _run(places: Sequence[int]) -> int:
+    """Count the longest run of places that are equally far apart, by CYCLE at most."""
+    longest = run = 1
+    before = 0
+    for one, other in pairwise(places):
+        step = other - one
+        run = run + 1 if step == before else 2 if step <= CYCLE else 1
+        before, longest = (step if step <= CYCLE else 0), max(longest, run)
+    return longest
+
+
 def repeated(kinds: Sequence[Kind], at_least: int = 5) -> list[Kind]:
-    """Choose the kinds with `at_least` faults, the most frequent first."""
-    return sorted((k for k in kinds if len(k.faults) >= at_least), key=lambda k: -len(k.faults))
+    """Choose the kinds that came `at_least` times in a run, the most frequent first."""
+    return sorted((k for k in kinds if k.run >= at_least), key=lambda k: -len(k.faults))

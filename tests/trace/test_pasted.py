@@ -96,3 +96,27 @@ def test_no_library_is_needed():
         "a read, on a page that is not mapped",
         "it: it is packed with zstd, which takes pyarrow to unpack: unpack it first",
     ]
+
+
+@pytest.mark.parametrize(
+    ("codes", "runs"),
+    [
+        ("AAAAA", {"A": 5}),
+        ("ABABABABAB", {"A": 5, "B": 5}),
+        ("AAAABAAAAA", {"A": 5, "B": 1}),
+        ("ABBBABBABA", {"A": 2, "B": 3}),
+        ("A" + "BCDEFGHIJ" + "A", {"A": 1}),
+    ],
+)
+def test_a_repetition_is_a_run_in_a_short_cycle(codes, runs):
+    line = "kvm_page_fault: vcpu 0 rip 0x1 address {}000 error_code 0x181\n"
+    digits = codes.translate(str.maketrans("GHIJ", "1234"))
+    kinds = read_text("".join(line.format(f"0x{digit}") for digit in digits)).kinds()
+    found = {f"{kind.first.fault.address >> 12:X}": kind.run for kind in kinds}
+    assert {code: found[code] for code in runs} == runs
+
+
+def test_faults_that_come_back_now_and_then_are_no_repetition():
+    kinds = read_text(FILES[2].read_bytes()).kinds()
+    assert max(len(kind.faults) for kind in kinds) >= 5
+    assert repeated(kinds) == []
