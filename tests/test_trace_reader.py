@@ -150,6 +150,8 @@ def test_a_trace_without_addresses_has_no_page_to_draw():
 def test_pictures_are_offered_only_where_they_can_be_drawn(monkeypatch):
     monkeypatch.setattr(trace, "find_spec", lambda name: None)
     assert trace_reader(ONE).controls["picture"].options == ("none",)
+    with pytest.raises(InputError, match="take pandas and matplotlib, which are not here"):
+        trace_reader(ONE, picture="faults over time")
 
 
 def test_what_is_given_wrongly_is_refused(tmp_path):

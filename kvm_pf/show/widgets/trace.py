@@ -53,8 +53,10 @@ class TraceReader(Panel):
 
     def __init__(self, lines: str, file: str | Path | None, picture: str) -> None:
         options = list(PICTURES) if find_spec("pandas") and find_spec("matplotlib") else ["none"]
+        if picture not in PICTURES:
+            raise InputError(f"picture={picture!r:.60}: it takes one of {', '.join(PICTURES)}")
         if picture not in options:
-            raise InputError(f"picture={picture!r:.60}: it takes one of {', '.join(options)}")
+            raise InputError(f"picture={picture!r}: pictures take pandas and matplotlib, which are not here")
         box = Textarea(
             lines, description="lines", tooltip="lines of a trace, a log or a mail", placeholder=HINT, rows=7,
             continuous_update=False, layout=Layout(width="100%"), style={"description_width": "initial"},
