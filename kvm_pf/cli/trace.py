@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from kvm_pf.cli.common import OK, PLAIN, Progress, stopped_by_interrupt
+from kvm_pf.cli.common import OK, PLAIN, UNREADABLE, Progress, stopped_by_interrupt
 from kvm_pf.common.errors import InputError
 from kvm_pf.trace.lines import Pace
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from kvm_pf.trace.reading import Stream, Survey
+    from kvm_pf.trace.tables import TableStream
 
 _CLEAR = "\x1b[H\x1b[2J"
 """What empties a terminal."""
@@ -29,14 +30,49 @@ _CLEAR = "\x1b[H\x1b[2J"
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     from kvm_pf.revisions import REVISIONS
-    from kvm_pf.trace import page
-    from kvm_pf.trace.reading import Stream
 
     if args.revision not in REVISIONS:
         raise InputError(f"--revision {args.revision!r:.60}: it takes one of {', '.join(REVISIONS)}")
+    is_one = len(args.files) == 1 and not os.path.isdir(args.files[0])
+    return _one(args) if is_one and not args.workers and not args.scheduler else _many(args)
+
+
+def _many(args: argparse.Namespace) -> int:
+    """Read several traces; tell on one page what they amount to."""
+    from kvm_pf.trace.fleet import cluster, fleet_page, read_all
+
+    if "-" in args.files or args.every:
+        raise InputError("standard input and --every are for one trace alone")
+    progress = Progress("trace")
+    if args.workers or args.scheduler:
+        with cluster(args.workers, args.scheduler) as client:
+            fleet = read_all(args.files, args.revision, args.out, client, progress=progress.show)
+    else:
+        fleet = read_all(args.files, args.revision, args.out, progress=progress.show)
+    progress.done()
+    if not fleet.surveys:
+        raise InputError(fleet.refused[0].why)
+    if args.json:
+        parts = {
+            "files": fleet.files(), "meanings": fleet.digest().meanings(), "storms": fleet.storms(),
+            "disagreements": fleet.disagreements(), "follows": fleet.digest().follows(),
+        }  # fmt: skip
+        told = {name: _records(part) for name, part in parts.items()}
+        print(json.dumps({**told, "refused": [vars(one) for one in fleet.refused]}, indent=1))
+    else:
+        print(fleet_page(fleet))
+    return UNREADABLE if fleet.refused else OK
+
+
+def _one(args: argparse.Namespace) -> int:
+    """Read one trace; tell on one page what it amounts to."""
+    from kvm_pf.trace import page
+    from kvm_pf.trace.fleet import stream_of
+
+    args.file = args.files[0]
     pace = _Live(args)
     with stopped_by_interrupt(pace.stop), ExitStack() as opened:
-        pace.stream = stream = Stream(args.file, args.revision, pace)
+        pace.stream = stream = stream_of(args.file, args.revision, pace)
         pace.sinks = list(_sinks(args, opened))
         for part in stream.parts():
             pace.hand_on(part)
@@ -68,7 +104,7 @@ class _Live(Pace):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
         self.progress = Progress("trace")
-        self.stream: Stream | None = None
+        self.stream: Stream | TableStream | None = None
         self.sinks: list[Callable[[pd.DataFrame], None]] = []
         self.every = args.every
         if self.every is None and _is_live(args.file) and sys.stdout.isatty() and not args.json:
@@ -190,6 +226,12 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text}: a number of processes is wanted, 1 to 1024")
+    return int(text)
+
+
 def add(commands: Any) -> None:
     """Add the command's arguments to the command line."""
     p = commands.add_parser(
@@ -198,19 +240,29 @@ def add(commands: Any) -> None:
         formatter_class=PLAIN,
         epilog="examples:\n  kvm-pf trace trace.dat\n  trace-cmd report | kvm-pf trace -\n"
         "  cat /sys/kernel/tracing/trace_pipe | kvm-pf trace -      # live; Ctrl-C gives the page so far\n"
-        "  kvm-pf trace trace.txt.gz --out faults.parquet",
+        "  kvm-pf trace trace.txt.gz --out faults.parquet\n  kvm-pf trace traces/ --workers 2",
     )
     p.add_argument(
-        "file", help="ftrace, trace-cmd, perf, bpftrace, a kernel log or pasted text; - for standard input"
-    )
+        "files", nargs="+", metavar="FILE",
+        help="ftrace, trace-cmd, perf, bpftrace, a kernel log, pasted text, or a Parquet table of faults; - for "
+        "standard input; several, or a folder of them, are told of together",
+    )  # fmt: skip
     p.add_argument("--json", action="store_true", help="for programs, with every fault")
     p.add_argument(
-        "--out", "--parquet", metavar="FILE", help="write the table of faults to this Parquet file"
+        "--out",
+        "--parquet",
+        metavar="FILE",
+        help="write the table of faults to this Parquet file (several traces: to a folder)",
     )
     p.add_argument(
         "--every", type=_seconds, metavar="SECONDS",
         help="show the page so far that often (2 on a terminal, if the trace comes through a pipe)",
     )  # fmt: skip
+    p.add_argument(
+        "--workers", type=_workers, default=0, metavar="N",
+        help="read several traces at once in so many processes, with Dask",
+    )  # fmt: skip
+    p.add_argument("--scheduler", default="", metavar="ADDRESS", help="or on the Dask cluster there")
     p.add_argument(
         "--revision", default="posted", help="the kernel whose exit handlers make the error codes (posted)"
     )

@@ -9,7 +9,7 @@ table is run by the same loop and the same functions uncompiled.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from numbers import Integral
@@ -510,36 +510,48 @@ def evaluate_parquet(
 def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFrame, int]]:
     """Read a Parquet file batch by batch; give each batch, and the number of rows in all.
 
-    The first batch is empty, so that a file without rows gives its columns too.  Whole numbers stay whole where
-    values are missing.  A nameless index that pandas wrote is left out.
+    As `parquet_batches` does; whole numbers stay whole where values are missing.
+    """
+    import pyarrow as pa
+
+    def whole(arrow_type: Any) -> Any:
+        return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
+
+    for batch, rows in parquet_batches(path, batch_rows):
+        yield batch.to_pandas(types_mapper=whole, ignore_metadata=True), rows
+
+
+def parquet_batches(
+    path: str | Path, batch_rows: int, words: Sequence[str] = ()
+) -> Iterator[tuple[Any, int]]:
+    """Read a Parquet file as Arrow's record batches; give each batch, and the number of rows in all.
+
+    The first batch is empty, so that a file without rows gives its columns too.  A nameless index that pandas wrote is
+    left out.  Columns of text named in `words` come as dictionaries.
     Raises InputError naming the file if it is not readable, or if one of its row groups, which are read as a
     whole, unpacks to more than GROUP_BYTES.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def whole(arrow_type: Any) -> Any:
-        return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
-
-    def table(batch: Any) -> pd.DataFrame:
+    def named(batch: Any) -> Any:
         names = batch.schema.names
-        batch = batch.select([n for n, name in enumerate(names) if not name.startswith("__index_level_")])
-        frame: pd.DataFrame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
-        return frame
+        return batch.select([n for n, name in enumerate(names) if not name.startswith("__index_level_")])
 
     path = as_path(path, "a Parquet file")
     if regular(path) is None:
         raise InputError(f"{path}: not readable as a table: there is no such file")
     try:
-        with pq.ParquetFile(path) as file:
+        there = pq.read_schema(path).names if words else ()
+        with pq.ParquetFile(path, read_dictionary=[name for name in words if name in there]) as file:
             rows = file.metadata.num_rows
             groups = (file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
             if any(size > GROUP_BYTES for size in groups):
                 raise ValueError(
                     f"a row group unpacks to more than {GROUP_BYTES:,} bytes; write it with smaller row groups"
                 )
-            yield table(file.schema_arrow.empty_table()), rows
+            yield named(file.schema_arrow.empty_table()), rows
             for batch in file.iter_batches(batch_size=batch_rows):
-                yield table(batch), rows
+                yield named(batch), rows
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: not readable as a table ({str(error).partition(chr(10))[0]})") from None

@@ -46,6 +46,13 @@ class Kept:
             head = rows.head(room)
             self.rows = head if self.rows is None else pd.concat([self.rows, head], ignore_index=True)
 
+    def absorb(self, other: Kept) -> None:
+        """Take what another has kept."""
+        count = self.count + other.count
+        if other.rows is not None:
+            self.add(other.rows)
+        self.count = count
+
     def __iter__(self) -> Any:
         return iter(()) if self.rows is None else self.rows.itertuples(index=False)
 
@@ -131,12 +138,12 @@ class Digest:
             codes, weights=f["again"].to_numpy(dtype=np.int64, na_value=0) > 0, minlength=len(first)
         )
         lines = f["line"].to_numpy(dtype=np.int64)[first]
-        heads = f[["meaning", "outcome"]].iloc[first]
+        heads = f[["meaning"]].iloc[first]
         for n, head in enumerate(heads.itertuples(index=False)):
             answer = said[n]
             if answer["expected"] is None and answer["agrees"] is None:
                 continue
-            key = (head.meaning, answer["expected"], head.outcome, answer["agrees"], answer["not_in_trace"])
+            key = (head.meaning, answer["expected"], answer["seen"], answer["agrees"], answer["not_in_trace"])
             if key not in self._ends and len(self._ends) >= MOST_CODES:
                 self.dropped_ends += int(counts[n])
                 continue
@@ -173,6 +180,30 @@ class Digest:
                 "last": known["time"].to_numpy(dtype=float, na_value=np.nan),
             })
         )  # fmt: skip
+
+    def absorb(self, other: Digest) -> None:
+        """Add what another trace amounts to; its pages and storms are left to it."""
+        self.rows += other.rows
+        self.nested += other.nested
+        self.cut += other.cut
+        self.vcpus |= other.vcpus
+        for mine, theirs in (
+            (self.sources, other.sources), (self.encodings, other.encodings), (self.outcomes, other.outcomes),
+            (self.bare, other.bare), (self.split, other.split),
+        ):  # fmt: skip
+            mine.update(theirs)
+        self.has_whole = self.has_whole or other.has_whole
+        for name, kept in self.worth.items():
+            kept.absorb(other.worth[name])
+        self.disagreeing.absorb(other.disagreeing)
+        other._settle()
+        self._codes += other._codes
+        self.dropped_codes += other.dropped_codes
+        for key, (faults, again, line) in other._ends.items():
+            entry = self._ends.setdefault(key, [0, 0, line])
+            entry[0] += faults
+            entry[1] += again
+        self._settle()
 
     def _settle(self) -> None:
         """Add up the tables that wait to be, and drop what there is no room for."""

@@ -306,8 +306,8 @@ class Joiner:
         exact = row.raw_code is not None and not event.whole and row.raw_code & 0xFFFFFFFF == code
         if not exact:
             row.raw_code, row.whole = code, event.whole or code >> 32 != 0
-        self.amd_codes += code & STAGE != 0
-        self.intel_codes += code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID != 0
+        self.amd_codes += is_amd(code)
+        self.intel_codes += is_intel(code)
 
     def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:
@@ -465,6 +465,16 @@ class Joiner:
 # --- what a code is, and what it says ---
 
 
+def is_amd(code: int) -> bool:
+    """Say whether only AMD's nested page faults have such a code (u64): one with bit 32 or 33."""
+    return code & STAGE != 0
+
+
+def is_intel(code: int) -> bool:
+    """Say whether only EPT violations have such a code (u64): a small one with bit 7."""
+    return code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID != 0
+
+
 class Sense(NamedTuple):
     """What a code is taken for (`encoding`, `why`) and what follows: the fault path's error code and its parts."""
 
@@ -605,13 +615,15 @@ def _ept(code: int, why: str, revision: Revision | str) -> Sense:
 U64 = (
     "rip", "address", "gpa", "gfn", "raw_code", "error_code", "exit_code", "handler_code", "size", "vectoring",
 )  # fmt: skip
-_DTYPES = {
+DTYPES = {
     "line": "Int64", "time": "Float64", "cpu": "Int32", "task": "string", "pid": "Int64", "vcpu": "Int64",
     **dict.fromkeys(U64, "UInt64"), "cut": "boolean", "source": "string", "encoding": "string",
     "encoding_why": "string", "flags": "string", "access": "string", "mapped": "boolean", "private": "boolean",
     "declared": "boolean", "mmio": "boolean", "nested": "boolean", "outcome": "string", "again": "Int64",
     "insn": "string", "exception": "string", "zapped": "boolean", "step": "string", "meaning": "string",
 }  # fmt: skip
+"""The kind of values in each column of a table of faults."""
+
 COLUMNS = (
     "line", "time", "cpu", "task", "pid", "vcpu", "rip", "address", "gpa", "gfn", "raw_code", "cut", "source",
     "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "declared", "mmio", "nested",
@@ -632,7 +644,7 @@ def frame(
     columns["cut"] = [not row.whole for row in rows]
     columns["mmio"] = [row.mmio not in ("", "guest-reserved") for row in rows]
     columns["outcome"] = [row.outcome for row in rows]
-    return classified(table(columns, {name: _DTYPES[name] for name in columns}), vendor, tdp, revision)
+    return classified(table(columns, {name: DTYPES[name] for name in columns}), vendor, tdp, revision)
 
 
 _SHOWN = Fault.__slots__
@@ -658,7 +670,7 @@ def classified(
 
     array: Any = pd.array
     given = faults.assign(**{
-        name: array([default] * len(faults), dtype=_DTYPES[name])
+        name: array([default] * len(faults), dtype=DTYPES[name])
         for name, default in (("source", ""), ("cut", False)) if name not in faults
     })  # fmt: skip
     codes, first = kinds(given, ("source", "raw_code", "cut"))
@@ -670,7 +682,7 @@ def classified(
     made: dict[str, Any] = {}
     for name in _SAID:
         values = [one.why if name == "encoding_why" else getattr(one, name) for one in said]
-        if _DTYPES[name] == "string":
+        if DTYPES[name] == "string":
             labels = list(dict.fromkeys(value for value in values if value is not None))
             places = np.array([-1 if value is None else labels.index(value) for value in values] or [-1])
             words = pd.Categorical.from_codes(
@@ -679,7 +691,7 @@ def classified(
             )
             made[name] = _as_text(words) if as_text else words
         else:
-            made[name] = array(values or [None], dtype=_DTYPES[name]).take(codes)
+            made[name] = array(values or [None], dtype=DTYPES[name]).take(codes)
     is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
     if "address" in given:
         address = array(given["address"], dtype="UInt64")

@@ -341,18 +341,14 @@ def follows(faults: pd.DataFrame, revision: Revision | str | Model = "posted") -
     """Say for each fault what should have followed, and whether it did: a table with the index of `faults`.
 
     `faults` is a table from `read`; `revision` the kernel whose path is asked (or a Model that has been asked before).
-    Columns: `line`; `expected`, the endings that the path allows, each with the inputs it takes; `seen`, how the
-    fault ended in the trace; `agrees`, NA if the trace does not show that or the path is not about it;
+    Columns: `line`; `expected`, the endings that the path allows, each with the inputs it takes, or another code
+    than the one that was recorded on the way; `seen`, how the fault ended in the trace, or that code; `agrees`, NA if the trace does not show that or the path is not about it;
     `not_in_trace`, the inputs that would decide; `again`, how many times in a row the very same fault (task, rip,
     page, code) had come before; `what` says a disagreement in words.
     """
     codes, _, said = compared(faults, revision if isinstance(revision, Model) else Model(revision))
     columns: dict[str, list[Any]] = {name: [said[n][name] for n in codes] for name in _SAID}
-    columns |= {
-        "line": faults["line"].tolist(),
-        "again": faults["again"].tolist(),
-        "seen": faults["outcome"].tolist(),
-    }
+    columns |= {"line": faults["line"].tolist(), "again": faults["again"].tolist()}
     found = table({name: columns[name] for name in _FOLLOWS}, _FOLLOWS)
     found.index = faults.index
     return found
@@ -374,12 +370,12 @@ _ASKED = (
     "encoding", "source", "raw_code", "exit_code", "cut", "error_code", "handler_code", "declared", "nested", "private",
     "outcome",
 )  # fmt: skip
-_SAID = ("expected", "agrees", "not_in_trace", "what")
+_SAID = ("expected", "seen", "agrees", "not_in_trace", "what")
 
 
 def _compare(row: Any, q: Question | None, model: Model) -> dict[str, Any]:
     """Answer for one kind of fault: the columns of _SAID."""
-    said: dict[str, Any] = dict.fromkeys(_SAID)
+    said: dict[str, Any] = {**dict.fromkeys(_SAID), "seen": row.outcome}
     if row.encoding == "memfault" and row.declared is not None and row.private == row.declared:
         kind = "private" if row.private else "shared"
         return said | {
@@ -390,18 +386,24 @@ def _compare(row: Any, q: Question | None, model: Model) -> dict[str, Any]:
     if expected is None:
         return said
     said |= {"expected": expected.words, "not_in_trace": ", ".join(expected.inputs)}
+    code = row.exit_code if row.exit_code is not None else row.raw_code
+    of = "an EPT misconfiguration" if code is None else f"{code:#x}"
     if row.handler_code is not None and row.handler_code not in expected.codes:
-        codes = " or ".join(f"{code:#x}" for code in sorted(expected.codes)) or "no call"
-        code = row.exit_code if row.exit_code is not None else row.raw_code
-        of = "an EPT misconfiguration" if code is None else f"{code:#x}"
-        return said | {"agrees": False, "what": f"the MMU got {row.handler_code:#x}; of {of} follows {codes}"}
+        return said | _another_code(of, "the MMU gets", row.handler_code, expected.codes)
     if row.exit_code is not None and not row.cut and row.raw_code not in {row.exit_code, *expected.traced}:
-        codes = " or ".join(f"{code:#x}" for code in sorted(expected.traced))
-        what = f"kvm_page_fault shows {row.raw_code:#x}; of {row.exit_code:#x} follows {codes}"
-        return said | {"agrees": False, "what": what}
+        return said | _another_code(of, "kvm_page_fault shows", row.raw_code, expected.traced)
     if (seen := _seen(row.outcome)) is not None:
         said["agrees"] = bool(seen & set(expected.ends))
         if not said["agrees"]:
             ends = " or ".join(ENDS[end] for end in expected.ends)
             said["what"] = f"{row.outcome}; should have followed: {ends}"
     return said
+
+
+def _another_code(of: str, where: str, seen: int, expected: Iterable[int]) -> dict[str, Any]:
+    """Say that another code was seen than follows."""
+    codes = " or ".join(f"{code:#x}" for code in sorted(expected)) or "nothing"
+    return {
+        "agrees": False, "expected": f"{where} {codes}", "seen": f"{where} {seen:#x}",
+        "what": f"{where} {seen:#x}; of {of} follows {codes}",
+    }  # fmt: skip

@@ -231,7 +231,8 @@ def _ranges(mask: int) -> str:
     return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
-def _table(title: str, lines: list[str], total: int | None = None) -> list[str]:
+def section(title: str, lines: list[str], total: int | None = None) -> list[str]:
+    """Give a part of a page: a title, lines, and how many more there are; nothing if there are none."""
     more = [f"  … and {total - len(lines)} more"] if total is not None and total > len(lines) else []
     return ["", title, *(f"  {line}" for line in lines), *more] if lines else []
 
@@ -242,25 +243,31 @@ _SPLIT = {
 }  # fmt: skip
 
 
+def counts(digest: Digest, most: int) -> list[str]:
+    """Give the parts of a page that count faults by meaning, by outcome, and by kind of memory."""
+    by = digest.meanings()
+    out = section(
+        "Faults by meaning",
+        [f"{row.faults:>7}  {hexadecimal(row.raw_code):>13}  {row.meaning}" for row in _rows(by.head(most))], len(by),
+    )  # fmt: skip
+    ends = digest.outcomes.most_common(most)
+    out += section("How they ended", [f"{n:>7}  {name}" for name, n in ends], len(digest.outcomes))
+    out += section(
+        "Private, shared, MMIO", [f"{n:>7}  {_SPLIT[name]}" for name in _SPLIT if (n := digest.split[name])]
+    )
+    return out
+
+
 def page(traced: Survey, most: int = 8) -> str:
     """Tell everything on one page of plain text; nothing that the file holds reaches it with control characters."""
     import pandas as pd
 
     digest = traced.digest
     out = [f"{row.item + ':':<18}{row.value}" for row in _rows(summary(traced))]
-    by = digest.meanings()
-    out += _table(
-        "Faults by meaning",
-        [f"{row.faults:>7}  {hexadecimal(row.raw_code):>13}  {row.meaning}" for row in _rows(by.head(most))], len(by),
-    )  # fmt: skip
-    ends = digest.outcomes.most_common(most)
-    out += _table("How they ended", [f"{n:>7}  {name}" for name, n in ends], len(digest.outcomes))
-    out += _table(
-        "Private, shared, MMIO", [f"{n:>7}  {_SPLIT[name]}" for name in _SPLIT if (n := digest.split[name])]
-    )
+    out += counts(digest, most)
     pages = digest.pages(most)
     or_more = f" (up to {digest.dropped_pages} more)" if digest.dropped_pages else ""
-    out += _table(
+    out += section(
         "Pages with the most faults",
         [
             f"{row.faults:>7}{or_more}  gfn {hexadecimal(row.gfn)}{', MMIO' if row.mmio else ''}, "
@@ -285,9 +292,9 @@ def page(traced: Survey, most: int = 8) -> str:
             f"(lines {row.first_line} to {row.last_line})"
         )
         lines.append(f"         stuck on {row.stuck_on}")
-    out += _table("Storms: the same again and again", lines)
+    out += section("Storms: the same again and again", lines)
     changed = conversions(traced)
-    out += _table(
+    out += section(
         "Conversions",
         [
             f"line {row.line}: {hexadecimal(row.gpa)} + {hexadecimal(row.size)} to "
@@ -304,30 +311,28 @@ def page(traced: Survey, most: int = 8) -> str:
         entries.append(
             f"level {spte['level']}: SPTE {hexadecimal(spte['spte'])}, reserved bits that are set: {said}"
         )
-    out += _table("Entries that KVM finds reserved bits in", entries, traced.joiner.sptes_count)
-    out += _table(
+    out += section("Entries that KVM finds reserved bits in", entries, traced.joiner.sptes_count)
+    out += section(
         "Counts (bpftrace)", [_count(c) for c in traced.joiner.counts[:most]], traced.joiner.counts_count
     )
     wrong = disagreements(traced)
-    out += _table(
+    out += section(
         "Where the trace and the model disagree",
         [f"line {r.line}: {r.what}" for r in _rows(wrong.head(most))],
         wrong.attrs["count"],
     )
-    out += _table(
-        f"What should have followed, by the path of {digest.model.revision.name}", _follows(digest, most)
-    )
+    out += followed(digest, most)
     unread = traced.reader.unread
-    out += _table(
+    out += section(
         "Not read", [f"line {u.line}: {u.why}: {u.text[:80]}" for u in unread[:3]], traced.reader.unread_count
     )
-    out += _table("To know", notes(traced))
-    out += _table("Next", next_steps(traced))
+    out += section("To know", notes(traced))
+    out += section("Next", next_steps(traced))
     return "\n".join(visible(line) for line in out)
 
 
-def _follows(digest: Digest, most: int) -> list[str]:
-    """Say how many faults agree, and of those that do not or that come again, what should have followed."""
+def followed(digest: Digest, most: int) -> list[str]:
+    """Give the part of a page that says how many faults agree, and what should have followed those that do not."""
     import pandas as pd
 
     table = digest.follows()
@@ -353,7 +358,7 @@ def _follows(digest: Digest, most: int) -> list[str]:
             ]
     if inputs:
         lines.append(f"         not in the trace, so an input: {', '.join(inputs)}")
-    return lines
+    return section(f"What should have followed, by the path of {digest.model.revision.name}", lines)
 
 
 def _count(count: dict[str, Any]) -> str:

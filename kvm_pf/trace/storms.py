@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvm_pf.trace.faults import kinds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,6 +121,7 @@ class Finder:
         self.going: dict[int, Storm] = {}
         self._vcpus: dict[tuple[Any, Any], int] = {}
         self._tail: pd.DataFrame | None = None
+        self._words: pd.DataFrame | None = None
         self._rows = 0
         self._state: list[Any] = []
 
@@ -136,15 +139,17 @@ class Finder:
 
         if not len(part):
             return
-        part = part[[*KEY, "vcpu", "pid", "line", "time", "meaning", "outcome", "zapped"]]
-        before = 0 if self._tail is None else len(self._tail)
-        table = part if self._tail is None else pd.concat([self._tail, part], ignore_index=True)
         if len(self._vcpus) > MOST_VCPUS:
             self._forget()
+        table = part[[*_NUMBERS]].assign(signature=signatures(part))
+        before = 0 if self._tail is None else len(self._tail)
+        if self._tail is not None:
+            table = pd.concat([self._tail, table], ignore_index=True)
+        words = part[["meaning", "outcome", "zapped"]]
         who = self._who(table)
-        signature = signatures(table)
         self._rows += len(part)
         self._grow(self._rows >= COMPILED_ROWS)
+        signature = table["signature"].to_numpy()
         opened: Any = np.zeros((2 * len(table), 2), dtype=np.int64)
         if self._is_compiled:
             count = _compiled()(who, signature, before, self.least, *self._state, opened)
@@ -154,21 +159,26 @@ class Finder:
             plain = who.tolist(), signature.tolist()
             count = search(*plain, before, self.least, ring, seen, streak, cycle, rows)
             opened = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        self._take(table, before, who, opened[:count].tolist())
-        self._tail = table.groupby(who, sort=False).tail(max(self.least, 3 * LONGEST_CYCLE))
+        self._take(_Both(self._words, before, words), table, before, who, opened[:count].tolist())
+        tail = np.sort(_last(who, max(self.least, 3 * LONGEST_CYCLE)))
+        self._words = _Both(self._words, before, words).at(tail).astype(object)
+        self._tail = table.iloc[tail]
 
     def _forget(self) -> None:
         self.ended += self.going.values()
-        self.going, self._vcpus, self._tail, self._state = {}, {}, None, []
+        self.going, self._vcpus, self._state = {}, {}, []
+        self._tail = self._words = None
 
     def _who(self, table: pd.DataFrame) -> np.ndarray[Any, Any]:
         import numpy as np
         import pandas as pd
 
-        columns = [table[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("vcpu", "pid")]
-        codes, pairs = pd.factorize(pd.MultiIndex.from_arrays(columns))
+        columns = {name: table[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("vcpu", "pid")}
+        codes, first = kinds(pd.DataFrame(columns), columns)
+        pairs = zip(*(column[first].tolist() for column in columns.values()), strict=True)
         numbers = [self._vcpus.setdefault(pair, len(self._vcpus)) for pair in pairs]
-        return np.array(numbers, dtype=np.int64)[codes]
+        given: np.ndarray[Any, Any] = np.array(numbers, dtype=np.int64)
+        return np.take(given, codes)
 
     @property
     def _is_compiled(self) -> bool:
@@ -196,7 +206,9 @@ class Finder:
             grown.append(array)
         self._state = grown
 
-    def _take(self, table: pd.DataFrame, before: int, who: Any, opened: list[list[int]]) -> None:
+    def _take(
+        self, words: _Both, table: pd.DataFrame, before: int, who: Any, opened: list[list[int]]
+    ) -> None:
         """Note which faults belong to which storm."""
         import numpy as np
 
@@ -212,14 +224,14 @@ class Finder:
             mine = places[w]
             here = int(np.searchsorted(mine, n))
             if not cycle:
-                self._extend(self.going[w], table, mine[np.searchsorted(mine, begun[w]) : here])
+                self._extend(self.going[w], words, table, mine[np.searchsorted(mine, begun[w]) : here])
                 self.ended.append(self.going.pop(w))
                 continue
             first = here + 1 - max(self.least, 3 * cycle)
             turn = table.iloc[mine[first : first + cycle]]
-            rows = [
-                _Turn(*row) for row in turn[["rip", "address", "raw_code", "meaning"]].itertuples(index=False)
-            ]
+            meanings = words.at(mine[first : first + cycle])["meaning"]
+            keys = (turn[name] for name in ("rip", "address", "raw_code"))
+            rows = [_Turn(*each) for each in zip(*keys, map(str, meanings), strict=True)]
             head = turn.iloc[0]
             self.going[w] = Storm(
                 head["vcpu"], head["pid"], cycle, tuple(rows), int(head["line"]), head["time"]
@@ -227,25 +239,59 @@ class Finder:
             begun[w] = int(mine[first])
         for w, storm in self.going.items():
             mine = places[w]
-            self._extend(storm, table, mine[np.searchsorted(mine, begun[w]) :])
+            self._extend(storm, words, table, mine[np.searchsorted(mine, begun[w]) :])
         if len(self.ended) > 2 * self.most:
             self.ended.sort(key=lambda storm: -storm.faults)
             self.dropped += len(self.ended) - self.most
             del self.ended[self.most :]
 
     @staticmethod
-    def _extend(storm: Storm, table: pd.DataFrame, places: Any) -> None:
+    def _extend(storm: Storm, words: _Both, table: pd.DataFrame, places: Any) -> None:
         if not len(places):
             return
         part = table.iloc[places]
         storm.faults += len(part)
         storm.last_line, storm.end = int(part["line"].iloc[-1]), part["time"].iloc[-1]
-        storm.outcomes.update(part["outcome"].value_counts().to_dict())
-        storm.zapped = storm.zapped or bool(part["zapped"].any())
+        for said in words.parts(places):
+            ends: Any = said["outcome"].value_counts().items()
+            storm.outcomes.update({str(end): int(n) for end, n in ends if n})
+            storm.zapped = storm.zapped or bool(said["zapped"].any())
 
 
 KEY = ("rip", "address", "raw_code", "source")
 """The columns in which the faults of a storm agree."""
+
+
+_NUMBERS = ("vcpu", "pid", "line", "time", "rip", "address", "raw_code")
+
+
+class _Both:
+    """Words of the faults that are remembered, and of the next ones behind them, without joining the two tables."""
+
+    def __init__(self, old: pd.DataFrame | None, before: int, new: pd.DataFrame) -> None:
+        self.old, self.before, self.new = old, before, new
+
+    def parts(self, places: Any) -> Iterator[pd.DataFrame]:
+        """Give the rows at places, which ascend, of each table."""
+        if self.old is not None:
+            yield self.old.iloc[places[places < self.before]]
+        yield self.new.iloc[places[places >= self.before] - self.before]
+
+    def at(self, places: Any) -> pd.DataFrame:
+        """Give the rows at a few places as one table."""
+        import pandas as pd
+
+        return pd.concat([part.astype(object) for part in self.parts(places)], ignore_index=True)
+
+
+def _last(who: np.ndarray[Any, Any], most: int) -> np.ndarray[Any, Any]:
+    """Find the places of the last faults, at most so many, of each vCPU."""
+    import numpy as np
+
+    order = np.argsort(who, kind="stable")
+    ends = np.flatnonzero(np.diff(who[order], append=-1)) + 1
+    rank = np.repeat(ends, np.diff(ends, prepend=0)) - np.arange(len(who))
+    return order[rank <= most]
 
 
 def signatures(table: pd.DataFrame) -> np.ndarray[Any, Any]:
