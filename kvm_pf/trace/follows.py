@@ -243,6 +243,10 @@ class Model:
             ]
         results = {result for result, _ in faultin}
         known = answers(self.revision)
+        # Only a write meets write protection: Linux `arch/x86/kvm/mmu/mmu.c`, page_fault_handle_page_track(),
+        # mmu_set_spte() (v6.12).
+        if ret == known.get("WRITE_PROTECTED") and not out.f_write:
+            return []
         # A present page is not always faulted in: the fast path, and page tracking, come before.
         is_possible = known["CONTINUE"] in results or ret in results or code & PFERR_PRESENT_MASK
         return [end] if is_possible else []
@@ -341,10 +345,11 @@ def follows(faults: pd.DataFrame, revision: Revision | str | Model = "posted") -
     """Say for each fault what should have followed, and whether it did: a table with the index of `faults`.
 
     `faults` is a table from `read`; `revision` the kernel whose path is asked (or a Model that has been asked before).
-    Columns: `line`; `expected`, the endings that the path allows, each with the inputs it takes, or another code
-    than the one that was recorded on the way; `seen`, how the fault ended in the trace, or that code; `agrees`, NA if the trace does not show that or the path is not about it;
-    `not_in_trace`, the inputs that would decide; `again`, how many times in a row the very same fault (task, rip,
-    page, code) had come before; `what` says a disagreement in words.
+    Columns: `line`; `expected`, the endings that the path allows, each with the inputs it takes, or the code that it
+    gives where another was recorded; `seen`, how the fault ended in the trace, or that other code; `agrees`, NA if the
+    trace does not show that or the path is not about it; `not_in_trace`, the inputs that would decide; `again`, how
+    many times in a row the very same fault (task, rip, page, code) had come before; `what` says a disagreement in
+    words.
     """
     codes, _, said = compared(faults, revision if isinstance(revision, Model) else Model(revision))
     columns: dict[str, list[Any]] = {name: [said[n][name] for n in codes] for name in _SAID}
