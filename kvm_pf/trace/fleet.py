@@ -11,6 +11,8 @@ are read again.  The tables that `--out` writes are partitions for `dask.datafra
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -134,8 +136,7 @@ def read_all(
     none of them, and if `out` cannot be made.
     """
     names = expanded(files)
-    targets = _targets(names, out)
-    with folder(out) if out else nullcontext():
+    with _targets(names, out) as targets:
         found: list[Survey | Refused] = []
         if client is None:
             answers: Iterable[Survey | Refused] = map(_survey, names, repeat(revision), targets)
@@ -174,16 +175,23 @@ def expanded(files: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _targets(names: list[str], out: str | Path | None) -> list[str | None]:
+@contextmanager
+def _targets(names: list[str], out: str | Path | None) -> Iterator[list[str | None]]:
+    """Name the table of each file: in a folder of their own, from where they are moved to `out` when all are there.
+
+    What a worker leaves behind that dies while it writes goes with that folder.
+    """
     if out is None:
-        return [None] * len(names)
-    targets = [str(Path(out) / f"{Path(name).name}.parquet") for name in names]
-    twice = {target for target in targets if targets.count(target) > 1}
-    if twice:
-        raise InputError(
-            f"{out}: two tables would be named {Path(min(twice)).name}; give the folders one by one"
-        )
-    return list(targets)
+        yield [None] * len(names)
+        return
+    tables = [f"{Path(name).name}.parquet" for name in names]
+    if twice := {table for table in tables if tables.count(table) > 1}:
+        raise InputError(f"{out}: two tables would be named {min(twice)}; give the folders one by one")
+    with folder(out), tempfile.TemporaryDirectory(prefix=".", dir=out) as made:
+        yield [str(Path(made) / table) for table in tables]
+        for table in tables:
+            if (Path(made) / table).exists():
+                os.replace(Path(made) / table, Path(out) / table)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -161,7 +161,7 @@ class Finder:
             opened = np.array(rows, dtype=np.int64).reshape(-1, 2)
         self._take(_Both(self._words, before, words), table, before, who, opened[:count].tolist())
         tail = np.sort(_last(who, max(self.least, 3 * LONGEST_CYCLE)))
-        self._words = _Both(self._words, before, words).at(tail).astype(object)
+        self._words = _Both(self._words, before, words).at(tail)
         self._tail = table.iloc[tail]
 
     def _forget(self) -> None:
@@ -209,58 +209,80 @@ class Finder:
     def _take(
         self, words: _Both, table: pd.DataFrame, before: int, who: Any, opened: list[list[int]]
     ) -> None:
-        """Note which faults belong to which storm."""
+        """Note which faults belong to which storm: `opened` says where storms begin and end."""
         import numpy as np
 
-        places = {}
-        wanted = {int(who[n]) for n, _ in opened} | set(self.going)
+        wanted = sorted({int(who[n]) for n, _ in opened} | set(self.going))
+        if not wanted:
+            return
         order = np.argsort(who, kind="stable")
-        edges: Any = np.searchsorted(who[order], [[w, w + 1] for w in sorted(wanted)]) if wanted else []
-        for w, (start, end) in zip(sorted(wanted), edges, strict=True):
-            places[w] = order[start:end]
-        begun = dict.fromkeys(self.going, before)
+        edges: Any = np.searchsorted(who[order], [[w, w + 1] for w in wanted])
+        places = {w: order[start:end] for w, (start, end) in zip(wanted, edges, strict=True)}
+        storms = list(self.going.values())
+        begun = {w: (n, int(np.searchsorted(places[w], before))) for n, w in enumerate(self.going)}
+        which = np.full(len(table), -1, dtype=np.int64)  # the number of each fault's storm
+        heads: list[tuple[int, Any]] = []
         for n, cycle in opened:
             w = int(who[n])
-            mine = places[w]
-            here = int(np.searchsorted(mine, n))
+            here = int(np.searchsorted(places[w], n))
             if not cycle:
-                self._extend(self.going[w], words, table, mine[np.searchsorted(mine, begun[w]) : here])
+                storm, first = begun.pop(w)
+                which[places[w][first:here]] = storm
                 self.ended.append(self.going.pop(w))
                 continue
             first = here + 1 - max(self.least, 3 * cycle)
-            turn = table.iloc[mine[first : first + cycle]]
-            meanings = words.at(mine[first : first + cycle])["meaning"]
-            keys = (turn[name] for name in ("rip", "address", "raw_code"))
-            rows = [_Turn(*each) for each in zip(*keys, map(str, meanings), strict=True)]
-            head = turn.iloc[0]
-            self.going[w] = Storm(
-                head["vcpu"], head["pid"], cycle, tuple(rows), int(head["line"]), head["time"]
-            )
-            begun[w] = int(mine[first])
-        for w, storm in self.going.items():
-            mine = places[w]
-            self._extend(storm, words, table, mine[np.searchsorted(mine, begun[w]) :])
+            begun[w] = len(storms), first
+            heads.append((cycle, places[w][first : first + cycle]))
+            self.going[w] = Storm(None, None, cycle, (), 0, None)
+            storms.append(self.going[w])
+        for w, (storm, first) in begun.items():
+            which[places[w][first:]] = storm
+        if heads:
+            self._begin(storms[-len(heads) :], heads, words, table)
+        self._extend(storms, which, words, table)
         if len(self.ended) > 2 * self.most:
             self.ended.sort(key=lambda storm: -storm.faults)
             self.dropped += len(self.ended) - self.most
             del self.ended[self.most :]
 
     @staticmethod
-    def _extend(storm: Storm, words: _Both, table: pd.DataFrame, places: Any) -> None:
-        if not len(places):
-            return
-        part = table.iloc[places]
-        storm.faults += len(part)
-        storm.last_line, storm.end = int(part["line"].iloc[-1]), part["time"].iloc[-1]
-        for said in words.parts(places):
-            ends: Any = said["outcome"].value_counts().items()
-            storm.outcomes.update({str(end): int(n) for end, n in ends if n})
-            storm.zapped = storm.zapped or bool(said["zapped"].any())
+    def _begin(storms: list[Storm], heads: list[tuple[int, Any]], words: _Both, table: pd.DataFrame) -> None:
+        """Note the first turns of storms."""
+        import numpy as np
+
+        places = np.concatenate([turn for _, turn in heads])
+        turns = [table[name].iloc[places].tolist() for name in ("rip", "address", "raw_code")]
+        all_ = [_Turn(*each) for each in zip(*turns, words.values("meaning", places), strict=True)]
+        firsts = np.cumsum([0, *(cycle for cycle, _ in heads)])[:-1]
+        shown = table[["vcpu", "pid", "line", "time"]].iloc[places[firsts]].itertuples(index=False)
+        for storm, start, head in zip(storms, firsts.tolist(), shown, strict=True):
+            storm.turn = tuple(all_[start : start + storm.cycle])
+            storm.vcpu, storm.pid, storm.first_line, storm.start = head
+
+    @staticmethod
+    def _extend(storms: list[Storm], which: Any, words: _Both, table: pd.DataFrame) -> None:
+        """Count the faults of storms, and how they ended."""
+        import numpy as np
+        import pandas as pd
+
+        places = np.flatnonzero(which >= 0)
+        mine = which[places]
+        lines, times = table["line"].iloc[places].tolist(), table["time"].iloc[places].tolist()
+        counts = np.bincount(mine, minlength=len(storms)).tolist()
+        last = dict(zip(mine.tolist(), range(len(mine)), strict=True))
+        for n, place in last.items():
+            storms[n].faults += counts[n]
+            storms[n].last_line, storms[n].end = int(lines[place]), times[place]
+        codes, ends = pd.factorize(np.array(words.values("outcome", places), dtype=object))
+        pairs, faults = np.unique(mine * max(1, len(ends)) + codes, return_counts=True)
+        for pair, count in zip(pairs.tolist(), faults.tolist(), strict=True):
+            storms[pair // len(ends)].outcomes[str(ends[pair % len(ends)])] += count
+        for n in set(mine[np.array(words.values("zapped", places), dtype=bool)].tolist()):
+            storms[n].zapped = True
 
 
 KEY = ("rip", "address", "raw_code", "source")
 """The columns in which the faults of a storm agree."""
-
 
 _NUMBERS = ("vcpu", "pid", "line", "time", "rip", "address", "raw_code")
 
@@ -271,17 +293,23 @@ class _Both:
     def __init__(self, old: pd.DataFrame | None, before: int, new: pd.DataFrame) -> None:
         self.old, self.before, self.new = old, before, new
 
-    def parts(self, places: Any) -> Iterator[pd.DataFrame]:
-        """Give the rows at places, which ascend, of each table."""
+    def values(self, name: str, places: Any) -> list[Any]:
+        """Give the values at places, in their order."""
+        import numpy as np
+
+        is_new = places >= self.before
+        found = np.empty(len(places), dtype=object)
+        found[is_new] = self.new[name].iloc[places[is_new] - self.before]
         if self.old is not None:
-            yield self.old.iloc[places[places < self.before]]
-        yield self.new.iloc[places[places >= self.before] - self.before]
+            found[~is_new] = self.old[name].iloc[places[~is_new]]
+        given: list[Any] = found.tolist()
+        return given
 
     def at(self, places: Any) -> pd.DataFrame:
-        """Give the rows at a few places as one table."""
+        """Give the rows at places as a table."""
         import pandas as pd
 
-        return pd.concat([part.astype(object) for part in self.parts(places)], ignore_index=True)
+        return pd.DataFrame({str(name): self.values(str(name), places) for name in self.new}, dtype=object)
 
 
 def _last(who: np.ndarray[Any, Any], most: int) -> np.ndarray[Any, Any]:

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Traces in parts, tables in Parquet, many traces on workers: the same answers as from the whole, in bounded memory."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvm_pf.cli import main
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.paths import data_dir
+from kvm_pf.trace import chunks, cluster, convert, load, page, read, read_all, storms
+from kvm_pf.trace import digest as digests
+from kvm_pf.trace.declared import Declared, Span
+from kvm_pf.trace.digest import Digest
+from kvm_pf.trace.fleet import fleet_page
+from kvm_pf.trace.reading import Stream
+from kvm_pf.trace.storms import COMPILED_ROWS, Finder
+from kvm_pf.trace.tables import TableStream, writing
+
+RECORDINGS = data_dir() / "recordings"
+TRACE = RECORDINGS / "6.12" / "2-swprot.trace.gz"
+FORM = (
+    "A{pid}-{pid} [000] ..... {time:.6f}: kvm_page_fault: vcpu {vcpu} rip {rip:#x} address {address:#x} "
+    "error_code {code:#x}\n"
+)
+
+
+def text(count, seed=3):
+    """Faults of three vCPUs: storms, cycles and others, from a seed."""
+    chance = random.Random(seed)
+    rows, n = [], 0
+    while n < count:
+        vcpu, length = chance.randrange(3), chance.choice((1, 1, 2, 7, 30))
+        turn = [(chance.randrange(4), chance.choice((0x181, 0x182))) for _ in range(chance.randint(1, 4))]
+        for place in range(length):
+            page_, code = turn[place % len(turn)]
+            rows.append(
+                FORM.format(
+                    pid=100 + vcpu,
+                    time=1 + n / 1e6,
+                    vcpu=vcpu,
+                    rip=0x1000 + page_,
+                    address=page_ << 12,
+                    code=code,
+                )
+            )
+            n += 1
+    return "".join(rows[:count])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("traces") / "mixed"
+    path.write_text(text(600))
+    return path
+
+
+def told(digest):
+    """Everything that a digest says, to compare."""
+    return {
+        "meanings": digest.meanings(), "pages": digest.pages(50), "storms": digest.storms(),
+        "follows": digest.follows(),
+        "outcomes": pd.Series(dict(sorted(digest.outcomes.items()))),
+        "split": pd.Series(dict(sorted(digest.split.items()))),
+        "worth": pd.Series({name: kept.count for name, kept in digest.worth.items()}),
+    }  # fmt: skip
+
+
+def assert_same(one, other):
+    for name, table in told(one).items():
+        compare = (
+            pd.testing.assert_frame_equal
+            if isinstance(table, pd.DataFrame)
+            else pd.testing.assert_series_equal
+        )
+        compare(table, told(other)[name], check_dtype=False)
+
+
+@pytest.mark.parametrize("rows", [13, 100, 599, 600])
+def test_parts_amount_to_the_whole(mixed, rows):
+    stream = Stream(mixed)
+    parts = list(stream.parts(rows))
+    whole = load(mixed)
+    pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), whole.faults)
+    assert_same(stream.digest, whole.digest)
+    assert page(stream) == page(whole)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECORDINGS.glob("6.12*/2-*.trace.gz")), ids=lambda path: path.parent.name
+)
+def test_recordings_in_parts_amount_to_the_whole(path):
+    stream, whole = Stream(path), load(path)
+    for _ in stream.parts(5):
+        pass
+    assert page(stream) == page(whole)
+
+
+# --- storms ---
+
+
+def by_hand(sequence, least):
+    """Find storms in one vCPU's faults by the definition: the first cycle, the shortest, that holds long enough."""
+    found, start, n = [], 0, 0
+    while n < len(sequence):
+        n += 1
+        fits = [
+            c for c in range(1, 9)
+            if (length := max(least, 3 * c)) <= n - start
+            and all(sequence[m] == sequence[m - c] for m in range(n - length + c, n))
+        ]  # fmt: skip
+        if fits:
+            cycle, begin = fits[0], n - max(least, 3 * fits[0])
+            while n < len(sequence) and sequence[n] == sequence[n - cycle]:
+                n += 1
+            found.append((begin, n, cycle))
+            start = n
+    return found
+
+
+def as_table(sequence, vcpus=None):
+    count = len(sequence)
+    codes = pd.array([0x181] * count, dtype="UInt64")
+    return pd.DataFrame({
+        "vcpu": pd.array(vcpus or [0] * count, dtype="Int64"), "pid": pd.array([None] * count, dtype="Int64"),
+        "line": pd.array(range(1, count + 1), dtype="Int64"), "time": pd.array([None] * count, dtype="Float64"),
+        "rip": pd.array(sequence, dtype="UInt64"), "address": codes, "raw_code": codes,
+        "source": [""] * count, "meaning": ["x"] * count, "outcome": ["mapped"] * count, "zapped": [False] * count,
+    })  # fmt: skip
+
+
+def found(finder):
+    storms_ = [(s.first_line - 1, s.last_line, s.cycle) for s in finder.found]
+    assert all(s.faults == s.last_line - s.first_line + 1 == sum(s.outcomes.values()) for s in finder.found)
+    return sorted(storms_)
+
+
+@given(st.lists(st.integers(0, 2), max_size=80), st.integers(1, 20), st.integers(5, 9))
+@settings(max_examples=60, deadline=None)
+def test_storms_are_those_of_the_definition_in_parts_of_any_size(sequence, size, least):
+    table = as_table(sequence)
+    finder = Finder(least)
+    for start in range(0, len(sequence), size):
+        finder.add(table.iloc[start : start + size])
+    assert found(finder) == by_hand(sequence, least)
+
+
+def test_compiled_and_plain_search_give_the_same_storms():
+    chance = np.random.default_rng(4)
+    sequence = np.repeat(chance.integers(0, 1000, 15_000), chance.integers(1, 22, 15_000))
+    table = as_table(sequence)
+    assert len(sequence) > COMPILED_ROWS
+    finder = Finder(most=100_000)
+    for start in range(0, len(table), 50_000):
+        finder.add(table.iloc[start : start + 50_000])
+    assert finder._is_compiled
+    assert found(finder) == by_hand(sequence.tolist(), 5)
+
+
+# --- memory that was declared ---
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12), st.booleans()), max_size=25))
+@settings(max_examples=100, deadline=None)
+def test_an_address_is_what_it_was_last_declared(conversions_):
+    declared, state = Declared(), {}
+    for n, (start, size, private) in enumerate(conversions_):
+        declared.convert(Span(n, None, start, size, private, "a test"))
+        state.update(dict.fromkeys(range(start, start + size), (private, n)))
+    assert [declared.at(address) for address in range(50)] == [
+        state.get(address, (None, None)) for address in range(50)
+    ]
+
+
+# --- memory ---
+
+
+def test_counts_that_have_no_room_are_dropped_and_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(digests, "MOST_PAGES", 100)
+    path = tmp_path / "many"
+    rows = [FORM.format(pid=1, time=n, vcpu=0, rip=n, address=n << 12, code=0x181) for n in range(1000)]
+    often = [FORM.format(pid=1, time=n, vcpu=0, rip=n, address=0x123 << 12, code=0x181) for n in range(50)]
+    path.write_text("".join(often + rows))
+    stream = Stream(path)
+    for _ in stream.parts(200):
+        pass
+    pages = stream.digest.pages(1)
+    least, dropped = pages["faults"].item(), pages.attrs["dropped"]
+    assert pages["gfn"].item() == 0x123
+    assert least <= 51 <= least + dropped
+    assert f"(up to {dropped} more)" in page(stream)
+
+
+# --- Parquet ---
+
+
+RAW = {"time": "float64", "vcpu": "int64", "rip": "uint64", "address": "uint64", "raw_code": "uint64"}
+
+
+def write_raw(path, count, start=0, seed=1):
+    chance = np.random.default_rng(seed)
+    codes = np.array([0x181, 0x182, 0x683, 0x83, 0x100000004], dtype=np.uint64)
+    columns = {
+        "time": np.arange(start, start + count) * 1e-6, "vcpu": chance.integers(0, 4, count),
+        "rip": chance.integers(0, 1 << 16, count).astype(np.uint64) | np.uint64(0xFFFFFFFF80000000),
+        "address": chance.integers(0, 1 << 12, count).astype(np.uint64) << np.uint64(12),
+        "raw_code": codes[chance.integers(0, 5, count)],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), path, row_group_size=10_000)
+    return path
+
+
+def test_what_is_written_is_what_is_read(mixed, tmp_path):
+    out = tmp_path / "faults.parquet"
+    with writing(out) as add:
+        for part in chunks(mixed, rows=130):
+            add(part)
+    whole = read(mixed)
+    assert pq.ParquetFile(out).metadata.num_row_groups == 5
+    again = pd.read_parquet(out).astype(whole.dtypes.to_dict())
+    pd.testing.assert_frame_equal(again, whole, check_column_type=False)
+
+
+def test_a_table_tells_what_its_trace_told(tmp_path):
+    out = tmp_path / "faults.parquet"
+    assert main(["trace", str(TRACE), "--out", str(out)]) == 0
+    stream = TableStream(out)
+    for _ in stream.parts(7):
+        pass
+    assert_same(stream.digest, load(TRACE).digest)
+
+
+def test_a_trace_without_faults_is_a_table_without_rows(tmp_path):
+    path, out = tmp_path / "trace", tmp_path / "faults.parquet"
+    path.write_text("A-1 [000] ..... 1.000000: kvm_entry: vcpu 0, rip 0x1\n")
+    assert main(["trace", str(path), "--out", str(out)]) == 0
+    assert len(pd.read_parquet(out)) == 0
+    assert main(["trace", str(out)]) == 0
+
+
+def test_a_table_of_bare_codes_is_classified_as_the_text_is(tmp_path):
+    source, target, trace = (
+        write_raw(tmp_path / "raw.parquet", 2000),
+        tmp_path / "out.parquet",
+        tmp_path / "trace",
+    )
+    given_ = pd.read_parquet(source)
+    trace.write_text("".join(
+        FORM.format(pid=1, time=row.time, vcpu=row.vcpu, rip=row.rip, address=row.address, code=row.raw_code)
+        for row in given_.itertuples()
+    ))  # fmt: skip
+    convert(source, target, rows=300)
+    classified, whole = pd.read_parquet(target), read(trace)
+    for name in (
+        "raw_code",
+        "encoding",
+        "error_code",
+        "flags",
+        "access",
+        "mapped",
+        "private",
+        "meaning",
+        "gpa",
+        "gfn",
+    ):
+        assert (
+            classified[name].astype(object).fillna(0).tolist()
+            == whole[name].astype(object).fillna(0).tolist()
+        ), name
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"code": [1]}, "has a column raw_code"),
+        ({"raw_code": [1.5]}, "raw_code: UInt64 is wanted"),
+        ({"raw_code": [-1]}, "raw_code: UInt64 is wanted"),
+        ({"raw_code": ["x"]}, "raw_code: UInt64 is wanted"),
+        ({"raw_code": [1], "address": [2.0**53]}, "address: UInt64 is wanted"),
+    ],
+)
+def test_what_is_no_table_of_faults_is_refused(columns, why, tmp_path):
+    pd.DataFrame(columns).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=why):
+        convert(tmp_path / "x.parquet", tmp_path / "y.parquet")
+    assert not (tmp_path / "y.parquet").exists()
+
+
+def peak(source, target):
+    code = (
+        "import resource, sys\nfrom kvm_pf.trace import convert\n"
+        "digest = convert(sys.argv[1], sys.argv[2], rows=50_000).digest\n"
+        "print(digest.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    command = [sys.executable, "-c", code, source, target]
+    return [int(word) for word in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+
+
+def test_memory_does_not_grow_with_a_tables_rows(tmp_path):
+    sizes = 200_000, 600_000
+    found_ = [peak(write_raw(tmp_path / f"{rows}", rows), tmp_path / f"{rows}.out") for rows in sizes]
+    assert [rows for rows, _ in found_] == list(sizes)
+    assert found_[1][1] < found_[0][1] + 60
+
+
+# --- many traces ---
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fleet")
+    for n in range(6):
+        (folder / f"host{n}.txt").write_text(text(700, seed=n))
+    (folder / "host6.txt.gz").write_bytes(TRACE.read_bytes())
+    return folder
+
+
+def test_a_file_that_cannot_be_read_is_named_beside_the_others(traces, tmp_path, capsys):
+    broken = tmp_path / "broken.gz"
+    broken.write_bytes(TRACE.read_bytes()[:-50])
+    assert main(["trace", str(traces / "host0.txt"), str(broken)]) == 2
+    said = capsys.readouterr().out
+    assert "1 traces, 700 faults" in said
+    assert "broken.gz: cannot be read" in said
+
+
+def test_the_sum_of_traces_is_the_sum(traces):
+    fleet = read_all([traces])
+    assert fleet.files()["faults"].tolist() == [700] * 6 + [34]
+    total = sum(
+        (load(path).digest.outcomes for path in sorted(traces.iterdir())), start=type(Digest().outcomes)()
+    )
+    assert fleet.digest().outcomes == total
+    assert fleet.digest().meanings()["faults"].sum() == 4_234
+    whole = load(traces / "host0.txt").faults
+    assert fleet.storms()["faults"].max() >= storms(whole)["faults"].max()
+
+
+def test_workers_give_the_same_and_a_killed_one_is_survived(traces, tmp_path):
+    alone = read_all([traces], out=tmp_path / "alone")
+    with cluster(workers=2) as client:
+        pids = client.run(os.getpid)
+        seen = threading.Event()
+
+        def kill():
+            seen.wait(30)
+            os.kill(next(iter(pids.values())), signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        fleet = read_all([traces], out=tmp_path / "together", client=client, progress=lambda said: seen.set())
+        thread.join()
+        pids_after = client.run(os.getpid)
+    assert not set(pids.values()) <= set(pids_after.values())
+    assert fleet_page(fleet) == fleet_page(alone)
+    for name in ("files", "storms", "disagreements"):
+        pd.testing.assert_frame_equal(getattr(fleet, name)(), getattr(alone, name)())
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "together").iterdir())
+    assert len(names) == 7
+    for name in names:
+        assert pq.read_table(tmp_path / "alone" / name).equals(pq.read_table(tmp_path / "together" / name))
+
+
+def test_a_scheduler_that_is_not_there_is_named(capsys, traces, monkeypatch):
+    assert main(["trace", str(traces), "--scheduler", "nonsense://x"]) == 2
+    assert "nonsense://x: no Dask scheduler answers" in capsys.readouterr().err
