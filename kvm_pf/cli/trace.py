@@ -77,16 +77,9 @@ def _one(args: argparse.Namespace) -> int:
         for part in stream.parts():
             pace.hand_on(part)
         pace.progress.done()
-        if (
-            not pace.stopped
-            and not stream.joiner.events
-            and not stream.reader.foreign
-            and not stream.reader.unread
-        ):
-            raise InputError(
-                f"{stream.name}: no event of a trace in {stream.reader.lines} lines; a trace of KVM is wanted"
-            )
-        if pace.stopped:
+        if not pace.stopped:
+            stream.check()
+        else:
             stream.name += f", interrupted after {stream.reader.lines} lines"
     pace.clear()
     if args.json:

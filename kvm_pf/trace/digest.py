@@ -119,11 +119,8 @@ class Digest:
         self.split["MMIO"] += int(f["mmio"].sum())
         for name, (_, chosen) in WORTH.items():
             self.worth[name].add(f[chosen(f).fillna(False).astype(bool)])
-        self._codes.append(_codes(f))
-        self._pages.append(self._by_page(f))
-        self._waiting += len(self._pages[-1])
-        if self._waiting > MOST_PAGES or len(self._codes) > 64:
-            self._settle()
+        self.count_codes(f)
+        self.count_pages(f)
         self.finder.add(f)
         self._follow(f)
         return self
@@ -154,6 +151,19 @@ class Digest:
         if wrong.any():
             words = [said[n]["what"] for n in codes[wrong]]
             self.disagreeing.add(f.loc[wrong, ["line", "address"]].assign(what=words))
+
+    def count_codes(self, f: pd.DataFrame) -> None:
+        """Count the faults of the next table by code, and nothing else."""
+        self._codes.append(_codes(f))
+        if len(self._codes) > 64:
+            self._settle()
+
+    def count_pages(self, f: pd.DataFrame) -> None:
+        """Count the faults of the next table by page, and nothing else."""
+        self._pages.append(self._by_page(f))
+        self._waiting += len(self._pages[-1])
+        if self._waiting > MOST_PAGES:
+            self._settle()
 
     @staticmethod
     def _count(counter: Counter[str], column: pd.Series[Any]) -> None:

@@ -53,6 +53,7 @@ def survey(file: str | Path, revision: str = "posted", out: str | Path | None = 
         for part in stream.parts():
             if add:
                 add(part)
+        stream.check()
     return Survey(stream.name, stream.kind, stream.reader, stream.joiner, stream.digest)
 
 

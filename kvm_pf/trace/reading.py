@@ -31,6 +31,18 @@ class Survey:
     joiner: Joiner = field(repr=False)
     digest: Digest = field(repr=False)
 
+    def check(self) -> None:
+        """Raise InputError if what was read is no trace of KVM."""
+        if (
+            not self.joiner.events
+            and not self.reader.foreign
+            and not self.reader.unread
+            and self.kind != "Parquet"
+        ):
+            raise InputError(
+                f"{self.name}: no event of a trace in {self.reader.lines} lines; a trace of KVM is wanted"
+            )
+
     @property
     def vendor(self) -> str | None:
         """Whose CPU it was, by the exits and codes of this trace alone: "amd", "intel", "both" or None."""

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.text import visible
-from kvm_pf.trace.digest import Digest, hexadecimal
+from kvm_pf.trace.digest import Digest, hexadecimal, storm_table
 from kvm_pf.trace.faults import sense, table
 from kvm_pf.trace.reading import Survey, Traced
+from kvm_pf.trace.storms import Finder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,12 +63,16 @@ _TITLES = {
 
 def meanings(faults: pd.DataFrame) -> pd.DataFrame:
     """Count the faults by code: `encoding`, `raw_code`, `error_code`, `meaning`, `faults`, the most frequent first."""
-    return Digest().add(faults).meanings()
+    digest = Digest()
+    digest.count_codes(faults)
+    return digest.meanings()
 
 
 def top_addresses(faults: pd.DataFrame, most: int = 10) -> pd.DataFrame:
     """List the pages with the most faults: `gfn`, `faults`, `codes` (how many), `mmio`, `first`, `last` (s)."""
-    return Digest().add(faults).pages(most)
+    digest = Digest()
+    digest.count_pages(faults)
+    return digest.pages(most)
 
 
 def storms(faults: pd.DataFrame, at_least: int = 5) -> pd.DataFrame:
@@ -78,7 +83,9 @@ def storms(faults: pd.DataFrame, at_least: int = 5) -> pd.DataFrame:
     (s), `rate` (faults a second, NA without times), `rip`, `address`, `raw_code` of the turn's first fault,
     `stuck_on` in words.
     """
-    return Digest(at_least).add(faults).storms()
+    finder = Finder(at_least)
+    finder.add(faults)
+    return storm_table(finder.found)
 
 
 def _rows(frame: pd.DataFrame) -> Iterator[Any]:
