@@ -8,6 +8,7 @@ at hand, and from a small patch of our own with a ledger of its own, so that the
 import base64
 import bz2
 import csv
+import difflib
 import gzip
 import hashlib
 import html
@@ -1528,3 +1529,48 @@ def test_command_says_this_patch_with_status_0(mail, tmp_path):
     assert command(str(tmp_path / "mail")).returncode == 0
     assert command("-", stdin=mail.encode()).returncode == 0
     assert command(str(tmp_path / "mail"), str(tmp_path / "other")).returncode == 1
+
+
+# --- context diffs ---
+
+
+def as_context(hunks):
+    """Write hunks as diff -c does: both sides, one below the other."""
+    rows, file = [], ""
+    for hunk in hunks:
+        if hunk.file != file:
+            file = hunk.file
+            rows += [f"*** a/{file}\t2024-02-28", f"--- b/{file}\t2024-02-28"]
+        span = hunk.span
+        rows += [f"***************{hunk.section and ' '}{hunk.section.strip()}"]
+        rows += [f"*** {span.old},{span.old + span.old_count - 1} ****"]
+        rows += [f"{line.sign} {line.text}" for line in hunk.lines if line.sign != "+"]
+        rows += [f"--- {span.new},{span.new + span.new_count - 1} ----"]
+        rows += [f"{line.sign} {line.text}" for line in hunk.lines if line.sign != "-"]
+    return "\n".join(rows) + "\n"
+
+
+def test_the_patch_as_a_context_diff_is_this_patch(original, tmp_path):
+    (found,) = reader.read_patches(original.diff()).patches
+    text = as_context(found.hunks)
+    (again,) = reader.read_patches(text).patches
+    assert [hunk.lines for hunk in again.hunks] == [hunk.lines for hunk in found.hunks]
+    said, status = patch.report(saved(text, tmp_path))
+    assert (status, "this patch" in said) == (0, True)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=14), st.lists(st.sampled_from("abc"), max_size=14))
+@settings(max_examples=150, deadline=None)
+def test_a_context_diff_is_read_as_the_unified_one(old, new):
+    texts = [
+        "\n".join(form(old, new, "a/x.c", "b/x.c", lineterm=""))
+        for form in (difflib.context_diff, difflib.unified_diff)
+    ]
+    if old == new:
+        return
+    (one,), (other,) = (reader.read_patches(text + "\n").patches for text in texts)
+    changed = [
+        [(line.sign, line.old, line.new, line.text) for hunk in each.hunks for line in hunk.lines]
+        for each in (one, other)
+    ]
+    assert changed[0] == changed[1]

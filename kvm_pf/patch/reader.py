@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
+from kvm_pf.patch.context import as_unified
 from kvm_pf.patch.ledger import Span, digest, posted
 
 __all__ = ("LIMIT", "FileChange", "Found", "Hunk", "Line", "Patch", "Span", "read_patch", "read_patches")
@@ -471,7 +472,7 @@ _REASONS = (
             rf"^{_QUOTE}\*{{15}}.*\n{_QUOTE.replace('quote', 'next')}\*\*\* \d+(?:,\d+)? \*{{4}}",
             re.MULTILINE,
         ),
-        "a context diff (diff -c) is not read; make it anew with diff -u",
+        "a context diff (diff -c) that is quoted or damaged is not read; make it anew with diff -u",
     ),
     (
         re.compile(r"^\d+(?:,\d+)?[acd]\d+(?:,\d+)?\n(?:[<>] |[<>]$)", re.MULTILINE),
@@ -515,6 +516,7 @@ class _Walk:
     """A walk through the lines of one text, which collects its diffs and the reasons for what is not read."""
 
     def __init__(self, text: str, name: str) -> None:
+        text = as_unified(text)
         self.text, self.name = text, name
         self.lines = text.removesuffix("\n").split("\n")
         self.diffs: list[_Diff] = []
