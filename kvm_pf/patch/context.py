@@ -73,13 +73,12 @@ def _count(span: re.Match[str]) -> int:
 def _side(lines: list[str], at: int, signs: str) -> tuple[list[tuple[str, str]], int]:
     """Read one side of a hunk: its lines, each with its sign, and where it ends."""
     found: list[tuple[str, str]] = []
-    while at < len(lines) and (
-        lines[at][:1] in tuple(signs) and lines[at][1:2] in (" ", "") or lines[at][:2] == "\\ "
-    ):
-        if not lines[at]:
-            break
-        if lines[at][0] != "\\":
-            found.append((lines[at][0], lines[at][2:]))
+    while at < len(lines):
+        line = lines[at]
+        if not line.startswith("\\ "):
+            if line[:1] not in tuple(signs) or line[1:2] not in ("", " "):
+                break
+            found.append((line[0], line[2:]))
         at += 1
     return found, at
 
