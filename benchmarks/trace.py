@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """How fast traces are read, beside the readers that one would write oneself, in one run.
 
-    python benchmarks/trace.py [MEGABYTES]
+    python benchmarks/trace.py [MEGABYTES] [--rows MILLIONS]
 
 The trace is made up, from a fixed seed, for this purpose only.  Each reader gives the same table (vcpu, rip, address,
-code), which is checked.
+code), which is checked.  With --rows, a Parquet table of that many million faults is classified into another, and one
+of four times as many: how long it takes, and the most memory that it takes.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
@@ -23,6 +25,7 @@ import pandas as pd
 
 from kvm_pf.trace import load
 from kvm_pf.trace.fast import scan
+from kvm_pf.trace.reading import Stream
 
 CODES = (0x181, 0x182, 0x184, 0x1AA, 0x683, 0x83, 0x582)
 
@@ -120,6 +123,63 @@ def with_read(path: Path) -> list[np.ndarray]:
     return [table[name].to_numpy(dtype=np.uint64) for name in ("vcpu", "rip", "address", "raw_code")]
 
 
+def with_stream(path: Path) -> list[np.ndarray]:
+    """Read in parts, as the command does: everything is counted, and what should have followed is asked."""
+    stream = Stream(path)
+    names = ("vcpu", "rip", "address", "raw_code")
+    parts = [part[list(names)] for part in stream.parts()]
+    return [np.concatenate([part[name].to_numpy(dtype=np.uint64) for part in parts]) for name in names]
+
+
+_ROWS = 1 << 18
+
+_CONVERT = """
+import resource, sys, time
+from kvm_pf.trace import convert
+start, cpu = time.perf_counter(), time.process_time()
+rows = convert(sys.argv[1], sys.argv[2]).digest.rows
+print(rows, time.perf_counter() - start, time.process_time() - cpu)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def write_table(path: Path, rows: int, seed: int = 5) -> None:
+    """Write a made-up Parquet table of faults: time, vcpu, rip, address, raw_code."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chance = np.random.default_rng(seed)
+    codes = np.array(CODES, dtype=np.uint64)
+    u64 = pa.uint64()
+    kinds = {"time": pa.float64(), "vcpu": pa.int64(), "rip": u64, "address": u64, "raw_code": u64}
+    with pq.ParquetWriter(path, pa.schema(kinds.items())) as writer:
+        for start in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - start)
+            columns = (
+                np.arange(start, start + count) * 1e-6, chance.integers(0, 8, count),
+                chance.integers(0, 1 << 20, count).astype(np.uint64) << np.uint64(4),
+                chance.integers(0, 1 << 20, count).astype(np.uint64) << np.uint64(12),
+                codes[chance.integers(0, len(codes), count)],
+            )  # fmt: skip
+            writer.write_table(pa.table(dict(zip(kinds, columns, strict=True)), schema=writer.schema))
+
+
+def measure_tables(millions: float) -> None:
+    """Classify a table and one four times as long, each in a process of its own; print time and memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        for times in (1, 4):
+            source, target = Path(folder) / "faults.parquet", Path(folder) / "classified.parquet"
+            write_table(source, int(millions * 1e6) * times)
+            command = [sys.executable, "-c", _CONVERT, source, target]
+            said = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+            rows, seconds, cpu, peak = (float(word) for word in said)
+            name = f"Parquet to Parquet, {rows / 1e6:.1f} M rows"
+            print(
+                f"{name:<34} {rows / seconds / 1e6:9.2f} M rows/s, {seconds:.1f} s ({cpu:.1f} s of CPU), "
+                f"peak {peak:.0f} MiB"
+            )
+
+
 def measure(
     name: str, function: Callable[[Path], list[np.ndarray]], path: Path
 ) -> tuple[float, list[np.ndarray]] | None:
@@ -137,7 +197,15 @@ def measure(
 
 def main() -> None:
     """Measure, and print the ratios."""
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    arguments = sys.argv[1:]
+    if "--rows" in arguments:
+        at = arguments.index("--rows")
+        measure_tables(float(arguments[at + 1]))
+        del arguments[at : at + 2]
+        if not arguments:
+            return
+    megabytes = int(arguments[0]) if arguments else 200
+    print(f"other load: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
         write(small, max(20, megabytes // 10))
@@ -152,6 +220,8 @@ def main() -> None:
                 simple.append(done[0])
                 assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True)), name
         if done := measure("kvm_pf.trace.read, exits joined", with_read, small):
+            assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True))
+        if done := measure("kvm_pf.trace, as the command does", with_stream, small):
             assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True))
         large.read_bytes()  # into the page cache
         one = measure("kvm_pf.trace.scan, 1 thread", lambda path: with_scan(path, 1), large)

@@ -11,7 +11,7 @@ import pytest
 
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.fault_rows import fault_frame, load_faults
-from kvm_pf.conformance.replay import revision_for
+from kvm_pf.conformance.placement import revision_for
 from kvm_pf.trace import disagreements, follows, load, page
 
 DATA = Path(__file__).parent / "data"
