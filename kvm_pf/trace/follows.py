@@ -152,8 +152,9 @@ class Model:
                     else ("default", "sw-protected", *(("snp",) if q.kind == "npf" else ()))
                 )
                 walks = _WALKS if code & PFERR_RSVD_MASK else list(_WALKS)[:1]
-                for private, vm, ret, walk in itertools.product(attributes, vms, self._handler(), walks):
-                    if vm != "default" or not private:  # it has no attributes
+                for vm, ret, walk in itertools.product(vms, self._handler(), walks):
+                    # A VM without private memory has no attributes, whatever was asked for in the trace.
+                    for private in (0,) if vm == "default" else attributes:
                         rows.append((n, code, private, vm, ret, walk))
         frame = pd.DataFrame(rows, columns=["n", "error_code", "private", "vm_type", "pf_ret", "walk"])
         formats = [_MMIO[questions[n].kind] for n in frame["n"]]
@@ -169,9 +170,10 @@ class Model:
         for (n, code, private, vm, ret, walk), out in zip(rows, outs, strict=True):
             inputs = {
                 "the handler's answer": f"the handler answers {answer(ret, self.revision)}" if out.pf_called else "",
-                "the page's attribute": f"the page is {'private' if private else 'shared'}",
                 "the kind of VM": f"the VM is {vm}", "the MMIO entry": walk,
             }  # fmt: skip
+            if vm != "default":
+                inputs["the page's attribute"] = f"the page is {'private' if private else 'shared'}"
             left[n] += [(end, inputs) for end in self._ends(out, code, private, ret)]
         return [_expected(codes[n], traced[n], left[n]) for n in range(len(questions))]
 

@@ -36,7 +36,8 @@ def test_what_a_real_kernel_did_is_among_what_the_model_allows(kernels, path):
     faults = load(path, revision).faults
     table = follows(faults, revision)
     assert table["line"].tolist() == faults["line"].tolist()
-    shown = table[faults["outcome"].ne("not shown").to_numpy()]
+    beyond = ("not shown", "passed to L1")  # what L1's tables say is not of this path
+    shown = table[~faults["outcome"].isin(beyond).to_numpy()]
     assert not shown["agrees"].eq(False).any(), shown[shown["agrees"].eq(False)]["what"].tolist()
     assert shown["agrees"].notna().all()
 
@@ -87,6 +88,12 @@ STORIES = {
     # handle_mmio_page_fault() ends it, or nothing is there: it maps nothing unless the entry is old
     "a reserved bit, and the instruction is emulated": (
         [("npf", RSVD), "emulated", "entry"],
+        "v6_12",
+        AGREES,
+    ),
+    # the call that makes memory private fails in a VM that has none, and the trace does not show that
+    "a shared access to memory that was to be private": (
+        ["private", ("npf", READ), "emulated", "entry"],
         "v6_12",
         AGREES,
     ),
