@@ -18,11 +18,13 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from kvm_pf.common.files import write
 from tools.live.fetch import fetch, parts
 
 ROOT = Path(__file__).parents[2]
@@ -117,17 +119,22 @@ def scripts() -> dict[str, str]:
     own_files = sorted(path for path in TOOLS.rglob("*") if path.suffix in (".py", ".js", ".mjs", ".toml"))
     sources = [path.read_bytes() for path in own_files]
     key = hashlib.sha256(b"".join([modules, *sources, *map(_front, FRONT)])).hexdigest()[:16]
-    kept = CACHE / f"scripts-{key}"
-    if not kept.is_dir():
-        made = _made(modules)
-        for old in CACHE.glob("scripts-*"):
-            shutil.rmtree(old)
-        kept.mkdir(parents=True)
-        (kept / "names.json").write_text(json.dumps(list(made)))
-        for name, text in made.items():
-            (kept / name).write_text(text, encoding="utf-8")
-    names = json.loads((kept / "names.json").read_text())
-    return {name: (kept / name).read_text(encoding="utf-8") for name in names}
+    kept = kept_as(f"scripts-{key}.json", lambda: json.dumps(_made(modules)).encode())
+    for old in CACHE.glob("scripts-*"):
+        if old != kept:
+            old.unlink(missing_ok=True)
+    texts: dict[str, str] = json.loads(kept.read_bytes())
+    return texts
+
+
+def kept_as(name: str, make: Callable[[], bytes]) -> Path:
+    """Return a file of CACHE, made if it is not there; another process never sees a half of it."""
+    path = CACHE / name
+    if not path.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with write(path) as file:
+            file.write(make())
+    return path
 
 
 def _made(modules: bytes) -> dict[str, str]:
@@ -159,9 +166,11 @@ def pyodide() -> Path:
     part = parts()["pyodide"]
     folder = CACHE / f"core-{part.version}"
     if not folder.is_dir():
-        with tarfile.open(fetch(part, CACHE)) as packed:
-            packed.extractall(folder, filter="data")
-    return folder / "package"
+        with tarfile.open(fetch(part, CACHE)) as packed, TemporaryDirectory(dir=CACHE) as fresh:
+            packed.extractall(fresh, filter="data")
+            with suppress(OSError):  # another process was faster
+                Path(fresh, "package").rename(folder)
+    return folder
 
 
 def compiled(core: Path, modules: bytes) -> tuple[bytes, bytes]:
