@@ -2,6 +2,7 @@
 """The widgets, through their controls: what is set, what is then said.  Nothing here needs a front end."""
 
 import re
+from datetime import datetime
 from html.parser import HTMLParser
 
 import ipywidgets
@@ -20,6 +21,8 @@ from kvm_pf.run.watch import explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import element, notice
 from kvm_pf.show.widgets.bits import BitGrid
+from kvm_pf.show.widgets.checker import patch_checker
+from kvm_pf.show.widgets.claims import ASKED, claim_asker
 from kvm_pf.show.widgets.corpus import corpus_browser
 from kvm_pf.show.widgets.error_code import KERNELS, error_code_explorer
 from kvm_pf.show.widgets.fault import MMIO, OTHER, fault_explorer
@@ -38,6 +41,9 @@ def player():
     return step_player(explain("WRITE|USER", **PRIVATE))
 
 
+DIFF = "--- a/arch/x86/kvm/x.c\n+++ b/arch/x86/kvm/x.c\n@@ -1,1 +1,1 @@ int f(void)\n-int a;\n+int b;\n"
+
+
 MAKERS = {
     "error_code_explorer": lambda: error_code_explorer(0x2000100000006),
     "fault_explorer": lambda: fault_explorer("posted", 0x100000006, **PRIVATE),
@@ -45,6 +51,8 @@ MAKERS = {
     "hunk_viewer": hunk_viewer,
     "corpus_browser": corpus_browser,
     "scenario_player": lambda: scenario_player(*SCENARIO),
+    "patch_checker": lambda: patch_checker(DIFF),
+    "claim_asker": lambda: claim_asker("sanitiser-is-a-mask", "before", ask=True),
     "trace_reader": lambda: trace_reader("kvm_page_fault: address febd0000 error_code 181\n"),
 }
 
@@ -853,3 +861,86 @@ def test_values_are_shown_small_ones_in_decimal():
 def test_ids_that_follow_each_other_are_shortened():
     assert ids([]) == ""
     assert ids(["h1+01", "h2+02", "h2+03", "h2-04"]) == "h1+01, h2+02…03, h2-04"
+
+
+# --- the patch checker ---
+
+
+@pytest.fixture
+def mail(shared):
+    """The mail that quotes the patch."""
+    return next((shared / "spec").glob("000_*.txt")).read_text()
+
+
+def test_a_pasted_mail_is_checked(mail):
+    w = patch_checker()
+    assert "Paste a mail" in said(w)
+    w.controls["text"].value = mail
+    assert repr(w) == "patch_checker(this patch)"
+    assert row(w, "sanitize")[1] == row(w, "mark_private")[1] == row(w, "is_private")[1] == "there"
+    assert row(w, "lines")[1].startswith("+31 −8, of which 39 ")
+
+
+def test_a_damaged_copy_is_checked_to_the_line(mail):
+    w = patch_checker(mail.replace("BIT_ULL(49)", "BIT_ULL(50)"))
+    assert repr(w) == "patch_checker(a damaged copy)"
+    (place,) = [
+        cells for cells in Reader(w.output.value).rows if cells[0].endswith("kvm_host.h") and len(cells) == 5
+    ]
+    assert place[1] == "1"
+    assert "h1+10" in place[3]
+    assert "BIT_ULL(50)" in place[4]
+
+
+def test_a_file_is_checked_and_the_text_no_longer():
+    w = patch_checker("--- a/y\n+++ b/y\n@@ -1,1 +1,1 @@\n-1\n+2\n")
+    content = memoryview(DIFF.encode())
+    file = {"name": "x", "type": "", "size": 9, "content": content, "last_modified": datetime(2026, 1, 1)}
+    w.controls["file"].value = [file]
+    assert "arch/x86/kvm/x.c" in said(w)
+    assert "mail or diff: none · file: 1 diff" in Reader(w.static().html).text
+
+
+def test_what_holds_no_diff_is_said_and_changes_nothing():
+    w = patch_checker(DIFF)
+    before = w.output.value
+    w.controls["text"].value = "no diff\nat all\n"
+    assert "holds no diff" in message(w)
+    assert w.output.value == before
+    with pytest.raises(InputError, match="holds no diff"):
+        patch_checker("no diff\nat all\n")
+
+
+# --- the claim asker ---
+
+
+def test_a_claim_is_asked_when_its_button_is_pressed():
+    w = claim_asker("reserved-never-private")
+    assert "A reserved fault that reaches the handler is never private." in said(w)
+    assert "Not asked yet." in said(w)
+    w.controls["ask"].click()
+    assert "posted: holds (proved)" in said(w)
+    w.controls["revision"].value = "before"
+    assert "Not asked yet." in said(w)
+    w.controls["ask"].click()
+    assert w.answer.witness.state["error_code"] == 1 << 3
+    assert "RSVD" in said(w)
+    assert row(w, "is_private")[1::2] == [
+        "private, by attribute of gfn 0x100000",
+        "shared, by error code RSVD",
+    ]
+
+
+def test_without_the_solver_it_says_so_and_goes_on(monkeypatch):
+    w = claim_asker()
+    monkeypatch.setattr("kvm_pf.show.widgets.claims.has_solver", lambda: False)
+    w.controls["ask"].click()
+    assert "no solver here" in message(w)
+    assert "Not asked yet." in said(w)
+
+
+@pytest.mark.parametrize("wrong", ["nope", "engines-agree"])
+def test_what_the_solver_cannot_be_asked_is_refused(wrong):
+    assert wrong not in ASKED
+    with pytest.raises(InputError, match=wrong):
+        claim_asker(wrong)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ipywidgets import FileUpload, Layout, Textarea
 
+from kvm_pf.common.typed import typed
 from kvm_pf.patch.identify import SHOWN, Identity, identify
 from kvm_pf.patch.reader import Found, Patch, likeness, read_patches
 from kvm_pf.show.markup import Html, bold, code, element, join, table
@@ -15,10 +16,11 @@ from kvm_pf.show.widgets.panel import Panel, button, line
 HINT = "Paste a mail, a page of an archive or a diff into the box, or choose a file."
 
 
+@typed()
 def patch_checker(text: str = "") -> PatchChecker:
     """Return a checker of patches; it begins with `text`: a mail, a diff, or nothing.
 
-    Raises InputError if there is text, but no diff in it.
+    Raises InputError if there is text, but no diff in it, or if it is no text.
     """
     return PatchChecker(text)
 
@@ -40,6 +42,7 @@ class PatchChecker(Panel):
         controls["check"].on_click(self._listen("text"))
         self.found: Found | None = None
         self.verdicts: list[Identity] = []
+        self._upload = False
         self._take(text.encode())
 
     def react(self, name: str) -> None:
@@ -47,10 +50,11 @@ class PatchChecker(Panel):
         if name == "text":
             self._take(self.controls["text"].value.encode())
         elif self.controls["file"].value:
-            self._take(bytes(self.controls["file"].value[0]["content"]))
+            self._take(bytes(self.controls["file"].value[0]["content"]), upload=True)
 
-    def _take(self, content: bytes) -> None:
+    def _take(self, content: bytes, upload: bool = False) -> None:
         found = read_patches(content) if content.strip() else None
+        self._upload = upload
         self.verdicts = [identify(patch) for patch in found.patches] if found else []
         self.found = found
         self.draw()
@@ -70,8 +74,10 @@ class PatchChecker(Panel):
         )
 
     def settings(self) -> Html:
-        """Tell how many diffs were checked; the text itself is the user's."""
-        return join(["diffs: ", bold(len(self.verdicts))])
+        """Tell where the diffs are from and how many there are; the text itself is the user's."""
+        count = f"{len(self.verdicts)} diff{'s' * (len(self.verdicts) != 1)}"
+        parts = {"mail or diff": "none" if self._upload else count, "file": count if self._upload else "none"}
+        return join([join([name, ": ", bold(value)]) for name, value in parts.items()], " · ")
 
     def __repr__(self) -> str:
         return f"patch_checker({', '.join(verdict.kind for verdict in self.verdicts) or 'nothing'})"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
 from kvm_pf.proof.ask import Answer, find, prove
 from kvm_pf.proof.claims import CLAIMS, PROVED
 from kvm_pf.proof.terms import has_solver
@@ -19,6 +20,7 @@ ASKED = tuple(name for name, claim in CLAIMS.items() if claim.strength == PROVED
 """The claims that the solver answers; others are counted out, or read in a source."""
 
 
+@typed()
 def claim_asker(
     claim: str = "reserved-never-private", revision: str | Revision = "posted", ask: bool = False
 ) -> ClaimAsker:
