@@ -55,6 +55,8 @@ WIDGETS = (
     "corpus_browser()",
     "scenario_player('posted-on-6.12', '2-swprot')",
     TRACE,
+    "patch_checker()",
+    "claim_asker()",
 )
 
 BAD = (
@@ -560,3 +562,20 @@ def test_trace_reader_takes_a_file(cell, lab, root):
     chosen.value.set_files(root / "data" / "recordings" / "6.12" / "2-swprot.trace.gz")
     expect(reader).to_contain_text("34 faults in 2-swprot.trace.gz, of an AMD CPU")
     expect(reader.get_by_role("alert")).to_have_count(0)
+
+
+def test_patch_checker(cell):
+    checker = cell(WIDGETS.index("patch_checker()") + 1)
+    box = checker.get_by_label("mail or diff")
+    box.fill("--- a/x.c\n+++ b/x.c\n@@ -1,1 +1,1 @@\n-int a;\n+int b;\n")
+    checker.get_by_role("button", name="check").click()
+    expect(checker.get_by_role("paragraph").first).to_contain_text("another patch")
+    expect(checker.get_by_role("table", name="what it touches")).to_contain_text("x.c")
+
+
+def test_claim_asker(cell):
+    asker = cell(WIDGETS.index("claim_asker()") + 1)
+    asker.get_by_label("of", exact=True).select_option("before")
+    asker.get_by_role("button", name="ask the solver").click()
+    expect(asker.get_by_text("before: fails")).to_be_visible()
+    expect(asker.get_by_role("table", name="the steps in this state")).to_be_visible()
