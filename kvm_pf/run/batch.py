@@ -543,7 +543,9 @@ def parquet_batches(
         raise InputError(f"{path}: not readable as a table: there is no such file")
     try:
         there = pq.read_schema(path).names if words else ()
-        with pq.ParquetFile(path, read_dictionary=[name for name in words if name in there]) as file:
+        dictionaries = [name for name in words if name in there]
+        # What is buffered ahead is kept until the file is closed: memory would grow with it.
+        with pq.ParquetFile(path, read_dictionary=dictionaries, pre_buffer=False) as file:
             rows = file.metadata.num_rows
             groups = (file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
             if any(size > GROUP_BYTES for size in groups):

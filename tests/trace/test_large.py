@@ -376,3 +376,11 @@ def test_workers_give_the_same_and_a_killed_one_is_survived(traces, tmp_path):
 def test_a_scheduler_that_is_not_there_is_named(capsys, traces, monkeypatch):
     assert main(["trace", str(traces), "--scheduler", "nonsense://x"]) == 2
     assert "nonsense://x: no Dask scheduler answers" in capsys.readouterr().err
+
+
+def test_nothing_of_a_table_is_kept_that_was_read(tmp_path):
+    path = write_raw(tmp_path / "raw.parquet", 500_000)
+    before = pa.total_allocated_bytes()
+    taken = [pa.total_allocated_bytes() - before for _ in TableStream(path).parts(10_000)]
+    assert len(taken) == 50
+    assert max(taken) < path.stat().st_size / 3
