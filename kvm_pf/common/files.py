@@ -8,7 +8,9 @@ import gzip
 import io
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +26,7 @@ LIMIT = 1 << 28
 
 _unfinished: set[str] = set()
 _made: list[str] = []
+_scratch: list[str] = []
 
 
 def as_path(path: object, what: str) -> Path:
@@ -115,11 +118,25 @@ def folder(path: str | Path) -> Iterator[Path]:
         _leave(made)
 
 
+@contextmanager
+def scratch(path: str | Path) -> Iterator[Path]:
+    """Make a hidden folder in a folder, for what is not finished; it goes, with all in it, however the block ends."""
+    made = _named(path, tempfile.mkdtemp, None, ".", path)
+    _scratch.append(made)
+    try:
+        yield Path(made)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        _scratch.remove(made)
+
+
 def discard_unfinished() -> None:
     """Remove what is begun and not finished here, in all threads: for a process that ends at once."""
     for name in list(_unfinished):
         with suppress(OSError):
             os.unlink(name)
+    for name in list(_scratch):
+        shutil.rmtree(name, ignore_errors=True)
     _leave(list(_made))
 
 

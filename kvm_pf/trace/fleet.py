@@ -12,7 +12,6 @@ are read again.  The tables that `--out` writes are partitions for `dask.datafra
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import folder
+from kvm_pf.common.files import folder, scratch
 from kvm_pf.common.text import one_line, visible
 from kvm_pf.trace.digest import Digest, storm_table
 from kvm_pf.trace.faults import table
@@ -188,11 +187,11 @@ def _targets(names: list[str], out: str | Path | None) -> Iterator[list[str | No
     tables = [f"{Path(name).name}.parquet" for name in names]
     if twice := {table for table in tables if tables.count(table) > 1}:
         raise InputError(f"{out}: two tables would be named {min(twice)}; give the folders one by one")
-    with folder(out), tempfile.TemporaryDirectory(prefix=".", dir=out) as made:
-        yield [str(Path(made) / table) for table in tables]
+    with folder(out), scratch(out) as made:
+        yield [str(made / table) for table in tables]
         for table in tables:
-            if (Path(made) / table).exists():
-                os.replace(Path(made) / table, Path(out) / table)
+            if (made / table).exists():
+                os.replace(made / table, Path(out) / table)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -384,3 +385,24 @@ def test_nothing_of_a_table_is_kept_that_was_read(tmp_path):
     taken = [pa.total_allocated_bytes() - before for _ in TableStream(path).parts(10_000)]
     assert len(taken) == 50
     assert max(taken) < path.stat().st_size / 3
+
+
+def test_an_interrupt_leaves_no_process_and_no_file(traces, tmp_path):
+    command = [sys.executable, "-m", "kvm_pf", "trace", traces, "--workers", "2", "--out", tmp_path / "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 60
+        while not (tmp_path / "out").exists() and time.monotonic() < until:  # the workers are there by then
+            time.sleep(0.05)
+        workers = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith(b"kvm-pf: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+    until = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert workers
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
