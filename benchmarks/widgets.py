@@ -2,7 +2,9 @@
 """How fast the widgets answer: from a control's new value to the finished HTML, in the kernel.
 
 Run: python benchmarks/widgets.py.  What the front end then takes to draw is not in it.  Nor are full garbage
-collections: with all libraries loaded one takes as long as a slow answer, once in some hundred changes.
+collections: with all libraries loaded one takes as long as a slow answer, once in some hundred changes.  The last
+column counts an answer in loops of plain arithmetic, which makes it comparable between machines.
+Below that, verdicts: each step of EDITED is run in the widget `your_turn`, the first one with nothing prepared.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -20,6 +23,9 @@ LIMIT = 50
 """Milliseconds after which a person feels a wait."""
 
 ROUNDS = 3
+
+VERDICT = 3
+"""Seconds in which an edited step is judged."""
 
 Change = Callable[[], object]
 
@@ -35,7 +41,8 @@ class Measured(NamedTuple):
 
     def __str__(self) -> str:
         late = "" if max(self.first, self.worst) < LIMIT else f"  over {LIMIT} ms"
-        return f"{self.name:<20}{self.made:>9.0f}{self.first:>9.1f}{self.usual:>9.1f}{self.worst:>9.1f}{late}"
+        times = f"{self.made:>9.0f}{self.first:>9.1f}{self.usual:>9.1f}{self.worst:>9.1f}"
+        return f"{self.name:<20}{times}{self.worst / loop():>9.1f}{late}"
 
 
 def milliseconds(do: Callable[[], object]) -> float:
@@ -43,6 +50,18 @@ def milliseconds(do: Callable[[], object]) -> float:
     start = time.process_time()
     do()
     return 1000 * (time.process_time() - start)
+
+
+@cache
+def loop() -> float:
+    """Return the milliseconds of a fixed loop, the median of several."""
+
+    def once() -> None:
+        n = 0
+        for i in range(100_000):
+            n ^= i
+
+    return median(milliseconds(once) for _ in range(9))
 
 
 def changes(widget: Any) -> Iterator[Change]:
@@ -78,6 +97,18 @@ def measure(name: str, make: Callable[[], Any]) -> Measured:
     return Measured(name, making, max(first), median(later), max(later))
 
 
+EDITED = {
+    ("posted", "mark_private"): ("vm.cfg_sw_protected", "vm.cfg_private_mem"),
+    ("posted", "sanitize"): ("PFERR_SYNTHETIC_MASK != 0", "PFERR_PRIVATE_ACCESS != 0"),
+    ("posted", "is_private"): ("!= 0", "== 0"),
+    ("posted", "kvm_mmu_page_fault"): ("return", "return"),
+    ("before", "is_private"): ("return", "return"),
+    ("v6_10", "npf_synthetic"): ("return error_code,", "return 0,"),
+    ("v7_3", "is_private"): ("!= 0", "== 0"),
+    ("v7_3", "faultin_pfn"): ("return", "return"),
+}
+"""Changes of steps: what stands there, and what then stands instead.  Two change nothing."""
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "error_code_explorer": lambda: widgets.error_code_explorer(0x6),
     "fault_explorer": lambda: widgets.fault_explorer("posted", 0x6, vm_type="sw-protected", private=True),
@@ -91,9 +122,21 @@ MAKERS: dict[str, Callable[[], Any]] = {
 def main() -> None:
     """Print a line for each widget."""
     gc.disable()
-    print(f"{'milliseconds':<20}{'to make':>9}{'first':>9}{'usual':>9}{'worst':>9}")
+    print(f"{'milliseconds':<20}{'to make':>9}{'first':>9}{'usual':>9}{'worst':>9}{'loops':>9}")
     for name, make in MAKERS.items():
         print(measure(name, make), flush=True)
+    turn = widgets.your_turn()
+    for (revision, step), (was, now) in EDITED.items():
+        turn.controls["revision"].value, turn.controls["step"].value = revision, step
+        text = turn.controls["text"].value
+        assert was in text, f"{step} of {revision} has no {was}"
+        turn.controls["text"].value = text.replace(was, now)
+        seconds = milliseconds(turn.controls["run"].click) / 1000
+        late = "" if seconds < VERDICT else f"  over {VERDICT} s"
+        found = turn.verdict
+        assert found is not None, turn.message.value
+        told = f"{len(found.cases)} cases, {len(found.fallen)} claims, {len(found.unasked)} not asked"
+        print(f"{revision + ' ' + step:<32}{seconds:>6.1f} s  {told}{late}", flush=True)
 
 
 if __name__ == "__main__":

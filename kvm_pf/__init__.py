@@ -28,9 +28,12 @@ True
 
 >>> mine = REVISIONS["posted"].derive("mine", sanitize=lambda error_code: (error_code, 0))
 
-`verdict`: which cases notice such a change, which claims fall, and the smallest fault that shows it.
+`verdict`: which cases notice such a change, which claims fall, and the smallest fault that shows it.  A function
+stands for the step of its name.
 
->>> "sanitize-both-bits" in verdict(mine, ["sanitiser-is-a-mask"]).cases
+>>> def sanitize(error_code):
+...     return error_code, 0
+>>> "sanitize-both-bits" in verdict(sanitize, ["sanitiser-is-a-mask"]).cases
 True
 
 `prove`: a claim, asked of a revision for all states of all faults.

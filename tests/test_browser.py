@@ -57,6 +57,7 @@ WIDGETS = (
     TRACE,
     "patch_checker()",
     "claim_asker()",
+    "your_turn('sanitize')",
 )
 
 BAD = (
@@ -579,3 +580,21 @@ def test_claim_asker(cell):
     asker.get_by_role("button", name="ask the solver").click()
     expect(asker.get_by_text("before: fails")).to_be_visible()
     expect(asker.get_by_role("table", name="the steps in this state")).to_be_visible()
+
+
+def test_your_turn(cell):
+    turn = cell(WIDGETS.index("your_turn('sanitize')") + 1)
+    text, run = turn.get_by_label("the step"), turn.get_by_role("button", name="run")
+    expect(text).to_have_value(re.compile("return error_code, 0"))
+    text.fill("def sanitize(error_code):\n    return eror_code, 0")
+    run.click()
+    expect(turn.get_by_role("alert")).to_contain_text("line 2: the path has no name eror_code; did you mean")
+    text.fill("def sanitize(error_code):\n    return error_code, 0")
+    run.click()
+    expect(
+        turn.get_by_text(re.compile(r"[1-9]\d* of \d+ cases notice; [1-9]\d* of \d+ claims fall"))
+    ).to_be_visible()
+    expect(turn.get_by_role("row", name="sanitiser-is-a-mask")).to_contain_text("What leaves the sanitiser")
+    expect(turn.get_by_role("columnheader", name="with your step")).to_be_visible()
+    turn.get_by_role("button", name="as it was").click()
+    expect(text).to_have_value(re.compile("PFERR_SYNTHETIC_MASK"))

@@ -32,6 +32,7 @@ from kvm_pf.show.widgets.place import Place
 from kvm_pf.show.widgets.scenario import scenario_player
 from kvm_pf.show.widgets.steps import step_player
 from kvm_pf.show.widgets.trace import trace_reader
+from kvm_pf.show.widgets.turn import your_turn
 
 PRIVATE = {"vm_type": "sw-protected", "private": True}
 SCENARIO = ("posted-on-6.12", "4-inject-swprot")
@@ -54,6 +55,7 @@ MAKERS = {
     "patch_checker": lambda: patch_checker(DIFF),
     "claim_asker": lambda: claim_asker("sanitiser-is-a-mask", "before", ask=True),
     "trace_reader": lambda: trace_reader("kvm_page_fault: address febd0000 error_code 181\n"),
+    "your_turn": lambda: your_turn("sanitize"),
 }
 
 
@@ -144,7 +146,7 @@ def test_the_static_twin_is_the_same_each_time_and_says_what_the_widget_says(mad
     text = Reader(twin._repr_html_()).text
     assert said(widget) in text
     for control in widget.controls.values():
-        if not isinstance(control, ipywidgets.Button):
+        if not isinstance(control, ipywidgets.Button | ipywidgets.Textarea):
             assert control.description in text
     assert repr(twin) == f"{widget!r}, as it stands"
 

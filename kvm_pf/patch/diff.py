@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kvm_pf import bits
 from kvm_pf.revisions import Revision, get
 
-__all__ = ("Row", "diff_text", "source_lines", "step_diff")
+__all__ = ("Row", "compared", "diff_text", "source_lines", "step_diff")
 
 
 class Row(NamedTuple):
@@ -74,7 +74,15 @@ def step_diff(name: str, a: str | Revision = "before", b: str | Revision = "post
     >>> [row.tag for row in step_diff("handler_error_code", "posted", "posted_u32")]
     ['equal', 'replace']
     """
-    left, right = source_lines(name, a), source_lines(name, b)
+    return compared(source_lines(name, a), source_lines(name, b))
+
+
+def compared(left: Sequence[str], right: Sequence[str]) -> list[Row]:
+    """Compare lines of text.
+
+    >>> [row.tag for row in compared(["a", "b"], ["a", "c", "d"])]
+    ['equal', 'replace', 'replace']
+    """
     return [
         Row(tag, one or "", other or "")
         for tag, i, j, m, n in SequenceMatcher(None, left, right, autojunk=False).get_opcodes()

@@ -10,7 +10,7 @@ A claim that is refuted comes with the smallest state in which it is false, run 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -79,10 +79,8 @@ class Witness:
     def beside(self, other: str | Revision | None = None) -> str:
         """The state, its codes decoded, and the steps of this revision and of another one, side by side."""
         other = get(other or self.other)
-        left, right = (_lines(self.steps(r)) for r in (self.revision, other))
-        width = max(map(len, [*left, self.revision.name]))
-        rows = zip_longest([self.revision.name, *left], [other.name, *right], fillvalue="")
-        return "\n".join([str(self), *self.codes(), *(f"{a:<{width}} │ {b}".rstrip() for a, b in rows)])
+        pair = beside({each.name: self.steps(each) for each in (self.revision, other)})
+        return "\n".join([str(self), *self.codes(), *pair])
 
     def codes(self) -> list[str]:
         """The bits of the state's error codes, one line each."""
@@ -94,13 +92,21 @@ class Witness:
         ]
 
 
-def _lines(records: list[Record]) -> list[str]:
+def step_lines(records: list[Record]) -> list[str]:
     """One line for each step: its name, the code after it, and why."""
     lines = []
     for record in records:
         after = f" → {record.after:#x}" if record.after not in (None, record.before) else ""
         lines.append(f"{'  ' * record.depth}{record.step}{after}: {record.why}")
     return lines
+
+
+def beside(runs: Mapping[str, list[Record]]) -> list[str]:
+    """The steps of two runs side by side, as lines of text under their names."""
+    (one, left), (other, right) = ((name, step_lines(records)) for name, records in runs.items())
+    width = max(map(len, [*left, one]))
+    rows = zip_longest([one, *left], [other, *right], fillvalue="")
+    return [f"{a:<{width}} │ {b}".rstrip() for a, b in rows]
 
 
 @dataclass

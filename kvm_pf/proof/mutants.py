@@ -26,6 +26,7 @@ from kvm_pf.bits import U64_MASK
 from kvm_pf.conformance.cases import CALLS, call, read_cases
 from kvm_pf.proof.case import WAYS, Case, common_outputs, spelled
 from kvm_pf.proof.terms import (
+    Bool,
     Summary,
     Unknown,
     Variable,
@@ -377,11 +378,17 @@ class Doubt:
         """Whether any input tells the two apart.  Raises Unknown."""
         return self.case.possible(self.wrong)
 
+    def _results(self, state: Mapping[str, int]) -> dict[str, tuple[str, str]]:
+        """What the function returns for some arguments in each of the revisions."""
+        given = [_with_numbers(argument, state) for argument in self.arguments]
+        one, other = (revision.link(self.entry)(*given) for revision in (self.a, self.b))
+        return {"result": (str(one), str(other))}
+
     def smallest(self, reachable: bool = False) -> Apart | None:
         """Return the smallest input that does, if wished one that can exist; None: there is none.  Raises Unknown."""
         if self.entry not in WAYS:
             state = smallest(self.wrong, {name: Variable(term, 0) for name, term in _leaves(self.arguments)})
-            return None if state is None else Apart(self.entry, state, {})
+            return None if state is None else Apart(self.entry, state, self._results(state))
         exists = self.case.reachable(self.a, self.entry) if reachable else True
         state = self.case.smallest(self.wrong & exists)
         if state is None:
@@ -393,6 +400,14 @@ class Doubt:
             if plain.differs(self.entry, o, self.a, self.b)
         }
         return Apart(WAYS[self.entry].title, state, seen)
+
+
+def _with_numbers(value: Any, state: Mapping[str, int]) -> Any:
+    """The terms in a value as the numbers that a state has for them."""
+    if isinstance(value, tuple):
+        return type(value)(*(_with_numbers(part, state) for part in value))
+    number = state[str(value.term)]
+    return bool(number) if isinstance(value, Bool) else number
 
 
 def _differ(one: tuple[Any, Any], other: tuple[Any, Any]) -> Any:

@@ -366,7 +366,10 @@ def as_int(value: Any) -> Int:
     if isinstance(value, Int):
         return value
     if not isinstance(value, int):
-        raise InputError(f"step {_step()!r}: {brief(value)} stands where a whole number is wanted")
+        what = (
+            f"a {type(value).__name__}" if isinstance(value, tuple) else brief(value)
+        )  # whose terms may be long
+        raise InputError(f"step {_step()!r}: {what} stands where a whole number is wanted")
     return Int(z3.BitVecVal(int(value), WIDTH), ranges.span_of(value))
 
 

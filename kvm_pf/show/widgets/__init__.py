@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Widgets to try the fault path with: each function returns one, to be used in a notebook.
 
-All are built from the notebook's own controls, so that a keyboard works everywhere and no screen is needed to
-test them: set `.value` of one of `.controls`, read `.output.value`.  `.static()` is the twin that a committed
-notebook shows where nothing runs.
+A keyboard and a screen reader work everywhere, and no screen is needed to test them: set `.value` of one of
+`.controls`, read `.output.value`.  `.static()` is the twin that a committed notebook shows where nothing runs.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from kvm_pf.show.widgets.scenario import scenario_player
     from kvm_pf.show.widgets.steps import step_player
     from kvm_pf.show.widgets.trace import trace_reader
+    from kvm_pf.show.widgets.turn import your_turn
 
 _ROOMS = {
     "claim_asker": "claims",
@@ -32,11 +32,12 @@ _ROOMS = {
     "scenario_player": "scenario",
     "step_player": "steps",
     "trace_reader": "trace",
+    "your_turn": "turn",
 }
 
 __all__ = (
     "claim_asker", "corpus_browser", "error_code_explorer", "fault_explorer", "hunk_viewer", "patch_checker",
-    "scenario_player", "step_player", "trace_reader",
+    "scenario_player", "step_player", "trace_reader", "your_turn",
 )  # fmt: skip
 
 

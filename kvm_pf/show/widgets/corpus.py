@@ -58,7 +58,7 @@ class CorpusBrowser(Panel):
         self.below = VBox()
         filters = [controls[name] for name in (*FILTERS, "outcome")]
         super().__init__(controls, [line(*filters), controls["case"], controls["open"]], [self.below])
-        controls["open"].on_click(lambda _: self.explore())
+        controls["open"].on_click(lambda _: self.attempt(self.explore))
         self._words = {name: _told(case) for name, case in self._cases.items()}
         self._marks = {name: _marks(case) for name, case in self._cases.items()}
         self._filter()

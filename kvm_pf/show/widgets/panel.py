@@ -17,6 +17,7 @@ from ipywidgets import (
     Layout,
     Select,
     Text,
+    Textarea,
     VBox,
 )
 
@@ -65,6 +66,20 @@ def text_box(label: str, tooltip: str, value: str = "", width: str = "24em") -> 
     return Text(value, tooltip=tooltip, continuous_update=False, layout=_row(width), **_label(label))
 
 
+def text_area(label: str, tooltip: str, rows: int) -> Textarea:
+    """Lines of a program, read when they are left."""
+    area = Textarea(
+        rows=rows,
+        tooltip=tooltip,
+        continuous_update=False,
+        layout=_row("100%"),
+        description=label,
+        style={"description_width": "0"},
+    )  # fmt: skip
+    area.add_class("kvm-pf-text")
+    return area
+
+
 def choice(label: str, tooltip: str, options: Sequence[Any], value: Any, width: str = "auto") -> Dropdown:
     """A choice of one."""
     return Dropdown(options=options, value=value, tooltip=tooltip, layout=_row(width), **_label(label))
@@ -105,7 +120,8 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     `controls` maps names to controls; `output.value` is HTML.  A change of a control calls `react` with the
     control's name.  If that raises InputError, the complaint is shown and everything else stays as it was.
-    `settings` are the controls as they are laid out: `wide` ones stand above the output, others beside it.
+    `settings` are the controls as they are laid out: `wide` ones stand above the output, others beside it, `widest`
+    pixels wide at most.
     """
 
     def __init__(
@@ -114,6 +130,7 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
         settings: Sequence[Any],
         below: Sequence[Any] = (),
         wide: bool = False,
+        widest: int = 440,
     ) -> None:
         self.controls = dict(controls)
         self.message = HTML()
@@ -126,7 +143,10 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
             halves = Layout(
                 display="flex", flex_flow="row wrap", align_items="flex-start", grid_gap="4px 14px"
             )
-            left = VBox([*settings], layout=Layout(flex="1 1 340px", min_width="0", max_width="440px"))
+            left = VBox(
+                [*settings],
+                layout=Layout(flex=f"1 1 {widest - 100}px", min_width="0", max_width=f"{widest}px"),
+            )
             right = VBox(results, layout=Layout(flex="3 1 440px", min_width="0"))
             right.add_class("kvm-pf-results")
             super().__init__([Box([left, right], layout=halves), *below])
@@ -137,17 +157,21 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _listen(self, name: str) -> Callable[[object], None]:
         def heard(_: object) -> None:
-            if self._quiet:
-                return
-            complaint = ""
-            try:
-                with self.quiet():
-                    self.react(name)
-            except InputError as error:
-                complaint = str(error)
-            self.message.value = notice(complaint)
+            if not self._quiet:
+                self.attempt(lambda: self.react(name))
 
         return heard
+
+    def attempt(self, do: Callable[[], object]) -> bool:
+        """Do something without reactions to controls that it sets; show its InputError; say whether it went well."""
+        complaint = ""
+        try:
+            with self.quiet():
+                do()
+        except InputError as error:
+            complaint = str(error)
+        self.message.value = notice(complaint)
+        return not complaint
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -167,7 +191,7 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
         told = [
             join([control.description, ": ", bold(_standing(control))])
             for control in self.controls.values()
-            if control.description and not isinstance(control, Button | BitGrid)
+            if control.description and not isinstance(control, Button | BitGrid | Textarea)
         ]
         return join(told, " · ")
 

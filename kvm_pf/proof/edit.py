@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A step of the path as text that somebody may edit, and back: read, checked, and stopped if it does not return.
+
+The text is compiled and run as Python on the machine of whoever typed it, and may say no more than steps of the path
+say themselves: assignments, `if`, `while`, `return`, arithmetic, and calls of other steps.  That is what all engines
+understand; it is no fence against somebody who means harm.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import linecache
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from dis import get_instructions
+from itertools import count
+from types import FrameType, FunctionType
+from typing import Any
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import one_line
+from kvm_pf.common.typed import typed
+from kvm_pf.patch.diff import source_lines
+from kvm_pf.proof.case import WAYS
+from kvm_pf.proof.mutants import ENTRIES
+from kvm_pf.revisions import REVISIONS, Revision, get, logic_names
+
+LONGEST = 20_000
+"""Characters of a step that are read."""
+
+SECONDS = 1.0
+"""A step that has not returned by then does not end."""
+
+MADE_OF = (
+    ast.Add, ast.And, ast.AnnAssign, ast.Assign, ast.Attribute, ast.AugAssign, ast.BinOp, ast.BitAnd,
+    ast.BitOr, ast.BitXor, ast.BoolOp, ast.Break, ast.Call, ast.Compare, ast.Constant, ast.Continue, ast.Eq,
+    ast.Expr, ast.FloorDiv, ast.Gt, ast.GtE, ast.If, ast.IfExp, ast.In, ast.Invert, ast.keyword, ast.Load,
+    ast.LShift, ast.Lt, ast.LtE, ast.Mod, ast.Mult, ast.Name, ast.Not, ast.NotEq, ast.NotIn, ast.Or,
+    ast.Pass, ast.Return, ast.RShift, ast.Store, ast.Sub, ast.Tuple, ast.UAdd, ast.UnaryOp, ast.USub,
+    ast.While,
+)  # fmt: skip
+"""What a step may be made of."""
+
+BUILTINS = ("bool", "int", "max", "min")
+"""The functions of Python's own that a step may call."""
+
+_WORDS = {
+    "FunctionDef": "a function in the function", "AsyncFunctionDef": "an async function", "ClassDef": "a class",
+    "Import": "an import", "ImportFrom": "an import", "For": "a for loop", "Try": "try", "Raise": "raise",
+    "With": "with", "Lambda": "a lambda", "Global": "global", "Nonlocal": "nonlocal", "Assert": "assert",
+    "Delete": "del", "JoinedStr": "an f-string", "Dict": "a dict", "List": "a list", "Set": "a set",
+    "Subscript": "an index", "Pow": "**", "Div": "/ (// divides whole numbers)", "Starred": "*",
+    "Is": "is", "IsNot": "is not", "Match": "match", "NamedExpr": ":=", "Yield": "yield",
+    "Await": "await", "ListComp": "a comprehension", "GeneratorExp": "a comprehension", "MatMult": "@",
+}  # fmt: skip
+
+_numbers = count(1)
+
+
+class DoesNotEnd(InputError):
+    """A changed step does not return."""
+
+
+@typed()
+def steps(revision: str | Revision = "posted") -> list[str]:
+    """List the steps of the path in a revision: every function that a way in leads to, in the order of first use.
+
+    Raises InputError if there is no such revision.
+    """
+    revision = get(revision)
+    known = {**logic_names(), **revision.names}
+    found: dict[str, None] = {}
+
+    def note(function: FunctionType) -> FunctionType:
+        if function.__name__ in known:
+            found[function.__name__] = None
+        return function
+
+    for entry in ENTRIES:
+        revision.link(WAYS[entry].row if entry in WAYS else entry, note)
+    return list(found)
+
+
+@typed()
+def step_text(name: str, revision: str | Revision = "posted") -> str:
+    """Return the source of a step as a revision has it, without its docstring.
+
+    Raises InputError if there is no such revision or step.
+    """
+    if not isinstance(get(revision).step(name), FunctionType):
+        raise InputError(f"{name} is a number, not a step")
+    return "\n".join(source_lines(name, revision)) + "\n"
+
+
+@typed()
+def read_step(text: str, name: str, revision: str | Revision = "posted") -> FunctionType:
+    """Make a function of the text of one that is to take the place of the step `name` in a revision.
+
+    Raises InputError naming line and column of what no step can be made of.
+    """
+    revision = get(revision)
+    origin = revision.step(name)
+    if not isinstance(origin, FunctionType):
+        raise InputError(f"{name} is a number, not a step")
+    if len(text) > LONGEST:
+        raise InputError(f"{name}: {len(text)} characters; it takes up to {LONGEST}")
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        place = f", line {error.lineno}, column {error.offset}" if error.lineno else ""
+        raise InputError(f"{name}{place}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError(
+            f"{name}: this is no Python ({one_line(error, 80) or type(error).__name__})"
+        ) from None
+    written = _function(tree, name, origin)
+    scope: dict[str, Any] = {**logic_names(), **revision.names, **origin.__globals__}
+    _check(written, scope, name, _shifts(ast.parse(step_text(name, revision))))
+    if origin.__doc__ is not None:  # which is no change
+        documented = ast.Expr(ast.Constant(origin.__doc__))
+        written.body = [documented, *(each for each in written.body if not _is_text(each))]
+        ast.fix_missing_locations(ast.copy_location(documented, written))
+    file = f"<{name}, edited {next(_numbers)}>"
+    code = compile(tree, file, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    exec(code, scope)  # a def and nothing else: what it says runs when it is called
+    function: FunctionType = scope[name]
+    function.__annotations__ = dict(origin.__annotations__)
+    return function
+
+
+def _function(tree: ast.Module, name: str, origin: FunctionType) -> ast.FunctionDef:
+    """The one function that the text must be, with the arguments of the step."""
+    if len(tree.body) != 1 or not isinstance(written := tree.body[0], ast.FunctionDef):
+        line = f", line {tree.body[1].lineno}" if len(tree.body) > 1 else ""
+        raise InputError(f"{name}{line}: it takes one function, def {name}(…), and nothing else")
+    code = origin.__code__
+    wanted = list(code.co_varnames[: code.co_argcount])
+    given = written.args
+    others = [*given.posonlyargs, *given.kwonlyargs, given.vararg, given.kwarg]
+    if written.name != name or [each.arg for each in given.args] != wanted or any(others):
+        raise InputError(f"{name}, line {written.lineno}: it takes def {name}({', '.join(wanted)})")
+    if given.defaults or written.decorator_list:
+        raise InputError(f"{name}, line {written.lineno}: a step has no decorators and no defaults")
+    return written
+
+
+def _shifts(tree: ast.AST) -> set[str]:
+    """What `<<` shifts by, as text."""
+    shifts = (node for node in ast.walk(tree) if isinstance(node, ast.BinOp | ast.AugAssign))
+    return {
+        ast.unparse(node.right if isinstance(node, ast.BinOp) else node.value)
+        for node in shifts
+        if isinstance(node.op, ast.LShift)
+    }
+
+
+def _is_small(by: str, scope: dict[str, Any]) -> bool:
+    """Whether what `<<` shifts by is at most 63 for sure: a number, a constant, a sum of such, or `& 63`."""
+    match ast.parse(by, mode="eval").body:
+        case ast.Constant(value=value):
+            return isinstance(value, int) and value < 64
+        case ast.Name(id=name):
+            value = scope.get(name)
+            return name.isupper() and isinstance(value, int) and value < 64
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+            return all(_is_small(ast.unparse(side), scope) for side in (left, right))
+        case ast.BinOp(op=ast.BitAnd(), right=ast.Constant(value=value)):
+            return isinstance(value, int) and value < 64
+    return False
+
+
+def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: set[str]) -> None:
+    """Raise InputError for what a step cannot be made of, and for names that mean nothing.
+
+    It may shift by what it shifted by (`shifts`), and by what is small: others would fill the memory.
+    """
+    body = [statement for statement in written.body if not _is_text(statement)]
+    if not body:
+        raise InputError(f"{name}, line {written.lineno}: there is nothing in it")
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    own = {argument.arg for argument in written.args.args}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    line = written.lineno
+    skipped: set[int] = set()  # annotations, which say nothing
+    for node in nodes:
+        line = getattr(node, "lineno", line)
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.AnnAssign):
+            skipped |= {id(each) for each in ast.walk(node.annotation)}
+        place = f"{name}, line {line}"
+        if not isinstance(node, MADE_OF):
+            kind = type(node).__name__
+            raise InputError(
+                f"{place}: {_WORDS.get(kind, kind)} has no place in a step: it takes assignments, if, while, "
+                "return, arithmetic, and calls of other steps"
+            )
+        if isinstance(node, ast.Constant) and not isinstance(node.value, int):
+            raise InputError(f"{place}: {node.value!r:.40} has no place in a step: it takes whole numbers")
+        if unknown := [by for by in _shifts(node) - shifts if not _is_small(by, scope)]:
+            raise InputError(
+                f"{place}: << by {unknown[0]:.40} could be too far: it takes a number up to 63, or x & 63"
+            )
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            raise InputError(f"{place}: .{node.attr:.40} has no place in a step")
+        if isinstance(node, ast.Name) and node.id == written.name:
+            raise InputError(f"{place}: a step does not call itself")
+        if isinstance(node, ast.Name) and node.id not in own and node.id not in BUILTINS:
+            value = scope.get(node.id)
+            if node.id not in scope or not isinstance(value, int | tuple | FunctionType | type):
+                known = [each for each in (*own, *scope) if not each.startswith("_")]
+                close = get_close_matches(node.id, known, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise InputError(f"{place}: the path has no name {node.id:.60}{hint}")
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+@contextmanager
+def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
+    """Stop the steps that a derived revision changes if one has not returned after so many seconds.
+
+    Raises DoesNotEnd naming the line that was run then.  Only steps with a loop are watched, line by line, in this
+    thread: it takes time, and others end by themselves.
+    """
+    places: dict[tuple[str, int], str] = {}
+    derived: Revision | None = revision
+    while derived is not None and REVISIONS.get(derived.name) is not derived:
+        for name, step in derived.changes.items():
+            if isinstance(step, FunctionType) and any("BACKWARD" in i.opname for i in get_instructions(step)):
+                places[step.__code__.co_filename, step.__code__.co_firstlineno] = name
+        derived = derived.base
+
+    def called(frame: FrameType, event: str, argument: Any) -> Any:
+        name = places.get((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+        if name is None:
+            return None
+        end = time.monotonic() + seconds
+
+        def at_line(frame: FrameType, event: str, argument: Any) -> Any:
+            if time.monotonic() > end:
+                raise DoesNotEnd(
+                    f"{name}, line {frame.f_lineno}: it does not return (stopped after {seconds:g} s)"
+                )
+            return at_line
+
+        return at_line
+
+    if not places:
+        yield
+        return
+    before = sys.gettrace()
+    sys.settrace(called)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

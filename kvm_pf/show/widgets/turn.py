@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Your turn: edit a step of the path, and see which cases notice, which claims fall, and where it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
+from kvm_pf.patch.diff import compared
+from kvm_pf.proof.ask import step_lines
+from kvm_pf.proof.edit import read_step, step_text, steps
+from kvm_pf.proof.verdict import SHOWN, Verdict, in_words, verdict
+from kvm_pf.revisions import REVISIONS, Revision, get
+from kvm_pf.show.diff import diff_table
+from kvm_pf.show.markup import Html, bold, code, details, element, join, table
+from kvm_pf.show.widgets.panel import Panel, button, choice, line, text_area
+
+SECONDS = 30.0
+"""A verdict that takes longer tells what is known by then."""
+
+
+@typed()
+def your_turn(
+    step: str = "mark_private", revision: str | Revision = "posted", text: str | None = None
+) -> YourTurn:
+    """Return the widget, with a step of a revision to edit; with a `text` for it, judged already.
+
+    The text is compiled and run as Python where the widget runs.  Raises InputError if there is no such revision or
+    step, or if the text is none.
+    """
+    return YourTurn(step, get(revision), text)
+
+
+class YourTurn(Panel):
+    """A step to edit, and the `verdict` of the last run.  Controls: revision, step, text, run, undo."""
+
+    def __init__(self, step: str, revision: Revision, text: str | None) -> None:
+        names = list(REVISIONS) if revision.name in REVISIONS else [*REVISIONS, revision.name]
+        there = _steps(revision)
+        if step not in there:
+            raise InputError(f"your_turn: step={step!r:.60}: {revision.name} has {', '.join(there)}")
+        self.verdict: Verdict | None = None
+        self._own = {revision.name: revision}
+        controls = {
+            "revision": choice("revision", "whose step is edited", names, revision.name, "13em"),
+            "step": choice("step", "which function of the path is edited", there, step, "19em"),
+            "text": text_area("the step", "edit the step, then run it", 14),
+            "run": button("run", "judge the step by the cases, the claims and the solver"),
+            "undo": button("as it was", "put the revision's own step back"),
+        }
+        above, below = line(controls["revision"], controls["step"]), line(controls["run"], controls["undo"])
+        super().__init__(controls, [above, controls["text"], below], widest=520)
+        controls["run"].on_click(lambda _: self.run())
+        controls["undo"].on_click(lambda _: self.attempt(self._load))
+        self._load()
+        if text is not None:
+            with self.quiet():
+                controls["text"].value = text
+            self._judge()
+
+    @property
+    def revision(self) -> Revision:
+        """The revision whose step is edited."""
+        name = self.controls["revision"].value
+        return self._own.get(name) or get(name)
+
+    def react(self, name: str) -> None:
+        """Show the chosen step as the revision has it; a text is judged when it is run."""
+        if name == "revision":
+            control, there = self.controls["step"], _steps(self.revision)
+            before = control.value
+            control.options = there
+            control.value = before if before in there else there[0]
+        if name != "text":
+            self._load()
+
+    def _load(self) -> None:
+        with self.quiet():
+            self.controls["text"].value = step_text(self.controls["step"].value, self.revision)
+        self.verdict = None
+        self.draw()
+
+    def run(self) -> None:
+        """Judge the step as it is written; what is wrong with it is shown instead."""
+        self.verdict = None
+        if not self.attempt(self._judge):
+            self.draw()
+
+    def _judge(self) -> None:
+        step = read_step(self.controls["text"].value, self.controls["step"].value, self.revision)
+        self.verdict = verdict(step, base=self.revision, seconds=SECONDS)
+        self.draw()
+
+    def told(self) -> Html:
+        """Return what `static` shows: the step as it is written, and what came of it."""
+        written = element("pre", self.controls["text"].value)
+        return join([element("p", self.settings()), written, Html(self.message.value), *self.parts()])
+
+    def parts(self) -> Iterator[Html]:
+        """Yield how many notice, the cases, the claims, the witness."""
+        found = self.verdict
+        if found is None:
+            yield element(
+                "p", "Change something, and run it. What you type runs as Python where this page's Python runs, with "
+                "all rights that it has there.",
+            )  # fmt: skip
+            return
+        claims = (
+            f"{len(found.fallen)} of {found.claims} claims fall" if found.claims else "no claim was asked"
+        )
+        yield element("p", bold(f"{len(found.cases)} of {found.asked} cases notice; {claims}."))
+        yield from _witness(found)
+        yield from _claims(found)
+        yield from _cases(found)
+
+    def __repr__(self) -> str:
+        return f"your_turn({self.controls['step'].value!r}, {self.controls['revision'].value!r})"
+
+
+def _steps(revision: Revision) -> list[str]:
+    return sorted(steps(revision))
+
+
+def _witness(found: Verdict) -> Iterator[Html]:
+    remark = f" ({found.remark})" if found.remark else ""
+    yield element("p", bold("The smallest witness: "), f"{found.witness or 'none'}{remark}.")
+    try:
+        runs = [step_lines(records) for records in found.steps().values()]
+    except InputError as error:
+        yield element("p", f"Its steps cannot be shown: {error}.")
+        return
+    if runs:
+        yield diff_table(compared(*runs), f"{found.base.name}, as it was", "with your step")
+
+
+def _claims(found: Verdict) -> Iterator[Html]:
+    if found.fallen:
+        rows = [(code(answer.claim.name), answer.claim.statement) for answer in found.fallen]
+        yield table("claims that fall", ("claim", "what it says"), rows)
+    for why, names in found.reasons.items():
+        yield element("p", f"{len(names)} claims were not asked: {why}.")
+    if not found.claims:
+        yield element("p", "The solver, z3, is not installed here: the cases alone were asked.")
+
+
+def _cases(found: Verdict) -> Iterator[Html]:
+    ids = found.cases
+    if ids:
+        rows = [(code(id), in_words(found.first(id))) for id in ids[:SHOWN]]
+        first = f", the first {SHOWN}" if len(ids) > SHOWN else ""
+        yield table(f"cases that notice{first}", ("case", "what it found"), rows)
+    if len(ids) > SHOWN:
+        yield details(f"and {len(ids) - SHOWN} more", element("p", join(map(code, ids[SHOWN:]), ", ")))
