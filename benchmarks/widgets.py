@@ -101,13 +101,14 @@ EDITED = {
     ("posted", "mark_private"): ("vm.cfg_sw_protected", "vm.cfg_private_mem"),
     ("posted", "sanitize"): ("PFERR_SYNTHETIC_MASK != 0", "PFERR_PRIVATE_ACCESS != 0"),
     ("posted", "is_private"): ("!= 0", "== 0"),
-    ("posted", "kvm_mmu_page_fault"): ("return", "return"),
-    ("before", "is_private"): ("return", "return"),
+    ("posted", "route"): ("mark_private(vm, cr2_or_gpa, error_code)", "error_code, NO_LOOKUP"),
+    ("posted", "new_fault"): ("rsvd=err & PFERR_RSVD_MASK != 0", "rsvd=False"),
+    ("before", "is_private"): ("gpa_to_gfn(cr2_or_gpa)", "gpa_to_gfn(err)"),
     ("v6_10", "npf_synthetic"): ("return error_code,", "return 0,"),
     ("v7_3", "is_private"): ("!= 0", "== 0"),
-    ("v7_3", "faultin_pfn"): ("return", "return"),
+    ("v7_3", "faultin_pfn"): ("from_gmem(fault, memory.slot)", "fault.is_private"),
 }
-"""Changes of steps: what stands there, and what then stands instead.  Two change nothing."""
+"""Changes of steps: what stands there, and what then stands instead."""
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "error_code_explorer": lambda: widgets.error_code_explorer(0x6),
