@@ -14,6 +14,7 @@ from ipywidgets import FileUpload, Layout, Textarea
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import read as read_file
 from kvm_pf.common.text import visible
+from kvm_pf.common.typed import typed
 from kvm_pf.run.codes import read as read_code
 from kvm_pf.show.markup import Html, bold, code, element, join, table
 from kvm_pf.show.widgets.panel import Panel, button, choice, line
@@ -40,6 +41,7 @@ PICTURES: dict[str, str] = {
 CPUS = {"amd": "an AMD CPU", "intel": "an Intel CPU", "both": "AMD and Intel CPUs, so two traces in one"}
 
 
+@typed()
 def trace_reader(lines: str = "", file: str | Path | None = None, picture: str = "none") -> TraceReader:
     """Return a reader of traces; it begins with `lines`, or with `file`, and with one of PICTURES.
 
