@@ -35,6 +35,8 @@ def your_turn(
 class YourTurn(Panel):
     """A step to edit, and the `verdict` of the last run.  Controls: revision, step, text, run, undo."""
 
+    uses_solver = True
+
     def __init__(self, step: str, revision: Revision, text: str | None) -> None:
         names = list(REVISIONS) if revision.name in REVISIONS else [*REVISIONS, revision.name]
         there = _steps(revision)
