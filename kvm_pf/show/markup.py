@@ -37,16 +37,8 @@ STYLE = """<style>
 .kvm-pf.kvm-pf .halves {display: flex; flex-wrap: wrap; gap: 0 14px}
 .kvm-pf.kvm-pf .halves > div {flex: 2 1 340px; min-width: 0}
 .kvm-pf.kvm-pf .halves > div + div {flex-grow: 3}
-.kvm-pf-panel .kvm-pf.kvm-pf table {font-size: 12px}
-@media (min-width: 700px) {
-.kvm-pf-panel .kvm-pf.kvm-pf .halves > div {max-height: 560px; overflow: auto}
-.kvm-pf-results {max-height: 620px; overflow: auto}
-}
 .kvm-pf.kvm-pf pre {font-size: 12px; line-height: 1.35; margin: 4px 0; padding: 4px 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; border: 1px solid rgba(127, 127, 127, .35); background: none; color: inherit}
-.kvm-pf-text.kvm-pf-text {flex-direction: column; height: auto}
-.kvm-pf-text.kvm-pf-text > label {width: auto; text-align: left; flex: none}
-.kvm-pf-text.kvm-pf-text textarea {font: 12px/1.35 monospace; width: 100%; box-sizing: border-box; flex: none}
 .kvm-pf.kvm-pf details {font-size: 12px; margin: 0 0 6px}
 .kvm-pf.kvm-pf td.on {background: rgba(0, 114, 178, .2); outline: 2px solid currentColor; outline-offset: -2px}
 </style>"""

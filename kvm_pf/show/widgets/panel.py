@@ -115,6 +115,18 @@ def line(*parts: Any) -> Box:
 # The panel
 
 
+LIVE = """<style>
+.kvm-pf-panel .kvm-pf.kvm-pf table {font-size: 12px}
+@media (min-width: 700px) {
+.kvm-pf-panel .kvm-pf.kvm-pf .halves > div {max-height: 560px; overflow: auto}
+.kvm-pf-results {max-height: 620px; overflow: auto}
+}
+.kvm-pf-text.kvm-pf-text > label {position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)}
+.kvm-pf-text.kvm-pf-text textarea {font: 12px/1.35 monospace}
+</style>"""
+"""What widgets look like beside what they show, so that settings and results are on one screen."""
+
+
 class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
     """Settings, and beside them complaints and the output; where there is no room, the output comes below.
 
@@ -136,9 +148,10 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.message = HTML()
         self.output = HTML()
         self._quiet = False
+        look = HTML(LIVE, layout=Layout(display="none"))
         results = [self.message, self.output]
         if wide:
-            super().__init__([*settings, *results, *below])
+            super().__init__([look, *settings, *results, *below])
         else:
             halves = Layout(
                 display="flex", flex_flow="row wrap", align_items="flex-start", grid_gap="4px 14px"
@@ -149,7 +162,7 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
             )
             right = VBox(results, layout=Layout(flex="3 1 440px", min_width="0"))
             right.add_class("kvm-pf-results")
-            super().__init__([Box([left, right], layout=halves), *below])
+            super().__init__([look, Box([left, right], layout=halves), *below])
         self.add_class("kvm-pf-panel")
         for name, control in self.controls.items():
             if not isinstance(control, Button):

@@ -52,7 +52,7 @@ class YourTurn(Panel):
             "undo": button("as it was", "put the revision's own step back"),
         }
         above, below = line(controls["revision"], controls["step"]), line(controls["run"], controls["undo"])
-        super().__init__(controls, [above, controls["text"], below], widest=520)
+        super().__init__(controls, [above, controls["text"], below], widest=480)
         controls["run"].on_click(lambda _: self.run())
         controls["undo"].on_click(lambda _: self.attempt(self._load))
         self._load()
