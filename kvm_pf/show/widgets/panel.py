@@ -122,7 +122,7 @@ LIVE = """<style>
 .kvm-pf-results {max-height: 620px; overflow: auto}
 }
 .kvm-pf-text.kvm-pf-text > label {position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)}
-.kvm-pf-text.kvm-pf-text textarea {font: 12px/1.35 monospace}
+.kvm-pf-text.kvm-pf-text textarea {font: 12px/1.35 monospace; margin-right: 4px}
 </style>"""
 """What widgets look like beside what they show, so that settings and results are on one screen."""
 
