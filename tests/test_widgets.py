@@ -576,6 +576,10 @@ def test_a_place_that_is_not_there_is_refused(number):
         (hunk_viewer, 3, "text or Path or Patch or None"),
         (fault_explorer, 6, "text or Revision"),
         (error_code_explorer, [6], "an unsigned 64-bit number or text"),
+        (trace_reader, 6, "text"),
+        (claim_asker, 6, "text"),
+        (patch_checker, b"", "text"),
+        (your_turn, None, "text"),
     ],
 )
 def test_an_argument_of_another_type_is_refused_by_name(make, wrong, wanted):

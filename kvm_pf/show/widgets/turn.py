@@ -85,9 +85,13 @@ class YourTurn(Panel):
 
     def run(self) -> None:
         """Judge the step as it is written; what is wrong with it is shown instead."""
-        self.verdict = None
-        if not self.attempt(self._judge):
-            self.draw()
+        run, self.verdict = self.controls["run"], None
+        run.description, run.disabled = "running …", True
+        try:
+            if not self.attempt(self._judge):
+                self.draw()
+        finally:
+            run.description, run.disabled = "run", False
 
     def _judge(self) -> None:
         step = read_step(self.controls["text"].value, self.controls["step"].value, self.revision)
