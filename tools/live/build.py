@@ -207,9 +207,13 @@ def solver() -> str:
     The wheel holds its library twice, under two names, and headers for C: one library is enough.
     """
     wheel = fetch(parts()["z3-solver"], CACHE)
-    with zipfile.ZipFile(wheel) as old:
-        names = [name for name in old.namelist() if not re.search(r"/include/|\.so\.", name)]
-        return part(wheel.name, archive((name, old.read(name)) for name in names))
+
+    def packed() -> bytes:
+        with zipfile.ZipFile(wheel) as old:
+            names = [name for name in old.namelist() if not re.search(r"/include/|\.so\.", name)]
+            return part(wheel.name, archive((name, old.read(name)) for name in names)).encode()
+
+    return kept_as(f"{wheel.stem}.js", packed).read_text(encoding="utf-8")
 
 
 def inline(name: str, text: str) -> str:

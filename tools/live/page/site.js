@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Puts live widgets in the place of their still twins, once the page is shown and if the browser can.
 //
-// An element of class `live` holds the twin; `data-source` has the lines of the notebook that make the widget.  If
-// anything fails, the twins that are left stay as they are.
+// An element of class `live` holds the twin; `data-source` has the lines of the notebook that make the widget.  A twin
+// whose widget cannot be made stays as it is.
 
 {
   const own = document.currentScript;
@@ -14,9 +14,15 @@
     for (const twin of twins) {
       const still = [...twin.childNodes];
       const place = twin.appendChild(document.createElement("div")); // a view is shown in what the page has already
-      await kvmPf.put(twin.dataset.source, place);
-      still.forEach((node) => node.remove());
-      twin.dataset.state = "live";
+      try {
+        await kvmPf.put(twin.dataset.source, place);
+        still.forEach((node) => node.remove());
+        twin.dataset.state = "live";
+      } catch (error) {
+        place.remove();
+        twin.dataset.state = "still";
+        console.error(error);
+      }
       await new Promise((done) => setTimeout(done)); // let the page breathe
     }
   };
