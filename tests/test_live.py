@@ -87,9 +87,8 @@ def opened(browser: Browser, url: str, **settings: object) -> tuple[Page, list[s
 
 def alive(page: Page) -> None:
     """Wait until all widgets of a page are alive."""
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('.live')].every(e => e.dataset.state === 'live')"
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('.live')].every(e => e.dataset.state)")
+    assert page.locator(".live:not([data-state=live])").count() == 0
 
 
 def sources() -> Iterator[str]:
