@@ -29,7 +29,8 @@
 
   const twins = [...document.querySelectorAll(".live")];
   const able = typeof WebAssembly === "object" && typeof DecompressionStream === "function";
-  if (twins.length && able) {
+  const thrifty = navigator.connection?.saveData; // the reader pays for what is loaded: twelve megabytes are much
+  if (twins.length && able && !thrifty) {
     const idle = window.requestIdleCallback ?? setTimeout;
     idle(() => bringToLife(twins).catch((error) => console.error(error)));
   }
