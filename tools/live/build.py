@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kvm_pf.common.files import write
-from tools.live.fetch import fetch, parts
+from tools.live.fetch import Unfetched, fetch, parts
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(__file__).parent
@@ -216,6 +216,14 @@ def solver() -> str:
     return kept_as(f"{wheel.stem}.js", packed).read_text(encoding="utf-8")
 
 
+def add_solver(folder: Path) -> None:
+    """Write solver.js into a folder; pages do without it, so if it cannot be had, that is only said."""
+    try:
+        (folder / "solver.js").write_text(solver(), encoding="utf-8")
+    except Unfetched as error:
+        print(f"without the solver: {error}")
+
+
 def inline(name: str, text: str) -> str:
     """Return a script as HTML."""
     text = text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
@@ -231,11 +239,11 @@ def site(folder: Path, text: str) -> str:
     wanted = [name for name in names if f"&#x27;{name}&#x27;" in text or f"&quot;{name}&quot;" in text]
     recordings = archive(data(*(f"recordings/{name}" for name in wanted)))
     made = {**scripts(), "recordings.zip.js": part("recordings.zip", recordings)}
-    files = {**made, "site.js": own("site.js"), "solver.js": solver()}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name, content in files.items():
+    for name, content in {**made, "site.js": own("site.js")}.items():
         (folder / name).write_text(content, encoding="utf-8")
+    add_solver(folder)
     first, *rest = made
     return (
         f'<script defer src="{folder.name}/{first}"></script>\n'

@@ -66,7 +66,8 @@ def digest(path: Path) -> str:
 
 
 def _npm(part: Part, into: Path, folder: Path) -> None:
-    arguments = ["pack", "--silent", "--pack-destination", str(into), f"{part.name}@{part.version}"]
+    arguments = ["pack", "--silent", "--fetch-retries=1", "--fetch-timeout=20000"]
+    arguments += ["--pack-destination", str(into), f"{part.name}@{part.version}"]
     if shutil.which("npm"):
         _run(["npm", *arguments])
         return
@@ -79,6 +80,7 @@ def _npm(part: Part, into: Path, folder: Path) -> None:
 
 def _pip(part: Part, into: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--retries", "1", "--timeout", "20"]
     command += ["--platform", part.platform, "--dest", str(into), f"{part.name}=={part.version}"]
     _run(command)
 

@@ -104,11 +104,11 @@ def section(each: Section, content: str = "") -> str:
 
 
 def write(file: Path) -> None:
-    """Write the page, and solver.js beside it.  Raises Unfetched, before anything is written."""
-    texts = {file: page(), file.with_name("solver.js"): build.solver()}
+    """Write the page, and solver.js beside it.  Raises Unfetched if the page cannot be had; nothing is written then."""
+    text = page()
     file.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
+    build.add_solver(file.parent)
 
 
 def main() -> None:
