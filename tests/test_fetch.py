@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.live import build
 from tools.live import fetch as fetching
 from tools.live.fetch import PARTS, Part, Unfetched, fetch, parts
 
@@ -77,3 +78,13 @@ def test_the_list_names_versions_hashes_and_licences_and_no_host():
         assert re.fullmatch(r"[\d.]+", part.version)
         assert part.licence
     assert "://" not in PARTS.read_text()
+
+
+def test_pages_do_without_the_solver_where_it_cannot_be_had(monkeypatch, tmp_path, capsys):
+    def unfetched():
+        raise Unfetched("z3-solver could not be fetched")
+
+    monkeypatch.setattr(build, "solver", unfetched)
+    build.add_solver(tmp_path)
+    assert capsys.readouterr().out == "without the solver: z3-solver could not be fetched\n"
+    assert list(tmp_path.iterdir()) == []
