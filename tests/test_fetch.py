@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
-from tools.live import build
+from tools.live import build, licences
 from tools.live import fetch as fetching
 from tools.live.fetch import PARTS, Part, Unfetched, fetch, parts
 
@@ -88,3 +89,17 @@ def test_pages_do_without_the_solver_where_it_cannot_be_had(monkeypatch, tmp_pat
     build.add_solver(tmp_path)
     assert capsys.readouterr().out == "without the solver: z3-solver could not be fetched\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_that_runs_in_a_page_is_named_with_its_licence():
+    rows = [
+        [cell.get_text() for cell in row("td")]
+        for row in BeautifulSoup(licences.table(), "html.parser")("tr")
+    ]
+    told = {row[0].partition(" (")[0]: row[2] for row in rows if row}
+    assert told["pyodide"] == "MPL-2.0"
+    assert told["jquery"] == "MIT"
+    assert {*parts(), *build.LIBRARIES, *(package for package, _ in build.FRONT.values()), "kvm_pf"} <= set(
+        told
+    )
+    assert all(told.values())
