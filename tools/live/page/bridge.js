@@ -60,18 +60,5 @@ kvmPf.connect = (manager, bridge) => {
     await manager.display_view(view, place);
     await view.displayed;
     await children(view);
-    name(place);
   };
-
-  /** Name, for a screen reader, what ipywidgets leaves without a name. */
-  function name(place) {
-    for (const handle of place.querySelectorAll("[role=slider]")) {
-      handle.ariaLabel = handle.closest(".widget-slider").querySelector("label").textContent;
-    }
-    for (const player of place.querySelectorAll(".widget-play")) {
-      ["play or pause", "stop", "repeat"].forEach((text, n) => {
-        if (player.children[n]) player.children[n].ariaLabel = text;
-      });
-    }
-  }
 };
