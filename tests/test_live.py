@@ -185,6 +185,12 @@ def test_the_one_file_runs_every_widget_from_disk_and_asks_the_solver_if_wished(
     expect(patch).to_contain_text("another patch")
     expect(patch.get_by_role("table", name="what it touches")).to_contain_text("arch/x86/kvm/mmu/mmu.c")
 
+    turn = section("turn")
+    turn.get_by_label("the step").fill("def sanitize(error_code):\n    return error_code, 0\n")
+    turn.get_by_role("button", name="run", exact=True).click()
+    expect(turn).to_contain_text("cases notice; no claim was asked")
+    expect(turn).to_contain_text("fault-private-is-a-bool")
+
     claims = section("claims")
     claims.get_by_label("of", exact=True).select_option("before")
     ask = claims.get_by_role("button", name="ask the solver")

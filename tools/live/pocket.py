@@ -61,6 +61,10 @@ SECTIONS = (
         "widgets.trace_reader()",
     ),
     Section(
+        "turn", "Your turn", "Edit a step of the path, and run it: which cases notice, which claims fall?",
+        'widgets.your_turn("sanitize")',
+    ),
+    Section(
         "claims", "Claims", "Ask a claim of a kernel, for all codes and states; one that fails comes with a witness.",
         "widgets.claim_asker()",
     ),
