@@ -233,3 +233,14 @@ class TestCases:
     def test_an_unknown_topic_is_refused(self):
         with pytest.raises(InputError, match=r"no case is about 'rot'; they are about .*root"):
             page.cases("rot")
+
+
+def test_a_machine_beside_a_recording():
+    machine = kvm_pf.Machine(revision="v6_12")
+    found = page.beside("6.12-nested", "4-nested-prefetch", (18, 25, 26, 28, 36), machine)
+    assert list(found.index) == [18, 25, 26, 28, 36]
+    assert list(found.rax) == ["", "0x50", "0x51", "0x91", ""]
+    assert list(found.kernel) == ["", "HLT", "HLT", "HLT", ""]
+    assert list(found.reached) == ["", "shared", "shared", "private", ""]
+    assert list(found.ahead) == ["", "0x40001 0x40002", "", "", ""]
+    assert (found.machine[36], found.emulated[36], found.is_private[28]) == ("done", "1", "1")

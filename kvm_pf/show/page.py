@@ -11,6 +11,7 @@ from kvm_pf.conformance.corpus import differences, load_corpus
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.follow import Seen, carried, scenario_of, shown
 from kvm_pf.conformance.recordings import L2_BLOCKS, read_recording
+from kvm_pf.guest.machine import Access, Machine
 from kvm_pf.patch.diff import step_diff
 from kvm_pf.patch.ledger import ledger
 from kvm_pf.revisions import Revision, get
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from kvm_pf.proof.claims import Claim
 
 __all__ = (
-    "Asked", "Claimed", "answers", "ask", "cases", "change", "claims", "differ", "faults", "folded", "lines", "log",
+    "Asked", "Claimed", "answers", "ask", "beside", "cases", "change", "claims", "differ", "faults", "folded", "lines", "log",
     "results", "story",
 )  # fmt: skip
 
@@ -261,6 +262,37 @@ def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
             values = [{**last, **l2}.get(name, "") for name in ("rc", "errno", "name", "rax")]
             rows.append((step.number, step.op, *values))
     return pd.DataFrame(rows, columns=["step", "op", "rc", "errno", "exit", "rax"]).set_index("step")
+
+
+def beside(recording: str, scenario: str, steps: Iterable[int], machine: Machine) -> pd.DataFrame:
+    """Run a recorded scenario's operations on a machine, and set what both say of some steps side by side.
+
+    Columns: step (index), op; kernel, rax: how the recorded guest came to rest, and with what in that register, L2's
+    if it ran; machine: how the access ended there; reached: which copy of the page it reached, shared or private;
+    is_private and emulated: of its last fault; ahead: gfns that were mapped ahead with it.  Raises InputError if
+    there is no such scenario.
+    """
+    import pandas as pd
+
+    wanted = set(steps)
+    told = story(recording, scenario, *wanted)
+    rows = {}
+    for step in scenario_of(read_recording(carried(recording)), scenario).steps:
+        done = machine.run(step.op)
+        access = done if isinstance(done, Access) else None
+        last = access.faults[-1] if access and access.faults else None
+        if step.number in wanted:
+            row = {"op": step.op, "kernel": told["exit"][step.number], "rax": told["rax"][step.number]}
+            row |= {
+                "machine": access.exit.reason if access else "",
+                "reached": (access and access.copy) or "",
+            }
+            handler, outcome = (last.handler, last.outcome) if last else (None, None)
+            row["is_private"] = str(int(handler.fault.is_private)) if handler else ""
+            row["emulated"] = str(int(outcome.emulation.called)) if outcome else ""
+            row["ahead"] = " ".join(map(hex, handler.prefetched)) if handler else ""
+            rows[step.number] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step")
 
 
 def log(recording: str) -> list[str]:
