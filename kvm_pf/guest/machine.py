@@ -667,8 +667,10 @@ class Machine(GuestMemory):
         gpa = addr
         if l2.paging:
             gpa = l2.table.walk(addr, PFERR_WRITE_MASK).gfn << PAGE_SHIFT | addr & PAGE_OFFSET_MASK
-        if value is not None:
-            self.stored(gpa, value, last is not None and emulated(last))
+        leaf, _ = l2.shadow.find(addr >> PAGE_SHIFT)
+        known = last is not None and emulated(last)
+        if value is not None and (known or leaf is None or not leaf.private):
+            self.stored(gpa, value, known)
 
     def stored(self, gpa: int, value: int, emulated: bool) -> None:
         """Follow a store to what may be L1's nested page table; `emulated`: KVM made it, and knows."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from kvm_pf.proof.claims import Claim
 
 __all__ = (
-    "Asked", "Claimed", "answers", "ask", "beside", "cases", "change", "claims", "differ", "faults", "folded", "lines", "log",
-    "results", "story",
+    "Asked", "Claimed", "answers", "ask", "beside", "cases", "change", "claims", "differ", "faults", "folded", "lines",
+    "log", "results", "story",
 )  # fmt: skip
 
 
