@@ -46,6 +46,7 @@ from kvm_pf.run.inputs import ANSWERS, U64_MAX, answers, limits, words
 from kvm_pf.run.tables import Input
 from kvm_pf.state import (
     EFAULT,
+    GFN_MASK,
     KVM_EXIT_MEMORY_FAULT,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
@@ -411,6 +412,88 @@ def _(c: Case, r: Revision) -> Any:
     before = c.fault(r).lookups.count
     ordinary = c.fault(r).handled.called & no(is_one_of(c.vm_type, private_types))
     return c.given(ordinary & (before + fast + found != 0), (before + fast == 0) & (found == 1))
+
+
+class Walked(NamedTuple):
+    """What the handler finds out by a walk of L1's nested page table: the page of L1's that L2's is mapped to."""
+
+    gfn: int
+
+
+def _asks(c: Case, r: Revision, walked: Any = None) -> tuple[Any, Any]:
+    """The look-ups before the handler's call, and those of the fault-in: about `walked`, if tables led to it."""
+    vcpu, fault = c.vcpu(r), c.fault(r).handled.fault
+    memory = c.any(Memory, "memory")._replace(maxphyaddr=52)
+    if walked is not None:
+        fault = fault._replace(gfn=walked)
+    return c.fault(r).lookups, c.step("kvm_faultin_pfn", r)(vcpu, fault, r.step("ACC_ALL"), memory).lookups
+
+
+@claim(
+    "looked-up-is-compared",
+    "Where there are no page tables to walk (a direct MMU), and no bit of the address says shared (TDX), the look-up "
+    "before the handler's call and the comparison in the fault-in, if both are made, are about the same page.",
+    "h2+10 h2+17",
+    having(but="no-attributes"),
+    empty=NO_ATTRIBUTES,
+)
+def _(c: Case, r: Revision) -> Any:
+    first, second = _asks(c, r)
+    mmu, plain = c.vcpu(r).mmu, c.vcpu(r).vm.direct_bits == 0
+    both = mmu.direct & plain & c.fault(r).handled.called & (first.count != 0) & (second.count != 0)
+    return c.given(both, first.gfn == second.gfn)
+
+
+@claim(
+    "l2-looked-up-is-compared",
+    "For a guest of the guest whose nested page table L1 keeps, too, the look-up before the handler's call and the "
+    "comparison in the fault-in, if both are made, are about the same page.",
+    "h2+10 h2+11 h2+12",
+    "",
+    having(but="no-attributes"),
+    empty=NO_ATTRIBUTES,
+)
+def _(c: Case, r: Revision) -> Any:
+    first, second = _asks(c, r, c.any(Walked, "walked").gfn & GFN_MASK)
+    mmu = c.vcpu(r).mmu
+    both = mmu.nested & no(mmu.direct) & c.fault(r).handled.called & (first.count != 0) & (second.count != 0)
+    return c.given(both, first.gfn == second.gfn)
+
+
+class L2Fault(NamedTuple):
+    """A nested page fault of L2's that is L1's own: what the CPU reported, and what KVM's walk of L1's table found."""
+
+    info: int  # EXITINFO1
+    error_code: int  # 16 bits
+
+
+def _l1_sees(c: Case, r: Revision) -> tuple[Any, Any]:
+    fault = c.any(L2Fault, "l2")
+    return fault.info, c.step("nested_svm_inject_npf_exit", r)(fault.info, fault.error_code & 0xFFFF)
+
+
+@claim(
+    "l1-sees-only-the-cpus-49",
+    "The EXITINFO1 that KVM makes for L1 has bit 49 only if the CPU's has it: KVM's own does not reach L1.",
+    "h1+10",
+    having(but="tdx"),
+    empty=having("tdx"),
+)
+def _(c: Case, r: Revision) -> Any:
+    info, told = _l1_sees(c, r)
+    return c.given(_has(told, PFERR_PRIVATE_ACCESS), _has(info, PFERR_PRIVATE_ACCESS))
+
+
+@claim(
+    "l1-sees-no-49",
+    "The EXITINFO1 that KVM makes for L1 never has bit 49.",
+    "h1+10",
+    having("tdx"),
+    having(but="tdx"),
+)
+def _(c: Case, r: Revision) -> Any:
+    _, told = _l1_sees(c, r)
+    return no(_has(told, PFERR_PRIVATE_ACCESS))
 
 
 @claim(
