@@ -214,6 +214,8 @@ CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "kvm_arch_vcpu_pre_fault_memory": _pre_fault,
     "kvm_vm_ioctl_set_mem_attributes": _result("kvm_vm_ioctl_set_mem_attributes"),
     "make_mmio_spte": _with_format("make_mmio_spte"),
+    "nested_ept_inject_page_fault": _result("nested_ept_inject_page_fault"),
+    "nested_svm_inject_npf_exit": _result("nested_svm_inject_npf_exit"),
     "permission_pfec": _pfec,
     "smap_applies": _result("smap_applies"),
 }
