@@ -84,3 +84,21 @@ def test_a_page_declared_behind_the_recordings_back_is_told(tmp_path):
 def test_nothing_is_explained_where_nothing_differs_or_another_revision_was_asked_for():
     assert replay(DATA / "6.12").causes == []
     assert replay(DATA / "6.12", "before").causes == []
+
+
+@pytest.mark.parametrize(
+    ("hide", "told"),
+    [
+        ("attr 0x48010000 0x1000 private", "step 16 (l2r 0x48010ff8)"),
+        ("attr 0x4e000000 0x1000 private", "step 8 (l2w 0x4e000ff8 0)"),
+    ],
+)
+def test_of_a_nested_guest_it_is_told_whose_page_was_declared(tmp_path, hide, told):
+    copy = tmp_path / "6.12-nested-emulated"
+    shutil.copytree(DATA / "6.12-nested-emulated", copy)
+    for path in copy.glob("12-nested-emulated.*.gz"):
+        change(path, lambda t: t.replace(hide, "sh true", 1))
+    causes_ = replay(copy).causes
+    assert len(causes_) == 1
+    assert told in causes_[0]
+    assert "L2's address was declared the other way" in causes_[0]

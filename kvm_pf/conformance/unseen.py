@@ -20,7 +20,7 @@ from kvm_pf.exits import Event
 from kvm_pf.guest.machine import Taken
 from kvm_pf.guest.memory import Given
 from kvm_pf.revisions import Revision
-from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, PAGE_SHIFT
+from kvm_pf.state import PAGE_SHIFT, PAGE_SIZE
 
 MOST_FAULTS = 8
 """For how many differing faults of a scenario an explanation is looked for."""
@@ -35,6 +35,7 @@ class Unseen(NamedTuple):
     pf: int = 0  # bits that are flipped in kvm_mmu_page_fault()'s argument
     cpu: int = 0  # bits that are flipped in what the CPU reported
     attribute: bool = False  # the page was declared the other way
+    meant: bool = False  # of L2's fault: the page of L1's that is meant was declared the other way
     entry: bool = False  # the page's entry had gone
     invalidated: bool | None = None  # whether host mappings were dropped meanwhile
 
@@ -65,12 +66,17 @@ class Supposing(Replay):
         """Change what is supposed of the fault at `where`."""
         if (u := self.unseen.get(where)) is None:
             return event, given
-        gfn = (event.addr if self.machine.mmu.direct else self.machine.translate(event.addr)[0]) >> PAGE_SHIFT
-        if u.attribute:
-            word = 0 if self.machine.private(gfn) else KVM_MEMORY_ATTRIBUTE_PRIVATE
-            self.machine.attributes.set(gfn, gfn + 1, word)
-        if u.entry:
-            self.machine.drop(gfn, gfn + 1)
+        machine = self.machine
+        page = machine.page(event.addr)
+        l2 = machine.l2 if machine.mmu.nested else None
+        flipped = [page] if u.attribute else []
+        flipped += [l2.table.walk(event.addr, 0, mark=False).gfn] if u.meant and l2 else []
+        for gfn in flipped:
+            machine.set_attributes(gfn << PAGE_SHIFT, PAGE_SIZE, not machine.private(gfn))
+        if u.entry and l2:
+            l2.shadow.remove(page)
+        elif u.entry:
+            machine.drop(page, page + 1)
         if u.invalidated is not None:
             given = given._replace(invalidated=u.invalidated)
         return event._replace(info=event.info ^ u.cpu), given._replace(pf_flip=u.pf)
@@ -98,7 +104,11 @@ def candidates(row: FaultRow, taken: Taken) -> Iterator[Unseen]:
     for flip in dict.fromkeys([*flips, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK, PFERR_IMPLICIT_ACCESS]):
         code = taken.error_code
         yield Unseen(f"kvm_mmu_page_fault() was entered with code {code ^ flip:#x}, not {code:#x}", pf=flip)
-    yield Unseen("the page was declared the other way, private or shared", attribute=True)
+    if row.nested:
+        yield Unseen("L1's page was declared the other way, private or shared", meant=True)
+        yield Unseen("L2's address was declared the other way, private or shared", attribute=True)
+    else:
+        yield Unseen("the page was declared the other way, private or shared", attribute=True)
     yield Unseen("KVM's entry for the page had gone", entry=True)
     for dropped in (True, False):
         how = "were" if dropped else "were not"
