@@ -490,6 +490,7 @@ class GuestMemory:
         if self.l2:
             self.l2.shadow.drop(start, end, which)
 
+    @typed(start=52, end=64)
     def invalidate(self, start: int, end: int, which: Callable[[int], bool] = lambda gfn: True) -> None:
         """Take gfns away, the end not included: begin, drop the entries of `which` gfns, end.
 
