@@ -460,7 +460,7 @@ class Replay:
             done = L1Exit(EXIT_REASON_HLT, 0, None) if intel else L1Exit(SVM_EXIT_HLT, 0, 0)
             known = ended.code != SVM_EXIT_ERR if ended else True
             for column, name, want in zip(L2_COLUMNS, names, ended or done, strict=True):
-                value = number((step.result or {})[block][name], where)
+                value = number((step.result or {})[block].get(name), f"{where}, {block}: {name}")
                 value = (
                     value & 0xFFFFFFFF if column == "l2_exit" else value
                 )  # AMD's upper half is not always set
@@ -475,7 +475,7 @@ class Replay:
         if len(words) < (2 if clear else 3):
             raise InputError(f"{where}: lacks an address")
         page, gpa = number(words[1], where), 0 if clear else number(words[2], where)
-        rights = "".join(words[2 if clear else 3 :])
+        rights = next(iter(words[2 if clear else 3 :]), "")
         taken = self.taken(rows, where)
         for n, (at, value) in enumerate(machine.l2_stores(page, gpa, rights, clear)):
             machine.l1_wrote(at, value, taken[n][-1] if taken[n] else None)

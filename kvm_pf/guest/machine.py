@@ -758,7 +758,7 @@ class Machine(GuestMemory):
                 return self.nest(words[:1] != ["np0"])
             case "l2map" | "l2unmap":
                 clear = verb == "l2unmap"
-                rights = "".join(words[1 if clear else 2 :])
+                rights = next(iter(words[1 if clear else 2 :]), "")
                 stores = self.l2_map(number(0), 0 if clear else number(1), rights, clear)
                 faults = tuple(fault for each in stores for fault in each.faults)
                 return Access(f"{verb} {' '.join(words)}", faults, stores[-1].exit)
