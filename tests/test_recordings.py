@@ -541,7 +541,7 @@ def test_the_exit_to_user_space_agrees_with_the_other_side(rows):
             assert (row.pf_ret <= 0) == (row.user_exit is not None)
             assert row.entry_ret in (row.pf_ret, None)
     assert Counter(row.exit_name for row in rows if row.memory_fault_flags is not None) == {
-        "MEMORY_FAULT": 96
+        "MEMORY_FAULT": 98
     }
 
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The kernel's own selftests of private memory: what they ask for is what the machine does, in every revision."""
 
+import gzip
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from kvm_pf.attributes import kvm_mem_is_private
+from kvm_pf.common.paths import data_dir
 from kvm_pf.guest.machine import Machine
 from kvm_pf.guest.selftests import (
     DATA_GPA,
@@ -83,16 +86,54 @@ def test_a_kernel_that_forgets_the_attribute_fails_the_selftests():
     assert not all(row.agrees for row in run(conversions(True), Machine("default", "npt", deaf)))
 
 
+def _parts():
+    """The selftests' scenarios by the names that the recorder has for them."""
+    exits, conversions_ = SELFTESTS.values()
+    names = ("conversions", "conversions-punch", "holes", "holes-precise")
+    parts = {name: list(part()) for name, part in zip(names, conversions_.values(), strict=True)}
+    return {"exits": [line for part in exits.values() for line in part()]} | parts
+
+
+PARTS = _parts()
+
+
 def test_the_recorder_s_scenarios_are_these():
     """`tools/recorder/scenarios/selftest-*.scn` run the same operations in a kernel."""
-    exits, conversions = SELFTESTS.values()
-    files = {"exits": [line.op for part in exits.values() for line in part()]}
-    names = ("conversions", "conversions-punch", "holes", "holes-precise")
-    files |= {
-        name: [line.op for line in part()] for name, part in zip(names, conversions.values(), strict=True)
-    }
     found = {path.stem.removeprefix("selftest-"): path for path in SCENARIOS.glob("selftest-*.scn")}
-    assert found.keys() == files.keys()
-    for name, ops in files.items():
+    assert found.keys() == PARTS.keys()
+    for name, part in PARTS.items():
         lines = [line.partition("#")[0].strip() for line in found[name].read_text().splitlines()]
-        assert [line for line in lines if line] == ops
+        assert [line for line in lines if line] == [line.op for line in part]
+
+
+def recorded(name):
+    """User space's side of a recorded scenario, a dictionary for each step."""
+    (path,) = (data_dir() / "recordings" / "6.12-selftests").glob(f"*-selftest-{name}.json.gz")
+    with gzip.open(path, "rt") as file:
+        _, *steps = map(json.loads, file)
+    return steps
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_kernel_itself_ended_each_line_as_the_selftest_asks(name):
+    """Row beside row: what the selftest asks of a line, what Linux 6.12.117 answered, what the machine answers."""
+    lines, steps = PARTS[name], recorded(name)
+    rows = run(lines, Machine("default", "npt", "v6_12"))
+    for line, step, row in zip(lines, steps, rows, strict=True):
+        assert step["op"] == line.op == row.op
+        if line.op[0] not in "rw":
+            assert (step["rc"], row.ended) == (0, "0")
+            continue
+        end = step["run0"]
+        assert (end["name"], row.ended) == {
+            "done": ("HLT", "done"), "memory-fault": ("MEMORY_FAULT", "memory-fault"),
+        }[line.ends]  # fmt: skip
+        if line.ends == "memory-fault":
+            told = end["memory_fault"]
+            assert (int(told["gpa"], 0), int(told["flags"], 0)) == (int(row.gpa, 0), int(row.flags))
+
+
+def test_a_hole_is_found_empty_and_the_other_copy_as_it_was():
+    """Contents, which the machine has not: each read in private memory after a hole was punched gives zero."""
+    reads = [step["run0"]["rax"] for step in recorded("holes") if step["op"].startswith("r ")]
+    assert set(reads) == {"0x0"}
