@@ -628,7 +628,7 @@ def main() -> int:
         "kernel": kernel.name,
         **({"built": kernel.built} if kernel.built else {}),
         "emulator": version,
-        "command": [word.replace(f"{scratch.folder}/", "").replace(f"{out}/", "") for word in command],
+        "command": [word.replace(f"{out}/", "").replace(f"{scratch.folder}/", "") for word in command],
         "compiler": scratch.run("gcc", "--version").splitlines()[0],
         "packages": dict(sorted(scratch.packages.items())),
         "sha256": {"kernel": digest(kernel.image), "initramfs": digest(disk)}
