@@ -32,6 +32,10 @@ LOCKED := --no-deps --require-hashes --requirement
 # matplotlib builds its font list on first use and says so in the notebook: keep one here, made with the environment.
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/var/matplotlib
 
+# JupyterLab would ask each newcomer about news.
+LAB := $(VENV)/share/jupyter/lab/settings
+QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
+
 .DEFAULT_GOAL := help
 .PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html pocket notebooks lock clean
 
@@ -53,6 +57,7 @@ env: $(VENV)/ready ## make .venv from requirements.lock and install the project 
 
 $(VENV)/ready: $(VENV)/locked pyproject.toml
 	@$(BIN)/python -m pip install -qq --no-index --no-deps --no-build-isolation --editable .
+	@mkdir -p $(LAB) && echo '$(QUIET)' >$(LAB)/overrides.json
 	@touch $@
 
 $(VENV)/locked: requirements.lock
