@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lattice: which changes keep which claims, as the facts have it; and its picture."""
+"""The lattice: which changes keep which claims, as the facts have it."""
 
 from __future__ import annotations
 
-import pandas as pd
-import pytest
-from matplotlib.figure import Figure
-
-from kvm_pf.common.errors import InputError
 from kvm_pf.proof.lattice import closed, combinations, later, opened, stages, table
-from kvm_pf.show import plot
 
 HOLDS, EMPTY, FAILS, UNKNOWN = "holds", "empty", "fails", "unknown"
 
@@ -47,42 +41,6 @@ def test_the_stages_end_with_the_merged_steps():
     last = list(stages().values())[-1]
     assert last.step("page_ready_code") is not stages()["05: as posted"].step("page_ready_code")
     assert next(iter(stages())) == "05 without 04: codes of 32 bits"
-
-
-ANSWERS = pd.DataFrame(
-    [[HOLDS, FAILS], [EMPTY, UNKNOWN]], pd.Index(["one", "the other one"]), ["claim-a", "claim-b"]
-)
-
-
-def marks(picture):
-    (ax,) = picture.axes
-    return {line.get_gid(): (line.get_marker(), line.get_markerfacecolor()) for line in ax.lines}
-
-
-def test_the_picture_has_a_mark_for_each_answer_that_needs_no_colour():
-    picture = plot.lattice(ANSWERS)
-    assert isinstance(picture, Figure)
-    drawn = marks(picture)
-    cells = [drawn[gid] for gid in ("claim-a:0", "claim-b:0", "claim-a:1", "claim-b:1")]
-    assert [marker for marker, _ in cells] == ["o", "X", "o", "$?$"]
-    assert cells[0] != cells[2] == ("o", plot.PAPER)  # full, and hollow
-    assert {gid for gid in drawn if gid.startswith("key:")} == {
-        f"key:{a}" for a in (HOLDS, EMPTY, FAILS, UNKNOWN)
-    }
-
-
-def test_the_picture_draws_into_axes_that_it_is_given():
-    figure = Figure()
-    ax = figure.add_subplot()
-    assert plot.lattice(ANSWERS, ax=ax) is ax
-    assert len(ax.lines) == 8
-
-
-def test_the_picture_refuses_what_is_no_answer():
-    with pytest.raises(
-        InputError, match="'perhaps' is no answer; an answer is one of holds, empty, fails, unknown"
-    ):
-        plot.lattice(pd.DataFrame({"claim": ["holds", "perhaps"]}))
 
 
 def test_a_table_of_any_revisions():

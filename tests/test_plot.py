@@ -262,12 +262,6 @@ def test_a_notebook_shows_a_picture_by_itself():
         lambda: plot.memory_strip([(3, 3, "private")]),
         lambda: plot.memory_strip([1]),
         lambda: plot.mmio_generation([1]),
-        lambda: plot.corpus_coverage(pd.Series(dtype="int64")),
-        lambda: plot.corpus_coverage(pd.Series({"a": float("nan")})),
-        lambda: plot.corpus_coverage({"a": 1}),
-        lambda: plot.lattice(pd.DataFrame()),
-        lambda: plot.lattice(1),
-        lambda: plot.kill_matrix(1),
         lambda: plot.decision_path(1),
         lambda: plot.bit_layout(6, table=[1]),
     ],
@@ -281,7 +275,6 @@ def test_text_is_drawn_as_it_is():
     for text in ("a $x^ b $", "$\\frac$", "cost: 5$"):
         picture = plot.bit_layout(6, title=text)
         picture.savefig(io.BytesIO(), format="png")
-        plot.corpus_coverage(pd.Series({text: 1})).savefig(io.BytesIO(), format="png")
 
 
 class TestBitLayout:
