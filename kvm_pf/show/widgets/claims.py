@@ -24,7 +24,9 @@ ASKED = tuple(name for name, claim in CLAIMS.items() if claim.strength == PROVED
 def claim_asker(
     claim: str = "reserved-never-private", revision: str | Revision = "posted", ask: bool = False
 ) -> ClaimAsker:
-    """Return a widget that asks a claim of a revision, at once if `ask`, or when its button is pressed.
+    """Return a widget that asks a claim of a revision when its button is pressed, or, if `ask`, at once.
+
+    Without the solver it can ask nothing, and says so when the button is pressed.
 
     Raises InputError if there is no such revision, or no such claim among those that the solver answers.
     """
@@ -49,7 +51,7 @@ class ClaimAsker(Panel):
             controls, [controls["claim"], line(controls["revision"], controls["ask"])], wide=True
         )
         controls["ask"].on_click(self._listen("ask"))
-        self.react("ask" if ask else "claim")
+        self.react("ask" if ask and has_solver() else "claim")
 
     def react(self, name: str) -> None:
         """Ask, or forget the answer to another question."""
