@@ -42,7 +42,9 @@ SETTINGS = {
 SECONDS = 30
 """How long a page may take to show what it must, on a machine with other things to do."""
 
-HARMLESS: dict[str, str] = {}
+HARMLESS: dict[str, str] = {
+    "Could not restore the debugger state: Canceled future": "a kernel was restarted while JupyterLab asked it",
+}
 """Patterns of complaints that are none of the notebooks' fault, each with the reason."""
 
 TRACE = "trace_reader('kvm_page_fault: address febd0000 error_code 181')"

@@ -32,6 +32,13 @@ ERASE = "\r\x1b[K"
 """What empties the line of a terminal that the cursor is on."""
 
 
+def empty_terminal() -> None:
+    """Empty the terminal that the output goes to, if it goes to one."""
+    if sys.stdout.isatty() and sys.__stdout__ is not None:
+        with suppress(OSError):
+            print("\x1b[H\x1b[2J", end="", file=sys.__stdout__, flush=True)
+
+
 def mebibytes(text: str) -> int:
     """Read a limit on the bytes that are read."""
     return _limit(text, "MiB")

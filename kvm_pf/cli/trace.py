@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from kvm_pf.cli.common import OK, PLAIN, UNREADABLE, Progress, stopped_by_interrupt
+from kvm_pf.cli.common import OK, PLAIN, UNREADABLE, Progress, empty_terminal, stopped_by_interrupt
 from kvm_pf.common.errors import InputError
 from kvm_pf.trace.lines import Pace
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from kvm_pf.trace.reading import Stream, Survey
     from kvm_pf.trace.tables import TableStream
-
-_CLEAR = "\x1b[H\x1b[2J"
-"""What empties a terminal."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,9 +138,8 @@ class _Live(Pace):
 
     def clear(self) -> None:
         """Empty the terminal, if the page is shown there again and again."""
-        if self.every is not None and sys.stdout.isatty() and sys.__stdout__ is not None and not self.is_json:
-            with suppress(OSError):
-                print(_CLEAR, end="", file=sys.__stdout__, flush=True)
+        if self.every is not None and not self.is_json:
+            empty_terminal()
 
 
 def _is_live(file: str) -> bool:

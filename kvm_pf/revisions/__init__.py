@@ -217,14 +217,12 @@ def steps_of(*revisions: Revision) -> Iterator[None]:
         raise InputError(f"{derived[0].name}, {where}: {type(error).__name__}: {error}") from error
 
 
-def _steps(revision: Revision) -> Iterator[tuple[str, FunctionType]]:
+def _steps(revision: Revision | None) -> Iterator[tuple[str, FunctionType]]:
     """The functions that a derived revision changes, and those that it is derived from."""
-    while REVISIONS.get(revision.name) is not revision:
+    while revision is not None and REVISIONS.get(revision.name) is not revision:
         for name, value in revision.changes.items():
             if isinstance(value, FunctionType):
                 yield name, value
-        if revision.base is None:
-            return
         revision = revision.base
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from pathlib import Path
 from types import FunctionType
@@ -518,7 +518,20 @@ def read_parquet(path: str | Path, batch_rows: int) -> Iterator[tuple[pd.DataFra
         return pd.ArrowDtype(arrow_type) if pa.types.is_integer(arrow_type) else None
 
     for batch, rows in parquet_batches(path, batch_rows):
-        yield batch.to_pandas(types_mapper=whole, ignore_metadata=True), rows
+        with _readable(path):
+            frame = batch.to_pandas(types_mapper=whole, ignore_metadata=True)
+        yield frame, rows
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Raise InputError naming the file for whatever Arrow finds wrong with what it holds."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not readable as a table ({str(error).partition(chr(10))[0]})") from None
 
 
 def parquet_batches(
@@ -531,7 +544,6 @@ def parquet_batches(
     Raises InputError naming the file if it is not readable, or if one of its row groups, which are read as a
     whole, unpacks to more than GROUP_BYTES.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def named(batch: Any) -> Any:
@@ -541,7 +553,7 @@ def parquet_batches(
     path = as_path(path, "a Parquet file")
     if regular(path) is None:
         raise InputError(f"{path}: not readable as a table: there is no such file")
-    try:
+    with _readable(path):
         there = pq.read_schema(path).names if words else ()
         dictionaries = [name for name in words if name in there]
         # What is buffered ahead is kept until the file is closed: memory would grow with it.
@@ -555,5 +567,3 @@ def parquet_batches(
             yield named(file.schema_arrow.empty_table()), rows
             for batch in file.iter_batches(batch_size=batch_rows):
                 yield named(batch), rows
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not readable as a table ({str(error).partition(chr(10))[0]})") from None

@@ -19,6 +19,7 @@ from kvm_pf.revisions import (
     logic_names,
     path_modules,
     revision_modules,
+    steps_of,
 )
 from kvm_pf.run import tables
 from kvm_pf.run.batch import evaluate
@@ -272,3 +273,46 @@ def test_a_deleted_slot_takes_all_entries_until_6_12_and_then_those_of_an_ordina
         assert get(revision).link("kvm_memslot_flush_zap_all")(vm, quirk)
     for revision in ("v6_12", "v7_3"):
         assert get(revision).link("kvm_memslot_flush_zap_all")(vm, quirk) == (vm_type == 0 and quirk)
+
+
+class TestErrorsOfSteps:
+    """An error that a derived revision's own steps raise, or cause, is a wrong input; others stay what they are."""
+
+    def raised_by(self, revision, error=KeyError):
+        with pytest.raises(error) as raised, steps_of(get("posted"), revision):
+            revision.link("mark_private")(case_state(case_values(revision), revision).vm, 0, 0)
+        return str(raised.value)
+
+    def test_the_step_that_raises_is_named(self):
+        def mark_private(vm, cr2_or_gpa, error_code):
+            return {}[error_code]
+
+        line = mark_private.__code__.co_firstlineno + 1
+        for revision in (
+            mine := get("posted").derive("mine", mark_private=mark_private),
+            mine.derive("again", PFERR_RSVD_MASK=16),
+        ):
+            said = self.raised_by(revision, InputError)
+            assert said == f"{revision.name}, step 'mark_private', line {line}: KeyError: 0"
+
+    def test_what_a_step_returned_may_be_the_cause(self):
+        mine = get("posted").derive("mine", kvm_mem_is_private=lambda vm, gfn: None)
+        state = {"error_code": 6, "vm_type": "sw-protected"}
+        with pytest.raises(InputError, match="mine, after kvm_mem_is_private: TypeError: .*NoneType"):
+            explain(revision=mine, **state)
+
+    def test_other_errors_stay_what_they_are(self):
+        def raise_(revision, error):
+            with steps_of(revision):
+                raise error
+
+        with pytest.raises(KeyError):
+            raise_(get("posted"), KeyError("ours"))
+        with pytest.raises(KeyError):  # it changes no function
+            raise_(get("posted").derive("mine", PFERR_RSVD_MASK=16), KeyError("ours"))
+        with pytest.raises(InputError, match=r"^said before$"):
+            raise_(
+                get("posted").derive("mine", sanitize=lambda error_code: (0, 0)), InputError("said before")
+            )
+        with pytest.raises(MemoryError):
+            raise_(get("posted").derive("mine", sanitize=lambda error_code: (0, 0)), MemoryError())
