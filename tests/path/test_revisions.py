@@ -298,7 +298,7 @@ class TestErrorsOfSteps:
     def test_what_a_step_returned_may_be_the_cause(self):
         mine = get("posted").derive("mine", kvm_mem_is_private=lambda vm, gfn: None)
         state = {"error_code": 6, "vm_type": "sw-protected"}
-        with pytest.raises(InputError, match="mine, after kvm_mem_is_private: TypeError: .*NoneType"):
+        with pytest.raises(InputError, match=r"mine, after kvm_mem_is_private: TypeError: .*NoneType"):
             explain(revision=mine, **state)
 
     def test_other_errors_stay_what_they_are(self):
