@@ -423,9 +423,9 @@ class Walked(NamedTuple):
 def _asks(c: Case, r: Revision, walked: Any = None) -> tuple[Any, Any]:
     """The look-ups before the handler's call, and those of the fault-in: about `walked`, if tables led to it."""
     vcpu, fault = c.vcpu(r), c.fault(r).handled.fault
-    memory = c.any(Memory, "memory")._replace(maxphyaddr=52)
-    if walked is not None:
-        fault = fault._replace(gfn=walked)
+    memory = c.any(Memory, "memory")
+    if walked is not None:  # a width of addresses, so that the witness can be run; no look-up depends on it
+        fault, memory = fault._replace(gfn=walked), memory._replace(maxphyaddr=52)
     return c.fault(r).lookups, c.step("kvm_faultin_pfn", r)(vcpu, fault, r.step("ACC_ALL"), memory).lookups
 
 
@@ -498,7 +498,7 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "private-is-never-emulated",
-    "A private fault is never emulated.",
+    "A private fault that reaches the handler is never emulated.",
     "h3+01",
     having(but="never-private emulates-private write-protected"),
     f"{having('emulates-private')} {WRITE_PROTECTED}",
