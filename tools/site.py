@@ -94,30 +94,30 @@ TEMPLATE = """\
 {% endblock -%}
 """
 
-STYLE = """
-body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgia, serif; color: #1a1a1a;
-  background: #fff; overflow-wrap: break-word }
+STYLE = build.own("colours.css") + """
+body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgia, serif; color: var(--ink);
+  background: var(--paper); overflow-wrap: break-word }
 main > .text_cell :is(p, ul, ol, dl, h1, h2, h3) { max-width: 44rem }
 h1, h2, h3, nav { font-family: system-ui, sans-serif; line-height: 1.25 }
 h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem } h3 { font-size: 1.1rem }
-a { color: #00558b }
 nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .8rem 0; font-size: .9rem }
 nav [rel=next] { margin-left: auto }
 pre, code { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace }
 pre { margin: 0; overflow-x: auto }
 details.code { margin: .6rem 0 }
-details.code summary { font: .8rem system-ui, sans-serif; color: #595959; cursor: pointer }
-.input_area { margin: 1rem 0 .4rem; padding: .5rem .8rem; background: #f4f4f2; border-left: 4px solid #0072b2 }
+details.code summary { font: .8rem system-ui, sans-serif; color: var(--soft); cursor: pointer }
+.input_area { margin: 1rem 0 .4rem; padding: .5rem .8rem; background: var(--code);
+  border-left: 4px solid var(--mark) }
 .output_area { margin: .4rem 0; padding-left: 1rem; font: .85rem/1.45 system-ui, sans-serif }
 .input_area, .output_text, .output_html, .wide { overflow-x: auto }
 img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35 }
-th, td { padding: .2rem .5rem; border: 1px solid #ccc; text-align: left; vertical-align: top }
-footer { margin: 0 0 1rem; font: .8rem/1.5 system-ui, sans-serif; color: #595959 }
+th, td { padding: .2rem .5rem; border: 1px solid var(--rule); text-align: left; vertical-align: top }
+footer { margin: 0 0 1rem; font: .8rem/1.5 system-ui, sans-serif; color: var(--soft) }
 dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
-.k, .kn, .ow { font-weight: bold; color: #00558b }
-.s1, .s2, .sd, .sa, .si, .se { color: #a33b00 }
-.c1 { font-style: italic; color: #595959 }
+.k, .kn, .ow { font-weight: bold; color: var(--link) }
+.s1, .s2, .sd, .sa, .si, .se { color: var(--string) }
+.c1 { font-style: italic; color: var(--soft) }
 @media (max-width: 30rem) { .input_area pre { white-space: pre-wrap } .output_area { padding-left: 0 }
   .output_area table { width: max-content } .output_area table.diff { min-width: 36rem } }
 @media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }

@@ -84,7 +84,7 @@ def page() -> str:
     parts = {
         "policy": POLICY,
         "title": escaped(TITLE),
-        "style": build.style() + (build.PAGE / "pocket.css").read_text(encoding="utf-8"),
+        "style": "".join(map(build.own, ("colours.css", "front.css", "pocket.css"))),
         "lead": escaped(LEAD),
         "links": "\n".join(
             f'<a href="#{each.name}">{escaped(each.title)}</a>' for each in (*SECTIONS, about)
