@@ -231,7 +231,7 @@ def _(c: Case, r: Revision) -> Any:
     "A legacy #PF hands on none of bits 32 to 63, and so neither of KVM's own.",
     holds=having("pf-32"),
     fails=having(but="pf-32"),
-    source="mail <20240228024147.41573-7-seanjc@google.com>, 2024-02-27",
+    source="mail <20240228024147.41573-7-seanjc@google.com>, 2024-02-28",
 )
 def _(c: Case, r: Revision) -> Any:
     mmu = c.exit(r).mmu
@@ -792,8 +792,8 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "encrypted-access-is-refused",
-    "Every encrypted access of an SEV or SEV-ES VM to an ordinary slot ends in -EFAULT and a memory-fault exit: "
-    "the VM cannot run.",
+    "Every encrypted access of an SEV or SEV-ES VM to an ordinary slot, unless an invalidation makes it try again, "
+    "ends in -EFAULT and a memory-fault exit: the VM cannot run.",
     holds="guest_enc_ungated",
     fails="before posted v6_10 guest_enc_gated",
     source="mail <Zdar_PrV4rzHpcGc@google.com>, 2024-02-22",
@@ -1015,7 +1015,7 @@ claim(
     "A private access to emulated MMIO is a bug of the guest.",
     holds=COMPARES_FIRST,
     strength=STATED,
-    source="mail <ZbmenP05fo8hZU8N@google.com>, 2024-01-30",
+    source="mail <ZbmenP05fo8hZU8N@google.com>, 2024-01-31",
 )(None)
 claim(
     "hardware-sets-bit-34",
