@@ -93,6 +93,41 @@ def alive(page: Page) -> None:
     assert page.locator(".live:not([data-state=live])").count() == 0
 
 
+READS = """() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((part, n) => part * a + below[n] * (1 - a));
+  const luminance = (colour) => {
+    const [r, g, b] = colour.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (tag) =>
+    tag ? over(parts(getComputedStyle(tag).backgroundColor), ground(tag.parentElement)) : [255, 255, 255];
+  const faint = (tag) => {
+    const below = ground(tag);
+    const both = [over(parts(getComputedStyle(tag).color), below), below].map(luminance).sort((a, b) => a - b);
+    return (both[1] + 0.05) / (both[0] + 0.05) < 4.5;
+  };
+  const said = (tag) => [...tag.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const tags = [...document.body.querySelectorAll("*")].filter((tag) => tag.checkVisibility());
+  const shows = (tag) => said(tag) || tag.matches("input:not([type=range]), select, textarea");
+  const found = tags.filter((tag) => shows(tag) && faint(tag)).map((tag) => `faint: ${tag.outerHTML.slice(0, 80)}`);
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  return [...found, ...(wide > 0 ? [`${wide} pixels too wide`] : [])];
+}"""
+
+
+def hard_to_read(page: Page) -> list[str]:
+    """Return what of a page is faint, in light or in dark, and whether it is wider than a phone's screen."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    found = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found += [f"{scheme}: {each}" for each in page.evaluate(READS)]
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    return found
+
+
 def sources() -> Iterator[str]:
     """Yield the lines that make each widget of each page."""
     for path in NOTEBOOKS:
@@ -157,8 +192,7 @@ def test_from_a_folder_of_a_host_a_widget_answers_a_click(browser, address):
     code.fill("0x6")
     code.press("Enter")
     expect(page.locator(".live").first).to_contain_text("WRITE|USER")
-    page.set_viewport_size({"width": 390, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert hard_to_read(page) == []
     assert complaints == []
     page.context.close()
 
@@ -195,6 +229,7 @@ def test_the_one_file_runs_every_widget_from_disk_and_asks_the_solver_if_wished(
     assert section("code").get_by_label("code", exact=True).input_value() == "0x2000100000006"
     for each in pocket.SECTIONS:
         assert section(each.name).locator(".kvm-pf").count() >= 1, each.name
+        assert hard_to_read(page) == [], each.name
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
 
     patch = section("patch")
@@ -224,6 +259,21 @@ def test_the_one_file_runs_every_widget_from_disk_and_asks_the_solver_if_wished(
     expect(claims).to_contain_text("RSVD")
     assert complaints == []
     page.context.close()
+
+
+def test_every_still_page_reads_on_a_phone_in_light_and_in_dark(browser, tmp_path):
+    site.write([site.prepare(path.stem, notebooks.read(path)) for path in NOTEBOOKS], tmp_path)
+    page = browser.new_page()
+    found = {}
+    for path in sorted(tmp_path.glob("*.html")):
+        page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        found[path.name] = hard_to_read(page)
+    assert len(found) == len(NOTEBOOKS)
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    page.set_content("<body style='background: #fff; color: #777'><p style='width: 400px'>faint and wide")
+    assert [each.split(":")[1].strip() for each in hard_to_read(page)] == ["faint", "18 pixels too wide"] * 2
+    page.close()
 
 
 @pytest.mark.parametrize(

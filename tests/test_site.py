@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from kvm_pf.show.widgets.error_code import error_code_explorer
 from tools import notebooks, site
+from tools.live import build
 from tools.live.fetch import Unfetched
 
 FIRST = """# Bit 49 & *others*
@@ -149,6 +150,45 @@ def test_the_walkthrough_is_light(walkthrough):
     figures = re.compile(r"data:image/png;base64,[^\"]*")
     weights = {page.name: len(figures.sub("", page.read_text())) for page in walkthrough.glob("*.html")}
     assert {name: weight for name, weight in weights.items() if weight > 400_000} == {}
+
+
+def colours() -> dict[str, dict[str, str]]:
+    """The pages' named colours in light, and in dark."""
+    light, dark = re.split("@media", (build.PAGE / "colours.css").read_text())
+    named = [dict(re.findall(r"--(\w+): (#\w+)", each)) for each in (light, dark)]
+    assert named[0].keys() == named[1].keys()
+    return {"light": named[0], "dark": named[1]}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb, as WCAG 2 defines it."""
+    digits = colour.removeprefix("#")
+    parts = [
+        int(part, 16) / 255
+        for part in re.findall("..", digits if len(digits) == 6 else "".join(2 * d for d in digits))
+    ]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted([luminance(one), luminance(other)])
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_is_what_wcag_says():
+    assert contrast("#fff", "#000000") == pytest.approx(21)
+    assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.005)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_colour_of_text_reads_on_every_ground(scheme):
+    named = colours()[scheme]
+    least = {"ink": 4.5, "link": 4.5, "soft": 4.5, "string": 4.5, "mark": 3}
+    assert named.keys() == least.keys() | {"paper", "code", "rule"}
+    for ground in ("paper", "code"):
+        for name, ratio in least.items():
+            assert contrast(named[name], named[ground]) >= ratio, (name, ground)
 
 
 def test_contents(folder):

@@ -94,7 +94,9 @@ TEMPLATE = """\
 {% endblock -%}
 """
 
-STYLE = build.own("colours.css") + """
+STYLE = (
+    build.own("colours.css")
+    + """
 body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgia, serif; color: var(--ink);
   background: var(--paper); overflow-wrap: break-word }
 main > .text_cell :is(p, ul, ol, dl, h1, h2, h3) { max-width: 44rem }
@@ -119,13 +121,15 @@ dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
 .s1, .s2, .sd, .sa, .si, .se { color: var(--string) }
 .c1 { font-style: italic; color: var(--soft) }
 @media (max-width: 30rem) { .input_area pre { white-space: pre-wrap } .output_area { padding-left: 0 }
-  .output_area table { width: max-content } .output_area table.diff { min-width: 36rem } }
+  .output_area table { width: max-content } .output_area .kvm-pf table { width: auto }
+  .output_area table.diff { min-width: 36rem } }
 @media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }
   .input_area, img, tr { break-inside: avoid } .wide img { min-width: 0 !important }
   .output_area table { font-size: 7pt !important }
   th, td { overflow-wrap: anywhere !important; padding: .1rem .3rem !important }
   th, td, td code { white-space: normal !important; font-size: inherit } }
 """
+)
 
 
 STILL = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
