@@ -13,9 +13,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from kvm_pf.cli.common import OK, PLAIN, UNREADABLE, Progress, empty_terminal, stopped_by_interrupt
+from kvm_pf.cli.common import OK, PLAIN, UNREADABLE, Progress, empty_terminal, mebibytes, stopped_by_interrupt
 from kvm_pf.common.errors import InputError
-from kvm_pf.trace.lines import Pace
+from kvm_pf.common.files import check_target
+from kvm_pf.common.text import one_line
+from kvm_pf.trace.lines import UNPACKED, Pace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,9 +45,9 @@ def _many(args: argparse.Namespace) -> int:
     progress = Progress("trace")
     if args.workers or args.scheduler:
         with cluster(args.workers, args.scheduler) as client:
-            fleet = read_all(args.files, args.revision, args.out, client, progress=progress.show)
+            fleet = read_all(args.files, args.revision, args.out, client, progress.show, args.limit << 20)
     else:
-        fleet = read_all(args.files, args.revision, args.out, progress=progress.show)
+        fleet = read_all(args.files, args.revision, args.out, None, progress.show, args.limit << 20)
     progress.done()
     if not fleet.surveys:
         raise InputError(fleet.refused[0].why)
@@ -58,6 +60,9 @@ def _many(args: argparse.Namespace) -> int:
         print(json.dumps({**told, "refused": [vars(one) for one in fleet.refused]}, indent=1))
     else:
         print(fleet_page(fleet))
+    if fleet.refused:
+        first = one_line(fleet.refused[0].why, 300)
+        print(f"kvm-pf: {len(fleet.refused)} not read, the first: {first}", file=sys.stderr)
     return UNREADABLE if fleet.refused else OK
 
 
@@ -92,7 +97,7 @@ class _Live(Pace):
     """What happens while a trace is read: progress; with a live one, the page so far, again and again."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__()
+        super().__init__(args.limit << 20)
         self.progress = Progress("trace")
         self.stream: Stream | TableStream | None = None
         self.sinks: list[Callable[[pd.DataFrame], None]] = []
@@ -154,7 +159,8 @@ def _sinks(args: argparse.Namespace, opened: ExitStack) -> Any:
     """Open where the faults are written part by part: a Parquet file, and standard output if JSON is wanted."""
     from kvm_pf.trace.tables import writing
 
-    if args.out:
+    if args.out is not None:
+        check_target(args.out, [args.file])
         yield opened.enter_context(writing(args.out))
     if args.json:
         print('{\n "faults": [', end="")
@@ -252,6 +258,10 @@ def add(commands: Any) -> None:
         help="read several traces at once in so many processes, with Dask",
     )  # fmt: skip
     p.add_argument("--scheduler", default="", metavar="ADDRESS", help="or on the Dask cluster there")
+    p.add_argument(
+        "--limit", type=mebibytes, default=UNPACKED >> 20, metavar="MIB",
+        help="what a packed trace holds at most, unpacked (%(default)s)",
+    )  # fmt: skip
     p.add_argument(
         "--revision", default="posted", help="the kernel whose exit handlers make the error codes (posted)"
     )

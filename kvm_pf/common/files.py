@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -128,6 +128,14 @@ def scratch(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(made, ignore_errors=True)
         _scratch.remove(made)
+
+
+def check_target(path: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raise InputError unless `path` can be written, and is none of the files that are read (`sources`)."""
+    _, old = _named(path, _target, path)
+    for source in sources if old else ():
+        if os.path.exists(source) and os.path.samefile(source, path):
+            raise InputError(f"{path}: this is what is read; give the output another name")
 
 
 def discard_unfinished() -> None:

@@ -32,6 +32,9 @@ from kvm_pf.revisions import REVISIONS, Revision, get, logic_names
 LONGEST = 20_000
 """Characters of a step that are read."""
 
+LARGEST = 4096
+"""Bits of a number, and items of a tuple, that a step may have."""
+
 SECONDS = 1.0
 """A step that has not returned by then does not end."""
 
@@ -206,7 +209,13 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: s
             raise InputError(
                 f"{place}: << by {unknown[0]:.40} could be too far: it takes a number up to 63, or x & 63"
             )
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+        if (
+            isinstance(node, ast.BinOp)
+            and isinstance(node.op, ast.Mult)
+            and any(isinstance(side, ast.Tuple) for side in (node.left, node.right))
+        ):
+            raise InputError(f"{place}: a tuple times a number has no place in a step")
+        if isinstance(node, ast.Attribute) and (node.attr.startswith("_") or hasattr(int, node.attr)):
             raise InputError(f"{place}: .{node.attr:.40} has no place in a step")
         if isinstance(node, ast.Name) and node.id == written.name:
             raise InputError(f"{place}: a step does not call itself")
@@ -231,14 +240,14 @@ def _is_text(statement: ast.stmt) -> bool:
 def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
     """Stop the steps that a derived revision changes if one has not returned after so many seconds.
 
-    Raises DoesNotEnd naming the line that was run then.  Only steps with a loop are watched, line by line, in this
-    thread: it takes time, and others end by themselves.
+    Raises DoesNotEnd naming the line that was run then, also if a value has grown too far.  Only steps that loop, add
+    or multiply are watched, in this thread: it takes time, and others end by themselves.
     """
     places: dict[tuple[str, int], str] = {}
     derived: Revision | None = revision
     while derived is not None and REVISIONS.get(derived.name) is not derived:
         for name, step in derived.changes.items():
-            if isinstance(step, FunctionType) and any("BACKWARD" in i.opname for i in get_instructions(step)):
+            if isinstance(step, FunctionType) and _is_watched(step):
                 places[step.__code__.co_filename, step.__code__.co_firstlineno] = name
         derived = derived.base
 
@@ -249,12 +258,15 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         end = time.monotonic() + seconds
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:
+            if event == "line" and (local := _too_large(frame.f_locals)):
+                raise DoesNotEnd(f"{name}, line {frame.f_lineno}: {local} grows too far")
             if time.monotonic() > end:
                 raise DoesNotEnd(
                     f"{name}, line {frame.f_lineno}: it does not return (stopped after {seconds:g} s)"
                 )
             return at_line
 
+        frame.f_trace_opcodes = True  # a loop that stands on one line comes to no other
         return at_line
 
     if not places:
@@ -266,3 +278,17 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def _is_watched(step: FunctionType) -> bool:
+    """Whether a step could take for ever: it loops, or what it adds or multiplies could double with each line."""
+    return any("BACKWARD" in i.opname or i.argrepr in ("+", "+=", "*", "*=") for i in get_instructions(step))
+
+
+def _too_large(values: dict[str, Any]) -> str:
+    """Name a value of more than LARGEST bits or items; "" if there is none."""
+    for name, value in values.items():
+        size = value.bit_length() if isinstance(value, int) else len(value) if isinstance(value, tuple) else 0
+        if size > LARGEST:
+            return name
+    return ""

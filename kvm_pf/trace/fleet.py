@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import folder, scratch
+from kvm_pf.common.files import check_target, folder, scratch
 from kvm_pf.common.text import one_line, visible
 from kvm_pf.trace.digest import Digest, storm_table
 from kvm_pf.trace.faults import table
-from kvm_pf.trace.lines import Pace
+from kvm_pf.trace.lines import UNPACKED, Pace
 from kvm_pf.trace.reading import Stream, Survey
 from kvm_pf.trace.report import counts, disagreements, followed, section
 from kvm_pf.trace.tables import MAGIC, TableStream, writing
@@ -45,10 +45,15 @@ def stream_of(file: str | Path, revision: str = "posted", pace: Pace | None = No
     return TableStream(file, revision, pace) if is_table else Stream(file, revision, pace)
 
 
-def survey(file: str | Path, revision: str = "posted", out: str | Path | None = None) -> Survey:
-    """Read one trace in bounded memory; give what it amounts to, and write its table to `out` if that is given."""
-    stream = stream_of(file, revision)
-    with writing(out) if out else nullcontext() as add:
+def survey(
+    file: str | Path, revision: str = "posted", out: str | Path | None = None, limit: int = UNPACKED
+) -> Survey:
+    """Read one trace in bounded memory; give what it amounts to, and write its table to `out` if that is given.
+
+    `limit` is the most bytes that a packed trace may hold.
+    """
+    stream = stream_of(file, revision, Pace(limit))
+    with writing(out) if out is not None else nullcontext() as add:
         for part in stream.parts():
             if add:
                 add(part)
@@ -64,9 +69,9 @@ class Refused:
     why: str
 
 
-def _survey(file: str, revision: str, out: str | None) -> Survey | Refused:
+def _survey(file: str, revision: str, out: str | None, limit: int) -> Survey | Refused:
     try:
-        return survey(file, revision, out)
+        return survey(file, revision, out, limit)
     except InputError as error:
         return Refused(file, one_line(error))
 
@@ -128,20 +133,23 @@ def read_all(
     out: str | Path | None = None,
     client: Any = None,
     progress: Callable[[str], None] | None = None,
+    limit: int = UNPACKED,
 ) -> Fleet:
     """Read many traces, one after another, or on the workers of a Dask client at once.
 
     `files` are traces as `load` takes them, or Parquet tables of faults; a folder stands for the files in it.  `out`
-    is a folder for a Parquet table of each.  `progress` is called with what is done.  Raises InputError if there is
-    none of them, and if `out` cannot be made.
+    is a folder for a Parquet table of each.  `progress` is called with what is done; `limit` is the most bytes that a
+    packed trace may hold.  Raises InputError if there is none of them, and if `out` cannot be made or written to.
     """
     names = expanded(files)
     with _targets(names, out) as targets:
         found: list[Survey | Refused] = []
         if client is None:
-            answers: Iterable[Survey | Refused] = map(_survey, names, repeat(revision), targets)
+            answers: Iterable[Survey | Refused] = map(
+                _survey, names, repeat(revision), targets, repeat(limit)
+            )
         else:
-            answers = _on_workers(client, names, revision, targets)
+            answers = _on_workers(client, names, revision, targets, limit)
         for answer in answers:
             found.append(answer)
             if progress:
@@ -152,10 +160,10 @@ def read_all(
 
 
 def _on_workers(
-    client: Any, names: list[str], revision: str, targets: list[str | None]
+    client: Any, names: list[str], revision: str, targets: list[str | None], limit: int
 ) -> Iterator[Survey | Refused]:
     """Have the workers read the files; give the answers in the order of the files, each as soon as it can be."""
-    futures = client.map(_survey, names, [revision] * len(names), targets, pure=False)
+    futures = client.map(_survey, names, [revision] * len(names), targets, [limit] * len(names), pure=False)
     for n, future in enumerate(futures):
         yield client.gather(future)
         futures[n] = None  # the worker need not keep it
@@ -188,6 +196,8 @@ def _targets(names: list[str], out: str | Path | None) -> Iterator[list[str | No
     if twice := {table for table in tables if tables.count(table) > 1}:
         raise InputError(f"{out}: two tables would be named {min(twice)}; give the folders one by one")
     with folder(out), scratch(out) as made:
+        for table in tables:
+            check_target(Path(out) / table, names)
         yield [str(made / table) for table in tables]
         for table in tables:
             if (made / table).exists():

@@ -64,15 +64,21 @@ class Unread(NamedTuple):
 _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
+UNPACKED = 1 << 32
+"""The most bytes that a packed file may hold, unless somebody says otherwise."""
+
+
 class Pace:
     """How far the reading of a file is: `done` of `size` bytes (0: nobody knows); `stopped` ends it as if it ended.
 
     `tick` is called after each piece that was read, and four times a second while there is nothing to read.
+    `limit` is the most bytes that a packed file may hold.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = UNPACKED) -> None:
         self.done = self.size = 0
         self.stopped = False
+        self.limit = limit
 
     def tick(self) -> None:
         """Do what is to be done meanwhile: here, nothing."""
@@ -84,8 +90,9 @@ class _Paced(io.RawIOBase):
     def __init__(self, raw: Any, pace: Pace) -> None:
         self.raw, self.pace = raw, pace
         try:
-            self.waits = not stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
-            pace.size = os.fstat(raw.fileno()).st_size if not self.waits else 0
+            found = os.fstat(raw.fileno())
+            self.waits = not stat.S_ISREG(found.st_mode) or not found.st_size  # trace_pipe is called regular
+            pace.size = 0 if self.waits else found.st_size
         except (OSError, AttributeError):
             self.waits = False
 
@@ -93,13 +100,13 @@ class _Paced(io.RawIOBase):
         return True
 
     def close(self) -> None:
-        if self.raw is not sys.stdin.buffer:
+        if self.raw is not getattr(sys.stdin, "buffer", None):
             self.raw.close()
         super().close()
 
     def readinto(self, buffer: Any) -> int:
         while self.waits and not self.pace.stopped and not select.select([self.raw], [], [], 0.25)[0]:
-            self.pace.tick()
+            self.pace.tick()  # there may be nothing to read for long, and a signal to be heeded
         if self.pace.stopped:
             return 0
         count: int = self.raw.readinto(buffer) or 0
@@ -108,28 +115,71 @@ class _Paced(io.RawIOBase):
         return count
 
 
-def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
-    """Open a file, or standard input for "-", and unpack gzip, bzip2, xz and zstd by their first bytes."""
-    raw: Any
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds, up to a limit."""
+
+    def __init__(self, stream: Any, name: str, limit: int) -> None:
+        self.stream, self.name, self.limit, self.done = stream, name, limit, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self.stream.readinto(buffer)
+        self.done += count
+        if self.done > self.limit:
+            raise InputError(
+                f"{self.name}: it unpacks to more than {self.limit:,} bytes; --limit raises that"
+            )
+        return count
+
+
+def _open_raw(file: str | Path) -> Any:
+    """Open a file or standard input unbuffered; a FIFO that nobody writes to yet is not waited for here."""
     if str(file) == "-":
-        raw = sys.stdin.buffer
+        if sys.stdin is None:
+            raise InputError("standard input: it is closed")
+        raw = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     else:
         try:
-            raw = open(file, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
-        except OSError as error:
-            raise InputError(f"{file}: {error.strerror or error}") from error
-    if pace is not None:
-        raw = _Paced(getattr(raw, "raw", raw), pace)
-    stream: io.BufferedReader = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 16)
+            number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            raw = os.fdopen(number, "rb", buffering=0)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(number, True)
+    try:
+        mode = os.fstat(raw.fileno()).st_mode
+    except (OSError, AttributeError):  # no file of the system's, as in tests
+        return raw
+    if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not raw.isatty() and str(file) != os.devnull):
+        raise InputError(f"{'standard input' if str(file) == '-' else file}: this is a device, no trace")
+    return raw
+
+
+def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
+    """Open a file, or standard input for "-", and unpack gzip, bzip2, xz and zstd by their first bytes.
+
+    Raises InputError if it cannot be opened or is a device; so does reading more than `pace.limit` unpacked bytes.
+    """
+    pace = pace or Pace()
+    stream = io.BufferedReader(_Paced(_open_raw(file), pace), 1 << 16)
     try:
         head = stream.peek(6)[:6]
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     packing = next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
+    if packing is None:
+        return stream
+    name = "standard input" if str(file) == "-" else str(file)
+    return io.BufferedReader(_Unpacked(_unpacking(stream, packing), name, pace.limit), 1 << 16)
+
+
+def _unpacking(stream: io.BufferedReader, packing: str) -> Any:
     if packing == "gzip":
         import gzip
 
-        return gzip.open(stream)  # type: ignore[return-value]
+        return gzip.open(stream)
     if packing == "bz2":
         import bz2
 
@@ -138,11 +188,9 @@ def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
         import lzma
 
         return lzma.open(stream)
-    if packing == "zstd":
-        import pyarrow as pa
+    import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"))
-    return stream
+    return pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
 
 
 def physical_lines(stream: IO[bytes]) -> Iterator[Line]:
@@ -515,6 +563,10 @@ class Reader:
             if line.cut:
                 self.cut += 1
                 self.refuse(line.number, text, f"longer than {LONGEST} bytes")
+                continue
+            if not text and not pending and not open_record:
+                carry = ""
+                self.other += 1
                 continue
             match = _EVENT.search(text)
             if match is not None and match[1] in _FRAMED and not _FRAME.search(text[: match.start()]):

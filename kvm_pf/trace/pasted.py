@@ -15,11 +15,14 @@ from typing import NamedTuple
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import Fault, Joiner, Sense, sense
-from kvm_pf.trace.lines import Reader, Unread
+from kvm_pf.trace.lines import Pace, Reader, Unread
 from kvm_pf.trace.reading import Traced, _events, load, vendor_of
 
 LARGEST = 1 << 24
 """The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""
+
+UNPACKED = 16 * LARGEST
+"""The most bytes that they may hold, if they are packed."""
 
 
 CYCLE = 8
@@ -97,7 +100,7 @@ def read_text(given: str | bytes, name: str = "text", revision: Revision | str =
     """
     reader, joiner = Reader(), Joiner()
     with _as_file(given, name) as path:
-        faults = sorted(joiner.join(_events(path, reader)[1]), key=lambda fault: fault.line)
+        faults = sorted(joiner.join(_events(path, reader, Pace(UNPACKED))[1]), key=lambda fault: fault.line)
     vendor = vendor_of(joiner)
     told = [Told(f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision)) for f in faults]
     return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread)
@@ -109,7 +112,7 @@ def load_text(given: str | bytes, name: str = "pasted lines", revision: Revision
     `name` is what the trace is called.  Raises InputError as `read_text` does.
     """
     with _as_file(given, name) as path:
-        traced = load(path, revision)
+        traced = load(path, revision, Pace(UNPACKED))
     traced.name = name
     return traced
 

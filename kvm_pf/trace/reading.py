@@ -133,15 +133,16 @@ def _paced(events: Iterator[Event], pace: Pace) -> Iterator[Event]:
         yield event
 
 
-def load(file: str | Path, revision: Revision | str = "posted") -> Traced:
+def load(file: str | Path, revision: Revision | str = "posted", pace: Pace | None = None) -> Traced:
     """Read a trace whole: the table of faults, and what else the file told.
 
     `file` is a path or "-" for standard input; ftrace's text, trace-cmd's report or trace.dat, perf script and
     trace, bpftrace, kernel logs, text pasted into mails; packed or not.  `revision` names the kernel whose exit
-    handlers make `error_code` of the codes.  Raises InputError if the file cannot be read.
+    handlers make `error_code` of the codes; `pace` limits what a packed file may hold.  Raises InputError if the file
+    cannot be read.
     """
     reader, joiner = Reader(), Joiner()
-    kind, events = _events(file, reader)
+    kind, events = _events(file, reader, pace)
     rows: list[Fault] = sorted(joiner.join(events), key=lambda row: row.line)
     table = frame(rows, vendor_of(joiner), joiner.tdp, revision)
     table.attrs["unread"] = reader.unread_count

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a stranger or a careless hand does to traces and steps costs a line, and no file, hour or memory."""
+
+import gzip
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import refused, run
+
+from kvm_pf.common.errors import InputError
+from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
+from kvm_pf.revisions import get
+from kvm_pf.trace import load
+from kvm_pf.trace.lines import Pace
+from kvm_pf.trace.pasted import read_text
+
+FAULT = (
+    b"t-1 [000] ..... 1.000000: kvm_page_fault: vcpu 0 rip 0x1 address 0x0000000000001050 error_code 0x181\n"
+)
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "trace.txt"
+    path.write_bytes(FAULT)
+    return path
+
+
+class TestTraces:
+    def test_the_trace_that_is_read_is_not_written_over(self, trace, tmp_path):
+        said = "this is what is read; give the output another name"
+        link = tmp_path / "link"
+        link.symlink_to(trace)
+        assert said in refused("trace", str(trace), "--out", str(trace))
+        assert said in refused("trace", str(trace), "--out", str(link))
+        (tmp_path / "other.txt").write_bytes(FAULT)
+        table = tmp_path / "trace.txt.parquet"
+        table.write_bytes(FAULT)
+        files = [str(trace), str(tmp_path / "other.txt"), str(table)]
+        assert said in refused("trace", *files, "--out", str(tmp_path))
+        assert trace.read_bytes() == table.read_bytes() == FAULT
+        assert sorted(os.listdir(tmp_path)) == ["link", "other.txt", "trace.txt", "trace.txt.parquet"]
+
+    def test_an_empty_name_is_no_wish_for_nothing(self, trace):
+        assert "no name of a file" in refused("trace", str(trace), "--out", "")
+
+    @pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom"])
+    def test_a_device_is_refused(self, device):
+        assert f"{device}: this is a device" in refused("trace", device)
+
+    def test_a_table_replaces_no_device_in_the_folder_of_tables(self, trace, tmp_path):
+        (tmp_path / "more.txt").write_bytes(FAULT)
+        out = tmp_path / "out"
+        out.mkdir()
+        os.mkfifo(out / "trace.txt.parquet")
+        said = refused("trace", str(trace), str(tmp_path / "more.txt"), "--out", str(out))
+        assert "trace.txt.parquet: this is a FIFO" in said
+        assert os.listdir(out) == ["trace.txt.parquet"]
+
+    def test_what_is_packed_is_unpacked_up_to_a_limit(self, tmp_path):
+        bomb = tmp_path / "bomb.gz"
+        bomb.write_bytes(gzip.compress((b" " * 999 + b"\n") * 1100))
+        assert "unpacks to more than 1,048,576 bytes; --limit raises that" in refused(
+            "trace", str(bomb), "--limit", "1"
+        )
+        with pytest.raises(InputError, match="more than 1,000 bytes"):
+            load(bomb, pace=Pace(1000))
+        assert "no event" in refused("trace", str(bomb), "--limit", "2")
+
+    def test_what_is_pasted_packed_is_unpacked_up_to_a_limit(self, monkeypatch):
+        monkeypatch.setattr("kvm_pf.trace.pasted.UNPACKED", 1000)
+        with pytest.raises(InputError, match="more than 1,000 bytes"):
+            read_text(gzip.compress(FAULT * 20))
+        assert len(read_text(gzip.compress(FAULT * 2)).faults) == 2
+
+    def test_one_that_waits_for_its_writer_can_be_interrupted_and_written_to(self, tmp_path):
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        pace = Pace()
+        stop = threading.Timer(0.4, lambda: setattr(pace, "stopped", True))
+        stop.start()
+        start = time.monotonic()
+        assert len(load(fifo, pace=pace).faults) == 0
+        assert time.monotonic() < start + 5
+        write = threading.Timer(0.4, lambda: Path(fifo).write_bytes(FAULT))
+        write.start()
+        assert len(load(fifo).faults) == 1
+        write.join()
+
+    def test_a_closed_standard_input_is_said_to_be(self):
+        command = [sys.executable, "-m", "kvm_pf", "trace", "-"]
+        end = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True)
+        assert (end.returncode, end.stderr) == (2, "kvm-pf: standard input: it is closed\n")
+
+    def test_traces_that_are_not_read_are_told_of_on_the_error_stream(self, trace, tmp_path):
+        (tmp_path / "empty").write_bytes(b"")
+        status, out, err = run("trace", str(trace), str(tmp_path / "empty"))
+        assert status == 2
+        assert out.startswith("1 traces, 1 faults")
+        assert err.startswith("kvm-pf: 1 not read, the first: ")
+
+
+def called(body: str) -> None:
+    step = read_step(f"def sanitize(error_code):\n{body}", "sanitize")
+    with ending(get("posted").derive("hostile", "", sanitize=step), 0.3):
+        step(0x100000006)
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "    while 1: pass\n",
+            "    x = error_code\n" + "    x = x * x\n" * 60,
+            "    x = (0, 0)\n" + "    x = x + x\n" * 60,
+        ],
+        ids=["a loop on one line", "a number that is squared", "a tuple that is doubled"],
+    )
+    def test_one_that_takes_for_ever_is_stopped(self, body):
+        start = time.monotonic()
+        with pytest.raises(DoesNotEnd, match=r"does not return|grows too far"):
+            called(body)
+        assert time.monotonic() < start + 5
+
+    @pytest.mark.parametrize("value", ["(0,) * 999999999", "error_code.to_bytes(999999999)"])
+    def test_one_that_would_fill_the_memory_is_refused(self, value):
+        with pytest.raises(InputError, match="has no place in a step"):
+            called(f"    x = {value}\n")
