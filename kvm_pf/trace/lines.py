@@ -125,7 +125,13 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count: int = self.stream.readinto(buffer)
+        import lzma
+        import zlib
+
+        try:
+            count: int = self.stream.readinto(buffer)
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
+            raise OSError(str(error)) from error
         self.done += count
         if self.done > self.limit:
             raise InputError(
@@ -175,7 +181,7 @@ def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
     return io.BufferedReader(_Unpacked(_unpacking(stream, packing), name, pace.limit), 1 << 16)
 
 
-def _unpacking(stream: io.BufferedReader, packing: str) -> Any:
+def _unpacking(stream: Any, packing: str) -> Any:
     if packing == "gzip":
         import gzip
 

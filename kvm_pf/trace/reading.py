@@ -114,12 +114,9 @@ def _name(file: str | Path) -> str:
 
 
 def _guarded(name: str, events: Iterator[Event], pace: Pace) -> Iterator[Event]:
-    import lzma
-    import zlib
-
     try:
         yield from events
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError) as error:
         if not pace.stopped:
             raise InputError(f"{name}: cannot be read: {error}") from error
 

@@ -346,3 +346,15 @@ def test_the_compiled_scanner_counts_what_it_cannot_read(tmp_path):
     (table,) = scan(path)
     assert len(table) == 3
     assert table.attrs["unread"] == 2
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_packed_trace_that_is_damaged_is_refused_by_name(tmp_path, pack):  # found by make fuzz, case 90
+    whole = pack((FORMS["ftrace"] + "\n").encode() * 50)
+    for at in range(6, len(whole), 3):  # behind what says how it is packed
+        path = tmp_path / f"{at}.trace"
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            read(path)
+        except InputError as error:
+            assert path.name in str(error)
