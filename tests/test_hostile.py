@@ -72,6 +72,15 @@ class TestTraces:
             load(bomb, pace=Pace(1000))
         assert "no event" in refused("trace", str(bomb), "--limit", "2")
 
+    def test_what_was_packed_tight_is_not_unpacked_to_its_end_once_it_is_stopped(self, tmp_path):
+        class Once(Pace):
+            def tick(self):
+                self.stopped = self.stopped or self.done > 0
+
+        tight = tmp_path / "tight.gz"
+        tight.write_bytes(gzip.compress(FAULT * 20_000))
+        assert len(load(tight, pace=Once()).faults) < 2000
+
     def test_what_is_pasted_packed_is_unpacked_up_to_a_limit(self, monkeypatch):
         monkeypatch.setattr("kvm_pf.trace.pasted.UNPACKED", 1000)
         with pytest.raises(InputError, match="more than 1,000 bytes"):

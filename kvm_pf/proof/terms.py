@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import reduce, wraps
 from itertools import islice
 from operator import and_, or_
+from signal import SIGINT, default_int_handler, getsignal
 from threading import RLock
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_type_hints
@@ -87,6 +88,8 @@ def new_solver(*terms: z3.BoolRef) -> z3.Solver:
     """Return a solver that holds `terms`."""
     solver = z3.SolverFor("QF_BV")
     solver.set("timeout", TIMEOUT_MS)
+    if getsignal(SIGINT) is not default_int_handler:  # whoever waits for Ctrl-C is to get it, not the solver
+        solver.set("ctrl_c", False)
     solver.add(*terms)
     return solver
 

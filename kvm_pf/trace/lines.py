@@ -116,10 +116,10 @@ class _Paced(io.RawIOBase):
 
 
 class _Unpacked(io.RawIOBase):
-    """What a packed file holds, up to a limit."""
+    """What a packed file holds, up to the limit of a pace, and until that is stopped."""
 
-    def __init__(self, stream: Any, name: str, limit: int) -> None:
-        self.stream, self.name, self.limit, self.done = stream, name, limit, 0
+    def __init__(self, stream: Any, name: str, pace: Pace) -> None:
+        self.stream, self.name, self.pace, self.done = stream, name, pace, 0
 
     def readable(self) -> bool:
         return True
@@ -128,15 +128,17 @@ class _Unpacked(io.RawIOBase):
         import lzma
         import zlib
 
+        if self.pace.stopped:  # much may be packed in the little that was read
+            return 0
         try:
             count: int = self.stream.readinto(buffer)
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise OSError(str(error)) from error
         self.done += count
-        if self.done > self.limit:
-            raise InputError(
-                f"{self.name}: it unpacks to more than {self.limit:,} bytes; --limit raises that"
-            )
+        limit = self.pace.limit
+        if self.done > limit:
+            raise InputError(f"{self.name}: it unpacks to more than {limit:,} bytes; --limit raises that")
+        self.pace.tick()
         return count
 
 
@@ -178,7 +180,7 @@ def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
     if packing is None:
         return stream
     name = "standard input" if str(file) == "-" else str(file)
-    return io.BufferedReader(_Unpacked(_unpacking(stream, packing), name, pace.limit), 1 << 16)
+    return io.BufferedReader(_Unpacked(_unpacking(stream, packing), name, pace), 1 << 16)
 
 
 def _unpacking(stream: Any, packing: str) -> Any:
