@@ -189,6 +189,8 @@ def test_from_a_folder_of_a_host_a_widget_answers_a_click(browser, address):
     alive(page)
     code = page.get_by_label("code", exact=True)
     expect(code).to_have_value("0x2000100000006")
+    code.focus()
+    expect(code).to_have_css("outline-style", "solid")
     code.fill("0x6")
     code.press("Enter")
     expect(page.locator(".live").first).to_contain_text("WRITE|USER")
@@ -261,7 +263,7 @@ def test_the_one_file_runs_every_widget_from_disk_and_asks_the_solver_if_wished(
     page.context.close()
 
 
-def test_every_still_page_reads_on_a_phone_in_light_and_in_dark(browser, tmp_path):
+def test_every_still_page_reads_on_a_phone_in_light_and_in_dark_and_prints_on_white(browser, tmp_path):
     site.write([site.prepare(path.stem, notebooks.read(path)) for path in NOTEBOOKS], tmp_path)
     page = browser.new_page()
     found = {}
@@ -271,6 +273,11 @@ def test_every_still_page_reads_on_a_phone_in_light_and_in_dark(browser, tmp_pat
         found[path.name] = hard_to_read(page)
     assert len(found) == len(NOTEBOOKS)
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    page.goto((tmp_path / "01_the_bits.html").as_uri())
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
     page.set_content("<body style='background: #fff; color: #777'><p style='width: 400px'>faint and wide")
     assert [each.split(":")[1].strip() for each in hard_to_read(page)] == ["faint", "18 pixels too wide"] * 2
     page.close()
