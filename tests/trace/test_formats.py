@@ -354,7 +354,9 @@ def test_a_packed_trace_that_is_damaged_is_refused_by_name(tmp_path, pack):  # f
     for at in range(6, len(whole), 3):  # behind what says how it is packed
         path = tmp_path / f"{at}.trace"
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        said = path.name
         try:
             read(path)
         except InputError as error:
-            assert path.name in str(error)
+            said = str(error)
+        assert path.name in said
