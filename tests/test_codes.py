@@ -437,6 +437,8 @@ LINES = {
         " gpa: 4096, size: 4096 }",
         [(0x8, "memfault")],
     ),
+    "flags alone": ("flags: 8", [(0x8, "memfault")]),
+    "a VMCS dump": ("qualification=0x683 ", [(0x683, "ept")]),
     "QEMU": (
         "qemu-system-x86_64: warning: memory fault: GPA 0x4000000 size 0x1000 flags 0x8 kvm_convert_memory start"
         " 0x4000000 size 0x1000 shared_to_private",

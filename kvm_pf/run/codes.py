@@ -570,7 +570,7 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         lambda m: _certain("pf", "Linux's own report of a segfault"),
     ),
     (
-        rf"\bexit[ _-]?qual(?:ification)?\s*[=:(]?\s*{_NUMBER}",
+        rf"\b(?:exit[ _-]?)?qual(?:ification)?\s*[=:(]?\s*{_NUMBER}",
         lambda m: _certain("ept", "an exit qualification", base=0),
     ),
     (rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}", lambda m: _certain("npf", "EXITINFO1", base=0)),
@@ -578,6 +578,16 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         rf"(?:memory[ _-]?fault|MemoryFault)\b.{{0,200}}?\bflags\s*[=:(]?\s*{_NUMBER}",
         lambda m: _certain(
             "memfault", "flags of a memory-fault exit", base=16 if m[1][:2].lower() == "0x" else 10
+        ),
+    ),
+    (
+        rf"\A\s*flags\s*[=:]\s*{_NUMBER}\s*\Z",
+        lambda m: Place(
+            ("memfault",),
+            Sure.LIKELY,
+            "flags alone, as a memory-fault exit has them",
+            0,
+            16 if "x" in m[1].lower() else 10,
         ),
     ),
     (
