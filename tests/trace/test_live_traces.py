@@ -46,6 +46,7 @@ def started():
     def start(*arguments, **how):
         process = subprocess.Popen(
             [*COMMAND, "-", *arguments], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & hands on that it is ignored
             **{"stdout": subprocess.PIPE, **how},
         )  # fmt: skip
         processes.append(process)
