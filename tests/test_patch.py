@@ -1187,16 +1187,16 @@ def test_title_alone_is_said_to_be_the_evidence():
 
 
 BORROWS = """\
---- a/arch/x86/kvm/mmu/mmu.c
-+++ b/arch/x86/kvm/mmu/mmu.c
+--- a/{mmu}/mmu.c
++++ b/{mmu}/mmu.c
 @@ -5846,3 +5846,5 @@ int noinline kvm_mmu_page_fault(struct kvm_vcpu *vcpu, gpa_t cr2_or_gpa, u64 err
  one
 +if (private(vcpu))
 +error_code |= PFERR_GUEST_ENC_MASK;
  two
  three
---- a/arch/x86/kvm/mmu/mmu_internal.h
-+++ b/arch/x86/kvm/mmu/mmu_internal.h
+--- a/{mmu}/mmu_internal.h
++++ b/{mmu}/mmu_internal.h
 @@ -290,2 +290,3 @@ static inline int kvm_mmu_do_page_fault(struct kvm_vcpu *vcpu, gpa_t cr2_or_gpa,
  one
 +.is_private = {gate}err & PFERR_GUEST_ENC_MASK,
@@ -1213,7 +1213,11 @@ BORROWS = """\
     ],
 )
 def test_borrowed_bit_is_recognised_by_what_it_does(gate, revision):
-    text = BORROWS.replace("{gate}", gate).replace("-290,2 +290,3", f"-290,2 +290,{3 + gate.count(chr(10))}")
+    text = (
+        BORROWS.replace("{mmu}", "arch/x86/kvm/mmu")
+        .replace("{gate}", gate)
+        .replace("-290,2 +290,3", f"-290,2 +290,{3 + gate.count(chr(10))}")
+    )
     verdict = judge(text)
     assert (verdict.kind, verdict.revision) == ("a known relative", revision)
     assert [(change.step, change.status) for change in verdict.changes] == [

@@ -33,7 +33,9 @@ from kvm_pf.run.tables import CASE_INPUTS
 SLOW = 10.0
 """Seconds of the processor after which a case has hung."""
 
-MAIL = """From: "A. Reader" <reader@example.org>
+MMU = "arch/x86/kvm/mmu/mmu.c"
+
+MAIL = f"""From: "A. Reader" <reader@example.org>
 Subject: Re: [PATCH 05/16] KVM: x86/mmu: a change
 Message-ID: <1@example.org>
 MIME-Version: 1.0
@@ -43,10 +45,10 @@ Content-Type: multipart/mixed; boundary="b"
 Content-Type: text/plain; charset=utf-8
 Content-Transfer-Encoding: quoted-printable
 
-> diff --git a/arch/x86/kvm/mmu/mmu.c b/arch/x86/kvm/mmu/mmu.c
+> diff --git a/{MMU} b/{MMU}
 > index 1234567..89abcde 100644
-> --- a/arch/x86/kvm/mmu/mmu.c
-> +++ b/arch/x86/kvm/mmu/mmu.c
+> --- a/{MMU}
+> +++ b/{MMU}
 > @@ -10,3 +10,4 @@ int f(void)
 >  =09one();
 > -=09two();
