@@ -185,14 +185,16 @@ def vcpu_cache_mmio_info(
     return MmioCache(gva=0 if nested else gva & ~PAGE_OFFSET_MASK, gfn=gfn, gen=gen, access=access)
 
 
-def mmio_format(mmio_cfg: int) -> MmioFormat:
+def mmio_format(mmio_cfg: int, caching: bool = True) -> MmioFormat:
     """The MMIO SPTE formats that the tables' `mmio_cfg` numbers: MMIO_EPT, MMIO_EPT_L1TF, MMIO_NPT, MMIO_TDX.
+
+    `caching` is enable_mmio_caching: without it KVM makes no such SPTEs.
 
     Source: Linux `arch/x86/kvm/mmu/spte.c`, kvm_mmu_set_ept_masks(), kvm_mmu_reset_all_pte_masks() (v6.8).
     """
     if mmio_cfg == MMIO_NPT:
         return MmioFormat(
-            caching=True,
+            caching=caching,
             value=NPT_VALUE,
             mask=NPT_VALUE,
             access_mask=NPT_ACCESS_MASK,
@@ -205,7 +207,7 @@ def mmio_format(mmio_cfg: int) -> MmioFormat:
     bad = ept_bad_mt_xwr(mmio_cfg)
     if mmio_cfg == MMIO_EPT_L1TF:
         return MmioFormat(
-            caching=True,
+            caching=caching,
             value=EPT_VALUE,
             mask=EPT_MASK,
             access_mask=0,
@@ -217,7 +219,7 @@ def mmio_format(mmio_cfg: int) -> MmioFormat:
         )
     value = 0 if mmio_cfg == MMIO_TDX else EPT_VALUE
     return MmioFormat(
-        caching=True,
+        caching=caching,
         value=value,
         mask=EPT_MASK,
         access_mask=0,

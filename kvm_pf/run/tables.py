@@ -42,7 +42,7 @@ from kvm_pf.faultin import (
     Slot,
     kvm_faultin_pfn,
 )
-from kvm_pf.mmio import MMIO_EPT, NPT_ACCESS_MASK, NPT_HIGH, NPT_LOWER_GFN_MASK, NPT_VALUE, mmio_format
+from kvm_pf.mmio import MMIO_EPT, MMIO_NPT, mmio_format
 from kvm_pf.state import (
     PAGE_SHIFT,
     PG_LEVEL_4K,
@@ -51,7 +51,6 @@ from kvm_pf.state import (
     Environment,
     Fault,
     MmioCache,
-    MmioFormat,
     Mmu,
     Vcpu,
     Vm,
@@ -467,17 +466,7 @@ def faultin_vcpu(
             direct_bits=direct_bits,
             gen=gen,
         ),
-        mmio_format=MmioFormat(
-            caching=mmio_caching,
-            value=NPT_VALUE,
-            mask=NPT_VALUE,
-            access_mask=NPT_ACCESS_MASK,
-            nonpresent_or_rsvd_mask=0,
-            lower_gfn_mask=NPT_LOWER_GFN_MASK,
-            rsvd_high=NPT_HIGH,
-            ept=False,
-            bad_mt_xwr=0,
-        ),
+        mmio_format=mmio_format(MMIO_NPT, mmio_caching),
         walk=Walk(root=4, leaf=-1, spte5=0, spte4=0, spte3=0, spte2=0, spte1=0),
         cache=MmioCache(gva=0, gfn=0, gen=0, access=0),
         environment=Environment(

@@ -192,7 +192,7 @@ class TestGeneration:
         assert not mmio.is_shadow_present_pte(spte)
 
     def test_without_mmio_caching_no_spte_is_an_mmio_spte(self):
-        shape = get("posted").link("mmio_format")(0)._replace(caching=False)
+        shape = get("posted").link("mmio_format")(0, caching=False)
         assert not mmio.is_mmio_spte(shape, MMIO_EPT_NOW)
 
 
