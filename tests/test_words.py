@@ -21,6 +21,7 @@ def printed(**data: str):
         (new_code_cell("a = f(0x8)", metadata={"tags": ["fold"]}), "folded code", 2),
         (new_code_cell("", outputs=[new_output("stream", text="one two\n")]), "output", 2),
         (new_code_cell("", outputs=[printed(text_html="<b>one</b><td>two", text_plain="name")]), "output", 2),
+        (new_code_cell("", outputs=[printed(text_html="<b>one_<wbr>name_<wbr>broken</b>")]), "output", 1),
         (new_code_cell("", outputs=[printed(text_html="<style>.a {b: c}</style>one")]), "output", 1),
         (
             new_code_cell("", outputs=[printed(text_html="<details>a b</details>", text_plain="")]),

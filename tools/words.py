@@ -30,6 +30,7 @@ def words(text: str) -> int:
 def plain(html: str) -> str:
     """Return what a reader sees of HTML, or of Markdown."""
     html = re.sub(r"\]\([^)]*\)", "]", html)
+    html = html.replace("<wbr>", "")  # where a long name may be broken: no blank is seen there
     return unescape(re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL))
 
 
