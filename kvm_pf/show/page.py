@@ -20,17 +20,18 @@ from kvm_pf.run.inputs import answer, case_values
 from kvm_pf.run.watch import Record, explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, table
+from kvm_pf.show.widgets.claims import witness_parts
 from kvm_pf.show.widgets.hunks import lines_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kvm_pf.proof.ask import Answer
+    from kvm_pf.proof.ask import Answer, Witness
     from kvm_pf.proof.claims import Claim
 
 __all__ = (
     "Asked", "Claimed", "answers", "ask", "beside", "cases", "change", "claims", "differ", "faults", "folded", "lines",
-    "log", "results", "story",
+    "log", "results", "story", "witness",
 )  # fmt: skip
 
 
@@ -135,6 +136,11 @@ def claims(which: Iterable[str | Claim], *revisions: str | Revision) -> Claimed:
 
     asked = [prove(claim, r) for claim in map(find, which) for r in map(get, revisions or ("posted",))]
     return Claimed({(answer.claim.name, answer.revision.name): answer for answer in asked})
+
+
+def witness(found: Witness) -> Shown:
+    """Show a state in which a claim is false, and where its steps part from those of a kernel that keeps the claim."""
+    return Shown(f"a witness against {found.claim.name}", framed(*witness_parts(found)))
 
 
 def answers(found: pd.DataFrame) -> Shown:

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import typed
-from kvm_pf.proof.ask import Answer, find, prove
+from kvm_pf.patch.diff import compared
+from kvm_pf.proof.ask import Answer, Witness, find, prove, step_lines
 from kvm_pf.proof.claims import CLAIMS, PROVED
 from kvm_pf.proof.terms import has_solver
 from kvm_pf.revisions import REVISIONS, Revision, get
-from kvm_pf.run.watch import Record
-from kvm_pf.show.markup import Html, bold, code, element, join, table
+from kvm_pf.show.diff import diff_table, only_changes
+from kvm_pf.show.markup import Html, bold, code, element
 from kvm_pf.show.widgets.panel import Panel, button, choice, line
 
 ASKED = tuple(name for name, claim in CLAIMS.items() if claim.strength == PROVED)
@@ -75,26 +75,18 @@ class ClaimAsker(Panel):
         witness = answer.witness
         if witness is None:
             return
-        yield element("p", "The smallest state in which it is false: ", code(str(witness)))
-        for text in witness.codes():
-            yield element("p", text)
-        other = witness.other
-        steps = zip_longest(witness.steps(), witness.steps(other))
-        rows = [[part for record in pair for part in _step(record)] for pair in steps]
-        yield table(
-            "the steps in this state",
-            (answer.revision.name, "", other.name, ""),
-            rows,
-        )
+        yield from witness_parts(witness)
 
     def __repr__(self) -> str:
         status = self.answer.status if self.answer else "not asked"
         return f"claim_asker({self.controls['claim'].value}, {self.controls['revision'].value}, {status})"
 
 
-def _step(record: Record | None) -> tuple[object, object]:
-    """A step's name and what it did."""
-    if record is None:
-        return "", ""
-    after = f" → {record.after:#x}" if record.after not in (None, record.before) else ""
-    return join(["\u00a0\u00a0\u00a0" * record.depth, record.step, after]), record.why
+def witness_parts(witness: Witness) -> Iterator[Html]:
+    """Yield the state, its codes decoded, and where its steps part from those of a kernel that keeps the claim."""
+    yield element("p", "The smallest state in which it is false: ", code(str(witness)))
+    for text in witness.codes():
+        yield element("p", text)
+    runs = [step_lines(witness.steps(each)) for each in (None, witness.other)]
+    rows = list(only_changes(compared(*runs)))
+    yield diff_table(rows, witness.revision.name, witness.other.name, "the steps in this state")

@@ -12,7 +12,7 @@ from kvm_pf.proof.ask import step_lines
 from kvm_pf.proof.edit import read_step, step_text, steps
 from kvm_pf.proof.verdict import SHOWN, Verdict, in_words, verdict
 from kvm_pf.revisions import REVISIONS, Revision, get
-from kvm_pf.show.diff import diff_table
+from kvm_pf.show.diff import diff_table, only_changes
 from kvm_pf.show.markup import Html, bold, code, details, element, join, table
 from kvm_pf.show.widgets.panel import Panel, button, choice, line, text_area
 
@@ -137,7 +137,9 @@ def _witness(found: Verdict) -> Iterator[Html]:
         yield element("p", f"Its steps cannot be shown: {error}.")
         return
     if runs:
-        yield diff_table(compared(*runs), f"{found.base.name}, as it was", "with your step")
+        yield diff_table(
+            list(only_changes(compared(*runs))), f"{found.base.name}, as it was", "with your step"
+        )
 
 
 def _claims(found: Verdict) -> Iterator[Html]:
