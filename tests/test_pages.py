@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What pages of the walkthrough say, and do not show: the answers to exercises and questions, run."""
+
+from __future__ import annotations
+
+from kvm_pf import REVISIONS, compare, describe, explain
+from kvm_pf.bits import PFERR_RSVD_MASK
+from kvm_pf.entry import TO_FAULT, TO_RETRY, Route, mark_private, reserved_fault, root_is_valid, sanitize
+from kvm_pf.state import WARN_BAD_ROOT
+
+SW = {"vm_type": "sw-protected", "private": True}
+STALE = dict(error_code="RSVD|USER", mmio_cfg=2, walk_leaf=1, spte1=0x8000060010027, **SW)
+
+
+class TestExercises:
+    """`21_exercises`; 3, 4 and 11 are answered by recordings and by the page that each names."""
+
+    def test_1_the_second_code_has_bit_49_too(self):
+        assert describe(0x100000006) == "WRITE|USER|GUEST_FINAL"
+        assert describe(0x2000100000006) == "WRITE|USER|GUEST_FINAL|PRIVATE_ACCESS"
+
+    def test_2_a_qualification_becomes_an_error_code(self):
+        made = REVISIONS["v6_10"].link("ept_error_code")(0x182, mbec=False, private_gpa=False)
+        assert made == 0x100000002
+
+    def test_5_no_mark_no_look_up(self):
+        outcome = explain("RSVD|USER", **SW).outcome
+        assert (outcome.lookups.count, outcome.ret) == (0, 1)
+
+    def test_6_a_stale_mark_was_private_and_is_not(self):
+        private = [
+            explain(**STALE, revision=r).outcome.handled.fault.is_private for r in ("before", "posted")
+        ]
+        assert private == [True, False]
+
+    def test_7_both_bits_are_dropped(self):
+        assert explain(0x3000100000006).outcome.handled.fault.error_code == 0x100000006
+
+    def test_8_nothing_to_save_without_private_memory(self):
+        without = {"error_code": 6, "cfg_private_mem": False, "cfg_sw_protected": False}
+        assert [explain(**without, revision=r).outcome.lookups.count for r in ("before", "posted")] == [0, 0]
+
+    def test_9_without_hunk_2_nothing_is_private(self):
+        assert not explain("WRITE", **SW, revision="before+is_private").outcome.handled.fault.is_private
+
+    def test_10_an_int_loses_bit_49(self):
+        assert (1 << 49) & 0xFFFFFFFF == 0
+
+    def test_12_checked_last_the_look_up_is_lost(self):
+        as_posted = REVISIONS["posted"].step("mark_private")
+
+        def marked_then_checked(vm, address, code):
+            marked, lookups = as_posted(vm, address, code)
+            return marked & ~(3 << 48), lookups
+
+        late = REVISIONS["posted"].derive("late", mark_private=marked_then_checked)
+        assert not explain("WRITE", **SW, revision=late).outcome.handled.fault.is_private
+
+
+def test_the_root_check_saves_look_ups_and_changes_nothing_else():
+    """`20_reviewers_questions`: look the page up first, then ask for the root."""
+
+    def route(mmu, vm, cr2_or_gpa, error_code):
+        error_code, warns = sanitize(error_code)
+        error_code, lookups = mark_private(vm, cr2_or_gpa, error_code)
+        if not root_is_valid(mmu):
+            return Route(TO_RETRY, error_code, warns | WARN_BAD_ROOT, lookups)
+        if error_code & PFERR_RSVD_MASK == 0:
+            return Route(TO_FAULT, error_code, warns, lookups)
+        to, refusal = reserved_fault(error_code)
+        return Route(to, error_code, warns | refusal, lookups)
+
+    apart = compare(
+        "posted", REVISIONS["posted"].derive("look_up_first", route=route), way="kvm_mmu_page_fault"
+    )
+    places = [place for kind in apart.kinds for place in kind.places]
+    assert apart.exact
+    assert {column for each in places for column in (*each.always, *each.sometimes)} == {
+        "attr_lookups",
+        "attr_gfn",
+    }
