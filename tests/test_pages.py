@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from kvm_pf import REVISIONS, compare, describe, explain
+from kvm_pf import REVISIONS, compare, describe, explain, follow
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.entry import TO_FAULT, TO_RETRY, Route, mark_private, reserved_fault, root_is_valid, sanitize
 from kvm_pf.state import WARN_BAD_ROOT
@@ -79,3 +79,9 @@ def test_the_root_check_saves_look_ups_and_changes_nothing_else():
         "attr_lookups",
         "attr_gfn",
     }
+
+
+def test_a_tracked_write_is_answered_before_the_fault_in_compares():
+    """`11_two_findings`: step 17, as the kernel traced it."""
+    (seen,) = follow("6.12-nested-emulated", "12-nested-emulated", 17)
+    assert (seen.row.handler_ret, seen.row.in_is_private, seen.row.faultin_ret) == (3, True, None)
