@@ -6,7 +6,9 @@ from __future__ import annotations
 from kvm_pf import REVISIONS, compare, describe, explain, follow
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.entry import TO_FAULT, TO_RETRY, Route, mark_private, reserved_fault, root_is_valid, sanitize
+from kvm_pf.patch.ledger import relatives
 from kvm_pf.state import WARN_BAD_ROOT
+from tools import notebooks
 
 SW = {"vm_type": "sw-protected", "private": True}
 STALE = dict(error_code="RSVD|USER", mmio_cfg=2, walk_leaf=1, spte1=0x8000060010027, **SW)
@@ -85,3 +87,12 @@ def test_a_tracked_write_is_answered_before_the_fault_in_compares():
     """`11_two_findings`: step 17, as the kernel traced it."""
     (seen,) = follow("6.12-nested-emulated", "12-nested-emulated", 17)
     assert (seen.row.handler_ret, seen.row.in_is_private, seen.row.faultin_ret) == (3, True, None)
+
+
+def test_the_map_has_every_patch_of_the_series():
+    """`22_the_series`: fifteen others, this one, and the one that came with the merge."""
+    others = [each.name for each in relatives() if each.name.startswith("series-")]
+    (table,) = (cell.source for cell in notebooks.read(notebooks.FOLDER / "22_the_series.ipynb").cells[:1])
+    rows = [line.split("](")[0].strip("| [") for line in table.splitlines() if line.startswith("| [")]
+    assert rows == [*(f"{number:02d}" for number in range(1, 17)), "new"]
+    assert len(others) == len(rows) - 1
