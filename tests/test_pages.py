@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvm_pf import REVISIONS, compare, describe, explain, follow
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.entry import TO_FAULT, TO_RETRY, Route, mark_private, reserved_fault, root_is_valid, sanitize
 from kvm_pf.patch.ledger import relatives
+from kvm_pf.run import codes
+from kvm_pf.show import page
 from kvm_pf.state import WARN_BAD_ROOT
 from tools import notebooks
 
@@ -57,6 +61,41 @@ class TestExercises:
 
         late = REVISIONS["posted"].derive("late", mark_private=marked_then_checked)
         assert not explain("WRITE", **SW, revision=late).outcome.handled.fault.is_private
+
+
+class TestYourTraces:
+    """`09_your_traces`."""
+
+    def test_exercise_1_is_likely_amds(self):
+        read = codes.read("14")
+        assert (read.best.encoding, read.best.meaning.sentence) == (
+            "npf",
+            "an instruction fetch, on a page that is not mapped",
+        )
+        assert any(other.encoding == "pf" for other in read.others)
+
+    def test_exercise_2_is_a_write_to_a_protected_page(self):
+        sentence = codes.read("0x100000007").best.meaning.sentence
+        assert sentence == "a write, on a page that is not mapped for writing"
+
+    def test_exercise_3_is_a_write_to_private_memory(self):
+        sentence = codes.read("0x2000500000006").best.meaning.sentence
+        assert sentence == "a write (private memory), on a page that is not mapped"
+
+    @pytest.mark.parametrize(
+        ("revision", "fault", "printed"),
+        [
+            ("v6_12", {"kind": "npf", "info": 0x100000006}, "0x100000006"),  # software-protected
+            ("v6_12", {"kind": "npf", "info": 0x500000006, "snp_guest": 1}, "0x2000500000006"),
+            ("v7_3", {"kind": "tdx", "info": 0x2, "direct_bits": 1 << 35}, "2"),
+            ("posted", {"kind": "npf", "info": 0x500000006, "snp_guest": 1}, "0x500000006"),  # exercise 3
+        ],
+    )
+    def test_what_the_line_prints_of_a_private_write(self, revision, fault, printed):
+        assert (
+            page.results("trace_error_code", {"a write": fault}, revision, kind="sources").squeeze()
+            == printed
+        )
 
 
 def test_the_root_check_saves_look_ups_and_changes_nothing_else():
