@@ -20,7 +20,6 @@ from kvm_pf.run.inputs import answer, case_values
 from kvm_pf.run.watch import Record, explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, table
-from kvm_pf.show.widgets.claims import witness_parts
 from kvm_pf.show.widgets.hunks import lines_table
 
 if TYPE_CHECKING:
@@ -140,6 +139,8 @@ def claims(which: Iterable[str | Claim], *revisions: str | Revision) -> Claimed:
 
 def witness(found: Witness) -> Shown:
     """Show a state in which a claim is false, and where its steps part from those of a kernel that keeps the claim."""
+    from kvm_pf.show.widgets.claims import witness_parts
+
     return Shown(f"a witness against {found.claim.name}", framed(*witness_parts(found)))
 
 
