@@ -100,4 +100,4 @@ def _cell(n: int, value: int, row: Bit | None) -> Html:
     name = breakable(row.name) if row else ""
     if value >> n & 1:
         return element("td", bold(join([f"{n} ■ ", name])), class_="on")
-    return element("td", f"{n} □ ", name)
+    return element("td", f"{n} □ ", name) if row else element("td", "□")
