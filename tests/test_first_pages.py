@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvm_pf import REVISIONS, Machine, encode, explain, load_corpus
+from kvm_pf import REVISIONS, Machine, encode, explain, follow, load_corpus
 from kvm_pf.bits import PFERR, PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_SYNTHETIC_MASK, Origin
 from kvm_pf.permission import smap_applies
 from kvm_pf.show import page
@@ -52,3 +52,75 @@ class TestIndex:
         assert taken.handled.fault.is_private
         assert taken.outcome.lookups.count == 1
         assert (taken.exit.exit_reason, taken.exit.flags) == (39, 8)
+
+
+class TestBits:
+    def test_the_mask_is_what_kvm_sets_and_no_cpu_sets_a_bit_above_37(self):
+        kvms = {row.bit for row in PFERR if row.set_by is Origin.KVM}
+        assert kvms == {48, 49}
+        assert PFERR_SYNTHETIC_MASK == 0x3000000000000
+        assert max(row.bit for row in PFERR if row.bit not in kvms) == 37
+
+    def test_ac_lifts_smap_for_an_explicit_access_only(self):
+        state = {"cpl": 0, "page_user": True, "cr4_smap": True, "rflags_ac": True}
+        assert [smap_applies(code, **state) for code in (0, PFERR_IMPLICIT_ACCESS)] == [False, True]
+
+    def test_no_recorded_cpu_reported_a_bit_of_kvms(self):
+        recorded = load_corpus().recordings
+        reported = recorded[recorded.source.isin(["npf", "pf"])].cpu_code
+        assert len(reported) > 1000
+        assert not any(int(code) & PFERR_SYNTHETIC_MASK for code in reported)
+
+    def test_the_qualification_of_the_report_becomes_the_code_of_the_report(self):
+        assert REVISIONS["posted"].link("ept_error_code")(0x683, mbec=False, private_gpa=False) == 0x200000006
+
+    def test_with_32_bits_a_private_page_ends_in_an_exit_that_says_shared(self):
+        machine = Machine("sw-protected", revision="posted_u32")
+        machine.add_slot(1, 0x40000000, 0x200000, "gmem")
+        machine.set_attributes(0x40000000, 0x200000, private=True)
+        ended = machine.access("w", 0x40002000).exit
+        assert (ended.reason, ended.memory_fault.flags) == ("memory-fault", 0)
+
+
+class TestSanitising:
+    @pytest.mark.parametrize(
+        ("code", "before", "posted"),
+        [
+            (0x100000006, 0x100000006, 0x100000006),
+            (0x1000100000006, 0x100000006, 0x100000006),
+            (0x2000100000006, 0x2000100000006, 0x100000006),
+            (0x3000100000006, 0x2000100000006, 0x100000006),
+            (0x4800100000006, 0x4800100000006, 0x4800100000006),
+            (0xFFFFFFFFFFFFFFFF, 0xFFFEFFFFFFFFFFFF, 0xFFFCFFFFFFFFFFFF),
+        ],
+    )
+    def test_what_becomes_of_a_code(self, code, before, posted):
+        asked = page.ask("sanitize", {"it": code})
+        assert [asked.records["it", name].after for name in ("before", "posted")] == [before, posted]
+
+    def test_a_fault_goes_on_as_if_the_bits_had_not_been_there(self):
+        both, clean = explain(0x3000100000006).outcome, explain(0x100000006).outcome
+        assert both.warns
+        assert both._replace(warns=0) == clean
+
+    @pytest.mark.parametrize("kind", ["default", "sw-protected", "sev", "sev-es", "snp", "tdx"])
+    def test_a_callers_bit_49_is_dropped_as_posted_and_believed_once_the_check_has_moved(self, kind):
+        ran = page.results(
+            "f_is_private", {"it": {"vm_type": kind}}, "posted", "posted_series", "v7_3",
+            error_code="WRITE|USER|PRIVATE_ACCESS",
+        )  # fmt: skip
+        assert "".join(ran.f_is_private) == "011"
+
+    def test_without_a_root_there_is_no_look_up(self):
+        fault = explain(0x3000100000006, root_valid=False, **SW)
+        assert fault.outcome.lookups.count == 0
+
+    def test_of_the_recorded_faults_those_with_a_bit_of_kvms_and_no_others_are_found_by_the_check(self):
+        altered = [
+            seen for name in ("3-inject", "4-inject-swprot") for seen in follow("posted-on-6.12", name)
+        ]
+        found = [seen for seen in altered if seen.row.pf_err & PFERR_SYNTHETIC_MASK]
+        assert [seen for seen in altered if "synthetic" in seen.taken.warns] == found
+        for seen in found:
+            assert not seen.row.in_error_code & PFERR_SYNTHETIC_MASK or seen.row.in_is_private
+        assert (len(found), len(page.log("posted-on-6.12"))) == (14, 1)
