@@ -121,6 +121,66 @@ class TestSanitising:
         ]
         found = [seen for seen in altered if seen.row.pf_err & PFERR_SYNTHETIC_MASK]
         assert [seen for seen in altered if "synthetic" in seen.taken.warns] == found
-        for seen in found:
-            assert not seen.row.in_error_code & PFERR_SYNTHETIC_MASK or seen.row.in_is_private
         assert (len(found), len(page.log("posted-on-6.12"))) == (14, 1)
+
+
+class TestWhoseMemory:
+    WRITE = {"error_code": 0x100000006, "cr2_or_gpa": 0x40002000, **SW}
+
+    @pytest.mark.parametrize(
+        "fails",
+        [
+            {"cfg_sw_protected": False, "cfg_private_mem": False},
+            {"error_code": 0x10000000E, "walk_leaf": 1, "spte1": 0x1000000BE},
+            {"vm_type": "default", "private": False},
+            {"private": False},
+        ],
+        ids=["build", "reserved", "type", "attribute"],
+    )
+    def test_each_of_the_four_tests_keeps_the_bit_off(self, fails):
+        assert explain(**self.WRITE).outcome.handled.fault.error_code & PFERR_PRIVATE_ACCESS
+        assert not explain(**{**self.WRITE, **fails}).outcome.handled.fault.error_code & PFERR_PRIVATE_ACCESS
+
+    def test_the_look_up_is_one_function_from_the_patch_to_7_3(self):
+        kernels = ("posted", "merged_patch", "v6_10", "v6_12", "v7_3")
+        assert len({REVISIONS[name].step("mark_private") for name in kernels}) == 1
+
+    @pytest.mark.parametrize(
+        ("revision", "ends"), [("before", "memory-fault"), ("posted", "mmio"), ("v6_12", "mmio")]
+    )
+    def test_a_reserved_fault_of_l2s_is_no_longer_looked_up(self, revision, ends):
+        machine = Machine("sw-protected", revision=revision)
+        for op in (
+            "slot 1 0x40000000 0x200000 gmem,touch",
+            "nest",
+            "l2map 0x4b000000 0x60000000",
+            "l2r 0x4b000000",
+            "attr 0x4b000000 0x1000 private",
+            "slot 4 0xa0000000 0x10000 touch",
+        ):
+            machine.run(op)
+        assert machine.run("l2r 0x4b000000").exit.reason == ends
+
+    @pytest.mark.parametrize(
+        ("declared", "converted", "copy"),
+        [
+            (("private", "shared"), (0x40002000, "private"), "private"),
+            (("private", "shared"), (0x4A002000, "shared"), "shared"),
+            (("shared", "private"), (0x40002000, "shared"), "shared"),
+            (("shared", "private"), (0x4A002000, "private"), "private"),
+        ],
+        ids=["obeyed", "L2's address", "obeyed, the other way", "L2's address, the other way"],
+    )
+    def test_obeying_the_exit_hands_l2_the_other_copy_than_l1_meant(self, declared, converted, copy):
+        machine = Machine("sw-protected", revision="v6_12")
+        for op in (
+            "slot 1 0x40000000 0x200000 gmem,touch",
+            "nest",
+            "l2map 0x4a002000 0x40002000",
+            f"attr 0x4a002000 0x1000 {declared[0]}",
+            f"attr 0x40002000 0x1000 {declared[1]}",
+        ):
+            machine.run(op)
+        assert machine.run("l2r 0x4a002000").exit.errno
+        machine.run(f"attr {converted[0]:#x} 0x1000 {converted[1]}")
+        assert machine.run("run").copy == copy
