@@ -8,6 +8,7 @@ import pytest
 from kvm_pf import REVISIONS, Machine, encode, explain, follow, load_corpus
 from kvm_pf.bits import PFERR, PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_SYNTHETIC_MASK, Origin
 from kvm_pf.permission import smap_applies
+from kvm_pf.revisions import LATTICE
 from kvm_pf.show import page
 
 WRITE = "WRITE|USER|GUEST_FINAL"
@@ -124,9 +125,10 @@ class TestSanitising:
         assert (len(found), len(page.log("posted-on-6.12"))) == (14, 1)
 
 
-class TestWhoseMemory:
-    WRITE = {"error_code": 0x100000006, "cr2_or_gpa": 0x40002000, **SW}
+PRIVATE_WRITE = {"error_code": 0x100000006, "cr2_or_gpa": 0x40002000, **SW}
 
+
+class TestWhoseMemory:
     @pytest.mark.parametrize(
         "fails",
         [
@@ -138,8 +140,10 @@ class TestWhoseMemory:
         ids=["build", "reserved", "type", "attribute"],
     )
     def test_each_of_the_four_tests_keeps_the_bit_off(self, fails):
-        assert explain(**self.WRITE).outcome.handled.fault.error_code & PFERR_PRIVATE_ACCESS
-        assert not explain(**{**self.WRITE, **fails}).outcome.handled.fault.error_code & PFERR_PRIVATE_ACCESS
+        assert explain(**PRIVATE_WRITE).outcome.handled.fault.error_code & PFERR_PRIVATE_ACCESS
+        assert (
+            not explain(**{**PRIVATE_WRITE, **fails}).outcome.handled.fault.error_code & PFERR_PRIVATE_ACCESS
+        )
 
     def test_the_look_up_is_one_function_from_the_patch_to_7_3(self):
         kernels = ("posted", "merged_patch", "v6_10", "v6_12", "v7_3")
@@ -184,3 +188,166 @@ class TestWhoseMemory:
         assert machine.run("l2r 0x4a002000").exit.errno
         machine.run(f"attr {converted[0]:#x} 0x1000 {converted[1]}")
         assert machine.run("run").copy == copy
+
+
+class TestReservedAndMmio:
+    MARK = 0x8000060010027  # as recorded: gfn 0x60010, write and user, generation 4
+
+    def test_the_mark_is_the_one_that_the_recorded_kernel_made(self):
+        (seen,) = follow("posted-on-6.12", "2-swprot", step=48)
+        posted = REVISIONS["posted"]
+        npt = posted.link("mmio_format")(2)
+        assert seen.row.check_spte == self.MARK
+        assert posted.link("make_mmio_spte")(npt, gen=4, gfn=0x60010, access=6) == self.MARK
+
+    @pytest.mark.parametrize(
+        ("revision", "vm", "reserved"),
+        [
+            ("posted", "default", False),
+            ("posted", "sw-protected", False),
+            ("v6_12", "default", False),
+            ("v6_12", "sw-protected", True),
+        ],
+    )
+    def test_a_mark_outlives_the_deletion_of_a_slot_from_6_12_on_but_not_of_an_ordinary_vm(
+        self, revision, vm, reserved
+    ):
+        machine = Machine(vm, revision=revision)
+        for op in ("slot 1 0x40000000 0x200000 touch", "r 0x60010000", "slot 1 0x40000000 0 -"):
+            machine.run(op)
+        assert bool(machine.run("r 0x60010000").faults[0].error_code & encode("RSVD")) == reserved
+
+    @pytest.mark.parametrize(
+        ("at_hand", "answer", "asked"),
+        [
+            ({"walk_leaf": 1, "spte1": MARK}, "EMULATE", False),
+            ({"walk_leaf": 1, "spte1": MARK, "gen": 5}, "INVALID", True),
+            ({"walk_leaf": 1, "spte1": MARK, "gen": 4 | 1 << 63}, "INVALID", True),
+            ({"walk_leaf": 1, "spte1": 0x1234000 | 1 << 11 | 7}, "RETRY", False),
+            ({"walk_leaf": 1, "spte1": 0x1234000 | 1 << 51 | 1 << 11 | 6}, "-22", False),
+            ({}, "RETRY", False),
+            ({"mmio_gfn": 0x60010, "mmio_gen": 4}, "EMULATE", False),
+            ({"mmio_gfn": 0x60010, "mmio_gen": 4, "gen": 4 + (1 << 19)}, "RETRY", False),
+            ({"cr2_or_gpa": 0, "mmio_gfn": 0, "mmio_gen": 4}, "RETRY", False),
+        ],
+        ids=[
+            "current", "stale", "slots being changed", "an ordinary page", "the same with bit 51", "no entry",
+            "remembered", "remembered, 2^19 changes ago", "page 0",
+        ],
+    )  # fmt: skip
+    def test_only_a_mark_that_is_not_believed_leads_to_the_handler(self, at_hand, answer, asked):
+        state = {"error_code": "RSVD|USER|GUEST_FINAL", "cr2_or_gpa": 0x60010000, "mmio_cfg": 2, "gen": 4}
+        (told,) = page.results("mmio_ret pf_called", {"it": {**state, "memslot": 0, **at_hand}}).to_numpy()
+        assert (told[0].replace("-EINVAL", "-22"), told[1]) == (answer, str(int(asked)))
+
+    def test_step_50_alone_is_private_before_and_shared_as_posted(self):
+        before, posted = (
+            follow("posted-on-6.12", "2-swprot", revision=name) for name in ("before", "posted")
+        )
+        pairs = zip(before, posted, strict=True)
+        unlike = [
+            a.row.step
+            for a, b in pairs
+            if a.taken.handled.fault.is_private != b.taken.handled.fault.is_private
+        ]
+        assert unlike == [50]
+
+    def test_three_reads_have_three_ends(self):
+        ends = {seen.row.step: seen for seen in follow("posted-on-6.12", "2-swprot")}
+        told = [
+            (ends[step].row.in_is_private, ends[step].row.pf_ret, ends[step].row.memory_fault_flags)
+            for step in (24, 48, 50)
+        ]
+        assert told == [(True, -14, 8), (None, 0, None), (False, -14, 0)]
+        assert [ends[step].taken.outcome.lookups.count for step in (24, 48, 50)] == [1, 0, 0]
+        assert all(ends[step].row.state_private for step in (24, 48, 50))
+
+
+class TestFaultStruct:
+    @pytest.mark.parametrize(
+        ("fault", "before", "posted"),
+        [
+            ({"error_code": "WRITE|USER", **SW}, True, True),
+            ({**STALE, **SW}, True, False),
+            ({"error_code": "WRITE|USER"}, False, False),
+            ({"error_code": "WRITE|USER|PRIVATE_ACCESS"}, False, False),
+        ],
+        ids=["private page", "reserved, stale mark", "ordinary VM", "bit 49 from outside"],
+    )
+    def test_what_each_kernel_answers(self, fault, before, posted):
+        asked = page.ask("is_private", {"it": fault})
+        assert [asked.records["it", name].result[0] for name in ("before", "posted")] == [before, posted]
+
+    def test_the_differences_but_the_fourth(self):
+        ran = page.results(
+            "warns f_error_code f_is_private attr_lookups",
+            {
+                "1": {"error_code": "WRITE|USER|PRIVATE_ACCESS"},
+                "2": {"error_code": "WRITE|USER", **SW},
+                "3": {**STALE, **SW, "error_code": "RSVD|USER"},
+                "5": {"error_code": "WRITE|USER"},
+            },
+            "before",
+            "posted",
+        )
+        assert [tuple(row) for row in ran.to_numpy()] == [
+            ("", "0x2000000000006", "0", "1"), ("synthetic", "6", "0", "0"),
+            ("", "6", "1", "1"), ("", "0x2000000000006", "1", "1"),
+            ("", "0xc", "1", "1"), ("", "0xc", "0", "0"),
+            ("", "6", "0", "1"), ("", "6", "0", "0"),
+        ]  # fmt: skip
+
+    def test_the_fourth_difference_is_a_page_that_becomes_ready(self):
+        told = []
+        for name in ("before", "posted", "v6_10"):
+            machine = Machine("sw-protected", revision=name)
+            machine.add_slot(1, 0x40000000, 0x200000, "gmem")
+            machine.set_attributes(0x40000000, 0x1000, private=True)
+            taken = machine.page_ready(0x40000000, encode("USER|GUEST_FINAL"))
+            fault = taken.handled.fault
+            told.append((fault.error_code, fault.is_private, taken.exit.exit_reason))
+        assert told == [(0, True, 0), (0, False, 39), (0x100000004, False, 39)]
+
+    def test_only_all_three_changes_are_right_for_every_fault(self):
+        faults = {
+            "private page": {"error_code": "WRITE|USER", **SW},
+            "stale mark": {**STALE, **SW, "error_code": "RSVD|USER"},
+            "bit 49": {"error_code": "WRITE|USER|PRIVATE_ACCESS"},
+        }
+        ran = page.results("f_is_private", faults, "before", *LATTICE).f_is_private.unstack(
+            "fault", sort=False
+        )
+        right = ran.index[(ran == ["1", "0", "0"]).all(axis=1)]
+        assert [set(name.split("+")) for name in right] == [
+            {"before", "sanitize", "mark_private", "is_private"}
+        ]
+
+    def test_a_private_fault_is_refused_where_a_shared_one_is_emulated(self):
+        columns = "ret exit_reason mf_flags emu_called st_taken st_emulate"
+        ran = page.results(
+            columns, {"private": SW, "shared": {"vm_type": "sw-protected"}},
+            error_code="WRITE|USER", pf_ret="EMULATE", pf_wpf=1,
+        )  # fmt: skip
+        assert [tuple(row) for row in ran.to_numpy()] == [
+            ("-14", "39", "8", "0", "1", "0"),
+            ("1", "0", "–", "1", "1", "1"),
+        ]
+
+
+class TestWhySynthetic:
+    @pytest.mark.parametrize(
+        ("state", "told"),
+        [
+            ({**SW, "error_code": "WRITE|USER"}, "111"),
+            ({**SW, "error_code": "RSVD|USER", "walk_leaf": 1, "spte1": 0x1000000BE}, "011"),
+            ({"vm_type": "sw-protected", "error_code": "USER|GUEST_ENC"}, "011"),
+            ({"vm_type": "sev", "error_code": "USER|GUEST_ENC"}, "001"),
+            ({"vm_type": "sev-es", "error_code": "USER|GUEST_ENC"}, "001"),
+            ({"error_code": "USER|GUEST_ENC"}, "001"),
+            ({"vm_type": "snp", "error_code": "USER|GUEST_ENC"}, "011"),
+        ],
+        ids=["everyday", "reserved", "stray bit 34", "SEV", "SEV-ES", "default", "SNP"],
+    )
+    def test_where_posted_and_the_two_ways_of_borrowing_part(self, state, told):
+        ran = page.results("f_is_private", {"it": state}, "posted", "guest_enc_gated", "guest_enc_ungated")
+        assert "".join(ran.f_is_private) == told
