@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import escaped
 from kvm_pf.conformance.cases import read_cases
-from kvm_pf.proof.edit import DoesNotEnd, ending, read_step, step_text, steps
+from kvm_pf.proof.edit import DoesNotEnd, constants, ending, read_step, step_text, steps
 from kvm_pf.proof.verdict import RAISES, in_words, verdict
 from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.show.markup import Html
@@ -38,6 +38,52 @@ def test_every_step_of_every_revision_can_be_read_back_as_it_is(revision):
     )
     for name in ("kvm_mmu_page_fault", "kvm_faultin_pfn", "npf_interception"):
         assert mine.digest(name) == get(revision).digest(name)
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_constant_of_every_revision_can_be_read_back_as_it_is(revision):
+    names = constants(revision)
+    assert {"PFERR_RSVD_MASK", "PAGE_SHIFT", "KVM_EXIT_MEMORY_FAULT"} <= set(names)
+    for name in names:
+        assert read_step(step_text(name, revision), name, revision) == get(revision).step(name)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("PFERR_IMPLICIT_ACCESS", 1 << 48),
+        ("1 << 48 | PFERR_PRIVATE_ACCESS", 3 << 48),
+        ("~PFERR_RSVD_MASK & 0xff", 0xF7),
+        ("(1 << 63) + 1 - 1", 1 << 63),
+    ],
+)
+def test_a_constant_may_be_made_of_numbers_and_other_constants(value, number):
+    assert read_step(f"PFERR_SYNTHETIC_MASK = {value}", "PFERR_SYNTHETIC_MASK") == number
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "it takes one line, PFERR_RSVD_MASK = a number, and nothing else"),
+        ("PFERR_RSVD = 8", "it takes one line, PFERR_RSVD_MASK"),
+        ("PFERR_RSVD_MASK = 8\nPAGE_SHIFT = 12", "it takes one line"),
+        ("PFERR_RSVD_MASK == 8", "it takes one line"),
+        ("PFERR_RSVD_MASK = ", "line 1, column"),
+        ("PFERR_RSVD_MASK = -1", "line 1: -1 is no unsigned 64-bit number"),
+        ("PFERR_RSVD_MASK = 1 << 63 << 1", "is no unsigned 64-bit number"),
+        ("PFERR_RSVD_MASK = 1 << 99999999999", "<< by 99999999999 could be too far"),
+        ("PFERR_RSVD_MASK = 1 >> -1", "negative shift count"),
+        ("PFERR_RSVD_MASK = 8.5", "8.5 has no place in a constant"),
+        ("PFERR_RSVD_MASK = True", "True has no place in a constant"),
+        ("PFERR_RSVD_MASK = open('x')", "has no place in a constant"),
+        ("PFERR_RSVD_MASK = 9 ** 9 ** 9", "has no place in a constant"),
+        ("PFERR_RSVD_MASK = PFERR_WRITE_MASC", "no constant PFERR_WRITE_MASC; did you mean PFERR_WRITE_MASK"),
+        ("PFERR_RSVD_MASK = sanitize", "the path has no constant sanitize"),
+    ],
+)
+def test_what_no_constant_can_be_made_of_is_named(text, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read_step(text, "PFERR_RSVD_MASK")
 
 
 def test_a_step_that_only_a_later_kernel_has_can_be_edited_there():
@@ -272,6 +318,28 @@ def test_what_is_wrong_with_an_edited_step_is_said_and_no_verdict_stands():
     w.controls["text"].value = ONE_BIT
     w.controls["run"].click()
     assert (w.message.value, w.verdict is not None) == ("", True)
+
+
+def test_an_edited_constant_is_judged_like_a_step():
+    """A mask without bit 49 lets through a bit 49 that came from outside: what the patch is to prevent."""
+    w = your_turn("PFERR_SYNTHETIC_MASK", text="PFERR_SYNTHETIC_MASK = PFERR_IMPLICIT_ACCESS")
+    assert {answer.claim.name for answer in w.verdict.fallen} >= {"cpu-cannot-forge", "sanitiser-is-a-mask"}
+    assert w.verdict.witness.state["error_code"] == 1 << 49
+    assert "is_private" in w.output.value
+    w.controls["undo"].click()
+    assert w.controls["text"].value == "PFERR_SYNTHETIC_MASK = 0x3000000000000\n"
+
+
+def test_what_was_written_for_a_step_is_there_when_one_comes_back_to_it():
+    w = your_turn("sanitize")
+    w.controls["text"].value = ONE_BIT
+    w.controls["step"].value = "is_private"
+    w.controls["step"].value = "sanitize"
+    assert w.controls["text"].value == ONE_BIT
+    w.controls["undo"].click()
+    w.controls["step"].value = "is_private"
+    w.controls["step"].value = "sanitize"
+    assert w.controls["text"].value == step_text("sanitize")
 
 
 def test_another_step_or_revision_brings_its_own_text():

@@ -305,5 +305,5 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command)
     site.main()
     assert capsys.readouterr().out.endswith("html/index.html\n")
-    assert "<pre>42</pre>" in (tmp_path / "html/small.html").read_text()
+    assert "42</pre>" in (tmp_path / "html/small.html").read_text()
     assert path.read_text() == stored

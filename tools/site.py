@@ -102,12 +102,15 @@ body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgi
 main > .text_cell :is(p, ul, ol, dl, h1, h2, h3) { max-width: 44rem }
 h1, h2, h3, nav { font-family: system-ui, sans-serif; line-height: 1.25 }
 h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem } h3 { font-size: 1.1rem }
-nav { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .8rem 0; font-size: .9rem }
+nav { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; padding: .6rem 0; font-size: .9rem; line-height: 1.75 }
 nav [rel=next] { margin-left: auto }
 pre, code { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace }
 pre { margin: 0; overflow-x: auto }
 details.code { margin: .6rem 0 }
-details.code summary { font: .8rem system-ui, sans-serif; color: var(--soft); cursor: pointer }
+details.code summary { font: .8rem/1.9 system-ui, sans-serif; color: var(--soft); cursor: pointer }
+.kvm-pf summary { line-height: 2 }
+.kvm-pf code { font-size: inherit }
+.output_area .dataframe thead th { text-align: left }
 .input_area { margin: 1rem 0 .4rem; padding: .5rem .8rem; background: var(--code);
   border-left: 4px solid var(--mark) }
 .output_area { margin: .4rem 0; padding-left: 1rem; font: .85rem/1.45 system-ui, sans-serif }
@@ -122,7 +125,10 @@ dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
 .c1 { font-style: italic; color: var(--soft) }
 @media (max-width: 30rem) { .input_area pre { white-space: pre-wrap } .output_area { padding-left: 0 }
   .output_area table { width: max-content } .output_area .kvm-pf table { width: auto }
-  .output_area table.diff { min-width: 36rem } }
+  .output_area table.diff { min-width: 36rem } td:first-child:has(> br) { min-width: 9rem }
+  .text_cell table { font-size: .8rem }
+  .text_cell :is(th, td) { padding: .15rem .3rem } .text_cell td code { overflow-wrap: anywhere }
+  pre.line { white-space: pre-wrap; overflow-wrap: anywhere } }
 @media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }
   .input_area, img, tr { break-inside: avoid } .wide img { min-width: 0 !important }
   .output_area table { font-size: 7pt !important }
@@ -272,6 +278,7 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "
         html = re.sub(r'(href="[^":]+)\.ipynb\b', r"\1.html", html)
         html = html.replace('href="../', f'href="{root}/')
         html = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', html, flags=re.DOTALL)
+        html = re.sub(r"<pre>(?=[^\n]*\n?</pre>)", '<pre class="line">', html)
         html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
         (folder / f"{page.name}.html").write_text(html)
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A step of the path as text that somebody may edit, and back: read, checked, and stopped if it does not return.
+"""A step or a constant of the path as text that somebody may edit, and back.
+
+A step is read, checked, and stopped if it does not return.
 
 The text is compiled and run as Python on the machine of whoever typed it, and may say no more than steps of the path
 say themselves: assignments, `if`, `while`, `return`, arithmetic, and calls of other steps.  That is what all engines
-understand; it is no fence against somebody who means harm.
+understand; it is no fence against somebody who means harm.  A constant is one line, NAME = a whole number.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from types import FrameType, FunctionType
 from typing import Any
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.text import one_line
+from kvm_pf.common.text import one_line, write_number
 from kvm_pf.common.typed import typed
 from kvm_pf.patch.diff import source_lines
 from kvm_pf.proof.case import WAYS
 from kvm_pf.proof.mutants import ENTRIES
 from kvm_pf.revisions import REVISIONS, Revision, get, logic_names
+from kvm_pf.run.inputs import U64_MAX
 
 LONGEST = 20_000
 """Characters of a step that are read."""
@@ -47,6 +50,12 @@ MADE_OF = (
     ast.While,
 )  # fmt: skip
 """What a step may be made of."""
+
+OF_CONSTANTS = (
+    ast.Add, ast.BinOp, ast.BitAnd, ast.BitOr, ast.BitXor, ast.Constant, ast.Invert, ast.Load, ast.LShift, ast.Name,
+    ast.RShift, ast.Sub, ast.UnaryOp, ast.USub,
+)  # fmt: skip
+"""What the value of a constant may be made of."""
 
 BUILTINS = ("bool", "int", "max", "min")
 """The functions of Python's own that a step may call."""
@@ -76,39 +85,54 @@ def steps(revision: str | Revision = "posted") -> list[str]:
     """
     revision = get(revision)
     known = {**logic_names(), **revision.names}
-    found: dict[str, None] = {}
+    return [each.__name__ for each in _behind_all(revision) if each.__name__ in known]
+
+
+@typed()
+def constants(revision: str | Revision = "posted") -> list[str]:
+    """List the constants that steps of a revision name, such as masks of flags, by name.
+
+    Raises InputError if there is no such revision.
+    """
+    revision = get(revision)
+    known = {**logic_names(), **revision.names}
+    named = {name for each in _behind_all(revision) for name in each.__code__.co_names}
+    return sorted(name for name in named if type(known.get(name)) is int)
+
+
+def _behind_all(revision: Revision) -> list[FunctionType]:
+    """The functions that all ways in lead to, in the order of first use, each name once."""
+    found: dict[str, FunctionType] = {}
 
     def note(function: FunctionType) -> FunctionType:
-        if function.__name__ in known:
-            found[function.__name__] = None
+        found.setdefault(function.__name__, function)
         return function
 
     for entry in ENTRIES:
         revision.link(WAYS[entry].row if entry in WAYS else entry, note)
-    return list(found)
+    return list(found.values())
 
 
 @typed()
 def step_text(name: str, revision: str | Revision = "posted") -> str:
-    """Return the source of a step as a revision has it, without its docstring.
+    """Return the source of a step as a revision has it, without its docstring; of a constant, NAME = its value.
 
-    Raises InputError if there is no such revision or step.
+    Raises InputError if there is no such revision, step or constant.
     """
-    if not isinstance(get(revision).step(name), FunctionType):
-        raise InputError(f"{name} is a number, not a step")
+    value = get(revision).step(name)
+    if isinstance(value, int):
+        return f"{name} = {write_number(value)}\n"
     return "\n".join(source_lines(name, revision)) + "\n"
 
 
 @typed()
-def read_step(text: str, name: str, revision: str | Revision = "posted") -> FunctionType:
-    """Make a function of the text of one that is to take the place of the step `name` in a revision.
+def read_step(text: str, name: str, revision: str | Revision = "posted") -> FunctionType | int:
+    """Make what is to take the place of the step or the constant `name` in a revision: a function or a u64.
 
-    Raises InputError naming line and column of what no step can be made of.
+    Raises InputError naming line and column of what none can be made of.
     """
     revision = get(revision)
     origin = revision.step(name)
-    if not isinstance(origin, FunctionType):
-        raise InputError(f"{name} is a number, not a step")
     if len(text) > LONGEST:
         raise InputError(f"{name}: {len(text)} characters; it takes up to {LONGEST}")
     try:
@@ -120,8 +144,11 @@ def read_step(text: str, name: str, revision: str | Revision = "posted") -> Func
         raise InputError(
             f"{name}: this is no Python ({one_line(error, 80) or type(error).__name__})"
         ) from None
+    scope: dict[str, Any] = {**logic_names(), **revision.names}
+    if isinstance(origin, int):
+        return _constant(tree, name, scope)
     written = _function(tree, name, origin)
-    scope: dict[str, Any] = {**logic_names(), **revision.names, **origin.__globals__}
+    scope |= origin.__globals__
     _check(written, scope, name, _shifts(ast.parse(step_text(name, revision))))
     if origin.__doc__ is not None:  # which is no change
         documented = ast.Expr(ast.Constant(origin.__doc__))
@@ -134,6 +161,37 @@ def read_step(text: str, name: str, revision: str | Revision = "posted") -> Func
     function: FunctionType = scope[name]
     function.__annotations__ = dict(origin.__annotations__)
     return function
+
+
+def _constant(tree: ast.Module, name: str, scope: dict[str, Any]) -> int:
+    """The value in the one line that the text must be."""
+    match tree.body:
+        case [ast.Assign(targets=[ast.Name(id=given)], value=value)] if given == name:
+            pass
+        case _:
+            raise InputError(f"{name}: it takes one line, {name} = a number, and nothing else")
+    place = f"{name}, line {value.lineno}"
+    for node in ast.walk(value):
+        if not isinstance(node, OF_CONSTANTS) or (
+            isinstance(node, ast.Constant) and type(node.value) is not int
+        ):
+            raise InputError(
+                f"{place}: {ast.unparse(node):.40} has no place in a constant: it takes numbers, constants of the "
+                "path, | & ^ ~ << >> + -"
+            )
+        if isinstance(node, ast.Name) and type(scope.get(node.id)) is not int:
+            close = get_close_matches(node.id, [each for each in scope if type(scope[each]) is int], 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(f"{place}: the path has no constant {node.id:.60}{hint}")
+    if unknown := [by for by in _shifts(value) if not _is_small(by, scope)]:
+        raise InputError(f"{place}: << by {unknown[0]:.40} could be too far: it takes a number up to 63")
+    try:
+        number = eval(compile(ast.Expression(value), f"<{name}>", "eval"), {"__builtins__": {}}, dict(scope))
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{place}: {one_line(error, 80)}") from None
+    if not 0 <= number <= U64_MAX:
+        raise InputError(f"{place}: {ast.unparse(value):.40} is no unsigned 64-bit number")
+    return int(number)
 
 
 def _function(tree: ast.Module, name: str, origin: FunctionType) -> ast.FunctionDef:

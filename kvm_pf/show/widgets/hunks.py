@@ -13,7 +13,7 @@ from kvm_pf.patch.identify import identify
 from kvm_pf.patch.ledger import digest, ledger_rows
 from kvm_pf.patch.reader import Patch, read_patch
 from kvm_pf.show.diff import diff_table
-from kvm_pf.show.markup import Html, bold, code, element, framed, halves, source_line, table
+from kvm_pf.show.markup import Html, bold, code, element, halves, join, source_line, table
 from kvm_pf.show.widgets.panel import Panel, choice, line
 
 
@@ -68,7 +68,7 @@ class HunkViewer(Panel):
 
     def react(self, name: str) -> None:
         """Show the hunk that was chosen."""
-        self.output.value = framed(*self._parts(self.real))
+        self.put(join(self._parts(self.real)))
 
     def parts(self) -> Iterator[Html]:
         """Yield the output without the patch's own lines: what is committed holds none of its text."""

@@ -28,6 +28,7 @@ from kvm_pf.run.inputs import U64_MAX
 from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, notice
 from kvm_pf.show.widgets.bits import BitGrid
 from kvm_pf.show.widgets.place import Place
+from kvm_pf.show.widgets.status import Status, spoken
 
 _HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,64})", re.ASCII)
 
@@ -116,7 +117,7 @@ def line(*parts: Any) -> Box:
 
 
 LIVE = """<style>
-.kvm-pf-panel .kvm-pf.kvm-pf table {font-size: 12px}
+.kvm-pf-panel .kvm-pf.kvm-pf table, .kvm-pf-panel .kvm-pf.kvm-pf code {font-size: 12px}
 @media (min-width: 700px) {
 .kvm-pf-panel .kvm-pf.kvm-pf .halves > div {max-height: 560px; overflow: auto}
 .kvm-pf-results {max-height: 620px; overflow: auto}
@@ -131,10 +132,10 @@ LIVE = """<style>
 class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
     """Settings, and beside them complaints and the output; where there is no room, the output comes below.
 
-    `controls` maps names to controls; `output.value` is HTML.  A change of a control calls `react` with the
-    control's name.  If that raises InputError, the complaint is shown and everything else stays as it was.
-    `settings` are the controls as they are laid out: `wide` ones stand above the output, others beside it, `widest`
-    pixels wide at most.
+    `controls` maps names to controls; `output.value` is HTML, and `status.value` what is spoken of it.  A change of a
+    control calls `react` with the control's name.  If that raises InputError, the complaint is shown and everything
+    else stays as it was.  `settings` are the controls as they are laid out: `wide` ones stand above the output, others
+    beside it, `widest` pixels wide at most.
     """
 
     def __init__(
@@ -148,9 +149,10 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.controls = dict(controls)
         self.message = HTML()
         self.output = HTML()
+        self.status = Status()
         self._quiet = False
         look = HTML(LIVE, layout=Layout(display="none"))
-        results = [self.message, self.output]
+        results = [self.message, self.output, self.status]
         if wide:
             super().__init__([look, *settings, *results, *below])
         else:
@@ -220,7 +222,16 @@ class Panel(VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def draw(self) -> None:
         """Show the parts in the output."""
-        self.output.value = framed(*self.parts())
+        self.put(join(self.parts()))
+
+    def put(self, shown: Html) -> None:
+        """Show something in the output, and let a screen reader say what comes first in it."""
+        self.output.value = framed(shown)
+        self.status.value = self.spoken(shown)
+
+    def spoken(self, shown: Html) -> str:
+        """Return what a screen reader is to say of it."""
+        return spoken(shown)
 
     def parts(self) -> Iterable[Html]:
         """Yield what the widget shows."""

@@ -40,6 +40,10 @@ class StepPlayer(Panel):
         if name == "step":
             self.draw()
 
+    def spoken(self, shown: Html) -> str:
+        """Return the current step and what it did."""
+        return f"{self.record.step}: {self.record.why}"
+
     def parts(self) -> Iterator[Html]:
         """Yield all steps, then the current one."""
         here = self.record

@@ -75,7 +75,8 @@ class TraceReader(Panel):
         self._name, self._data = BOX, lines.encode()
         if file is not None:
             self._name, self._data = Path(file).name, read_file(file, LARGEST)
-        super().__init__(controls, [box, line(*list(controls.values())[1:])], wide=True)
+        shown = [controls["read"], upload, *([controls["picture"]] if len(options) > 1 else [])]
+        super().__init__(controls, [box, line(*shown)], wide=True)
         controls["read"].on_click(self._listen("lines"))
         self._take(self._name, self._data)
 
@@ -194,10 +195,10 @@ def _table(kinds: list[Kind]) -> Html:
         again = f"{len(kind.faults):,} ×" if len(kind.faults) > 1 else ""
         vcpu = "–" if f.vcpu is None else str(f.vcpu)
         rows.append(
-            (str(f.line), again, vcpu, _hex(f.rip), _hex(f.address), shown, bold(said.meaning), f.outcome)
+            (str(f.line), again, bold(said.meaning), f.outcome, shown, _hex(f.address), _hex(f.rip), vcpu)
         )
     more = f"; {len(kinds) - MOST:,} more kinds are not shown" if len(kinds) > MOST else ""
-    head = ("line", "", "vCPU", "rip", "address", "code", "what the guest did", "how it ended")
+    head = ("line", "times", "what the guest did", "how it ended", "code", "address", "rip", "vCPU")
     return table(f"each kind of fault, where it came first{more}", head, rows)
 
 

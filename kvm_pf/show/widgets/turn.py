@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Your turn: edit a step of the path, and see which cases notice, which claims fall, and where it shows."""
+"""Your turn: edit a step or a constant of the path; see which cases notice, which claims fall, where it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import typed
 from kvm_pf.patch.diff import compared
 from kvm_pf.proof.ask import step_lines
-from kvm_pf.proof.edit import read_step, step_text, steps
+from kvm_pf.proof.edit import constants, read_step, step_text, steps
 from kvm_pf.proof.verdict import SHOWN, Verdict, in_words, verdict
 from kvm_pf.revisions import REVISIONS, Revision, get
 from kvm_pf.show.diff import diff_table, only_changes
@@ -24,7 +25,7 @@ SECONDS = 30.0
 def your_turn(
     step: str = "mark_private", revision: str | Revision = "posted", text: str | None = None
 ) -> YourTurn:
-    """Return the widget, with a step of a revision to edit; with a `text` for it, judged already.
+    """Return the widget, with a step or a constant of a revision to edit; with a `text` for it, judged already.
 
     The text is compiled and run as Python where the widget runs.  Raises InputError if there is no such revision or
     step, or if the text is none.
@@ -41,12 +42,13 @@ class YourTurn(Panel):
         names = list(REVISIONS) if revision.name in REVISIONS else [*REVISIONS, revision.name]
         there = _steps(revision)
         if step not in there:
-            raise InputError(f"your_turn: step={step!r:.60}: {revision.name} has {', '.join(there)}")
+            some = get_close_matches(step, there, 3) or there
+            raise InputError(f"your_turn: step={step!r:.60}: {revision.name} has {', '.join(some[:6])} …")
         self.verdict: Verdict | None = None
         self._own = {revision.name: revision}
         controls = {
             "revision": choice("revision", "whose step is edited", names, revision.name, "13em"),
-            "step": choice("step", "which function of the path is edited", there, step, "19em"),
+            "step": choice("step", "which function or constant of the path is edited", there, step, "19em"),
             "text": text_area("the step", "edit the step, then run it", 14),
             "run": button("run", "judge the step by the cases, the claims and the solver"),
             "undo": button("as it was", "put the revision's own step back"),
@@ -54,11 +56,12 @@ class YourTurn(Panel):
         above, below = line(controls["revision"], controls["step"]), line(controls["run"], controls["undo"])
         super().__init__(controls, [above, controls["text"], below], widest=480)
         controls["run"].on_click(lambda _: self.run())
-        controls["undo"].on_click(lambda _: self.attempt(self._load))
+        controls["undo"].on_click(lambda _: self.attempt(self.undo))
+        self._written: dict[tuple[str, str], str] = {}
+        if text is not None:
+            self._written[self._place()] = text
         self._load()
         if text is not None:
-            with self.quiet():
-                controls["text"].value = text
             self._judge()
 
     @property
@@ -74,28 +77,42 @@ class YourTurn(Panel):
             before = control.value
             control.options = there
             control.value = before if before in there else there[0]
-        if name != "text":
+        if name == "text":
+            self._written[self._place()] = self.controls["text"].value
+        else:
             self._load()
 
+    def _place(self) -> tuple[str, str]:
+        return self.controls["revision"].value, self.controls["step"].value
+
     def _load(self) -> None:
+        """Show what was written for this step, or else the revision's own."""
+        own = step_text(self.controls["step"].value, self.revision)
         with self.quiet():
-            self.controls["text"].value = step_text(self.controls["step"].value, self.revision)
+            self.controls["text"].value = self._written.get(self._place(), own)
         self.verdict = None
         self.draw()
+
+    def undo(self) -> None:
+        """Put the revision's own step back."""
+        self._written.pop(self._place(), None)
+        self._load()
 
     def run(self) -> None:
         """Judge the step as it is written; what is wrong with it is shown instead."""
         run, self.verdict = self.controls["run"], None
-        run.description, run.disabled = "running …", True
+        run.description = "running …"
         try:
             if not self.attempt(self._judge):
                 self.draw()
         finally:
-            run.description, run.disabled = "run", False
+            run.description = "run"
 
     def _judge(self) -> None:
-        step = read_step(self.controls["text"].value, self.controls["step"].value, self.revision)
-        self.verdict = verdict(step, base=self.revision, seconds=SECONDS)
+        base, name = self.revision, self.controls["step"].value
+        written = read_step(self.controls["text"].value, name, base)
+        changed = base.derive(f"{base.name} with another {name}", "", **{name: written})
+        self.verdict = verdict(changed, seconds=SECONDS)
         self.draw()
 
     def told(self) -> Html:
@@ -125,7 +142,7 @@ class YourTurn(Panel):
 
 
 def _steps(revision: Revision) -> list[str]:
-    return sorted(steps(revision))
+    return [*sorted(steps(revision)), *constants(revision)]
 
 
 def _witness(found: Verdict) -> Iterator[Html]:

@@ -5,6 +5,8 @@
 kvmPf.connect = (manager, bridge) => {
   const comms = {};
   let sent = 0;
+  let last = Promise.resolve(); // messages arrive in the order in which they are sent
+  const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
   const comm = (id) =>
     (comms[id] ??= {
@@ -23,12 +25,16 @@ kvmPf.connect = (manager, bridge) => {
       },
       send(data, callbacks, _metadata, buffers) {
         const name = `message ${++sent}`;
-        setTimeout(() => {
+        // Nothing is painted while Python works: before it begins, the button that was pressed shows that it does.
+        const pressed = data.method === "custom" ? document.activeElement : null;
+        pressed?.setAttribute("aria-busy", "true");
+        last = last.then(() => pause(pressed ? 30 : 0)).then(() => {
           try {
             bridge.receive(id, name, JSON.stringify(data), buffers ?? []);
           } catch (error) {
             console.error(error);
           }
+          pressed?.removeAttribute("aria-busy");
           // Until it hears that Python is idle, a model holds its next change back.
           callbacks?.iopub?.status?.({ content: { execution_state: "idle" } });
         });
