@@ -14,24 +14,29 @@ const kvmPf = (() => {
   const decode = (text) =>
     Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  /** Return a part as the response to a request for it would be. */
-  const response = (name) => {
-    const packed = new Blob([decode(parts[name])]).stream();
+  /** Return a part as the response to a request for it would be; a damaged one is found out here. */
+  const response = async (name) => {
+    if (!(name in parts)) throw new Error(`${name}.js is missing or damaged`);
+    let content;
+    try {
+      const packed = new Blob([decode(parts[name])]).stream();
+      content = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+    } catch {
+      throw new Error(`${name}.js is damaged`);
+    }
     delete parts[name]; // each is wanted once
     const type = TYPES[name.split(".").at(-1)] ?? "application/octet-stream";
-    return new Response(packed.pipeThrough(new DecompressionStream("gzip")), { headers: { "content-type": type } });
+    return new Response(content, { headers: { "content-type": type } });
   };
 
   /** Return the address of a part, for whoever takes nothing else. */
   const address = async (name) => URL.createObjectURL(await (await response(name)).blob());
 
-  /** Do something that asks for parts by address, and answer it from those that the page has. */
-  const answering = async (work) => {
+  /** Do something that asks for a part by address, and answer it with that part. */
+  const answering = async (name, work) => {
     const fetch = window.fetch;
-    window.fetch = async (url, ...rest) => {
-      const name = String(url.url ?? url).replace(HERE, "");
-      return name in parts ? response(name) : fetch(url, ...rest);
-    };
+    const part = await response(name); // before the work begins, which never ends without it
+    window.fetch = async (url, ...rest) => (String(url.url ?? url) === HERE + name ? part : fetch(url, ...rest));
     try {
       return await work();
     } finally {
@@ -46,10 +51,9 @@ const kvmPf = (() => {
       address("library.zip"),
     ]);
     const settings = { stdLibURL: library, createPyodideModule: module.default, lockFileContents: kvmPf.lock };
-    const py = await answering(() => loadPyodide({ indexURL: HERE, ...settings }));
-    for (const name of ["app.zip", "recordings.zip"]) {
-      if (name in parts) await unpack(py, name);
-    }
+    const py = await answering("pyodide.asm.wasm", () => loadPyodide({ indexURL: HERE, ...settings }));
+    await unpack(py, "app.zip");
+    if ("recordings.zip" in parts) await unpack(py, "recordings.zip");
     py.runPython("import sys; sys.path.insert(0, '/app')");
     return py;
   };
@@ -62,7 +66,7 @@ const kvmPf = (() => {
   /** Load the packages, built for this Python, whose wheels are among the parts. */
   const install = async (py) => {
     for (const name of Object.keys(parts).filter((each) => each.endsWith(".whl"))) {
-      await answering(() => py.loadPackage(HERE + name, { messageCallback() {} }));
+      await answering(name, () => py.loadPackage(HERE + name, { messageCallback() {} }));
     }
   };
 

@@ -21,7 +21,7 @@
   };
 
   const tell = (error) => {
-    state.textContent = `This browser cannot run the page: ${error}`;
+    state.textContent = `Python did not start here: ${String(error).trim().split("\n").at(-1)}`;
     console.error(error);
   };
 

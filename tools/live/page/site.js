@@ -7,6 +7,19 @@
 {
   const own = document.currentScript;
 
+  /** Say on the page, above a twin, why it stands still. */
+  const tell = (twin, error) => {
+    console.error(error);
+    twin.dataset.state = "still";
+    if (twin.previousElementSibling?.className === "kvm-pf-still") return;
+    const line = document.createElement("p");
+    line.className = "kvm-pf-still";
+    line.setAttribute("role", "status");
+    const why = String(error).trim().split("\n").at(-1);
+    line.textContent = `This widget stands still: what runs it did not start here (${why}).`;
+    twin.before(line);
+  };
+
   const bringToLife = async (twins) => {
     const load = (name) => kvmPf.script(new URL(name, own.src), { module: name.replace(/\.js$/, "") });
     await Promise.all(own.dataset.scripts.split(" ").map(load));
@@ -20,8 +33,7 @@
         twin.dataset.state = "live";
       } catch (error) {
         place.remove();
-        twin.dataset.state = "still";
-        console.error(error);
+        tell(twin, error);
       }
       await new Promise((done) => setTimeout(done)); // let the page breathe
     }
@@ -32,6 +44,8 @@
   const thrifty = navigator.connection?.saveData; // the reader pays for what is loaded: twelve megabytes are much
   if (twins.length && able && !thrifty) {
     const idle = window.requestIdleCallback ?? setTimeout;
-    idle(() => bringToLife(twins).catch((error) => console.error(error)));
+    const allStill = (error) => twins.filter((twin) => !twin.dataset.state).forEach((twin) => tell(twin, error));
+    addEventListener("unhandledrejection", (event) => allStill(event.reason)); // so a damaged part may end
+    idle(() => bringToLife(twins).catch(allStill));
   }
 }
