@@ -122,6 +122,8 @@ LIVE = """<style>
 .kvm-pf-panel .kvm-pf.kvm-pf .halves > div {max-height: 560px; overflow: auto}
 .kvm-pf-results {max-height: 620px; overflow: auto}
 }
+.kvm-pf-panel.kvm-pf-panel ::placeholder {color: inherit; opacity: .75}
+@media (forced-colors: active) {.kvm-pf-panel .jupyter-button {border: 1px solid}}
 .kvm-pf-results .widget-html-content {min-width: 0}
 .kvm-pf-text.kvm-pf-text > label {position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)}
 .kvm-pf-text.kvm-pf-text textarea {font: 12px/1.35 monospace; margin-right: 4px}
