@@ -185,13 +185,14 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
         smallest = by_cases([row for row in cases if row["id"] in noticed], revision)
         remark = "of the curated cases, which alone were run" if smallest else NO_SOLVER
         return Verdict(revision, base, len(cases), found, 0, [], {}, smallest, remark)
+    smallest, remark = witness(revision, end)
     fallen, unasked = [], {}
     for claim in asked:
-        if (left := end - time.monotonic()) <= 0:
+        if time.monotonic() > end:
             unasked[claim.name] = OUT_OF_TIME
             continue
         try:
-            with patience(min(TIMEOUT_MS, int(1000 * left) + 1)):
+            with patience(_left(end)):
                 answer = prove(claim, revision)
         except DoesNotEnd:
             raise
@@ -199,13 +200,18 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
             unasked[claim.name] = _why(error)
             continue
         if answer.holds is None:
-            unasked[claim.name] = "the solver gave up"
+            unasked[claim.name] = OUT_OF_TIME if time.monotonic() > end else "the solver gave up"
         elif not answer.holds:
             fallen.append(answer)
-    return Verdict(revision, base, len(cases), found, len(asked), fallen, unasked, *witness(revision, end))
+    return Verdict(revision, base, len(cases), found, len(asked), fallen, unasked, smallest, remark)
 
 
 OUT_OF_TIME = "there was no time left"
+
+
+def _left(end: float) -> int:
+    """How many milliseconds the solver may think about a question, if all is to end at `end` (time.monotonic)."""
+    return max(1, int(1000 * min(TIMEOUT_MS / 1000, end - time.monotonic())))
 
 
 def _why(error: Exception) -> str:
@@ -261,10 +267,11 @@ def witness(revision: Revision, end: float = float("inf")) -> tuple[Apart | None
         if time.monotonic() > end:
             return unmet, OUT_OF_TIME
         try:
-            doubt = Doubt(entry, revision.base, revision)
-            if found := doubt.smallest(reachable=True):
-                return found, ""
-            unmet = unmet or doubt.smallest()
+            with patience(_left(end)):
+                doubt = Doubt(entry, revision.base, revision)
+                if found := doubt.smallest(reachable=True):
+                    return found, ""
+                unmet = unmet or doubt.smallest()
         except Unknown:
             why = "the solver gave up"
         except DoesNotEnd:

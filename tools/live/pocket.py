@@ -61,7 +61,7 @@ SECTIONS = (
         "widgets.trace_reader()",
     ),
     Section(
-        "turn", "Your turn", "Edit a step or a constant of the path, and run it: which cases notice, which claims fall?",
+        "turn", "Your turn", "Edit a step or a constant of the path: which cases notice, which claims fall?",
         'widgets.your_turn("sanitize")',
     ),
     Section(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 
@@ -17,8 +18,8 @@ from kvm_pf.show.diff import diff_table, only_changes
 from kvm_pf.show.markup import Html, bold, code, details, element, join, table
 from kvm_pf.show.widgets.panel import Panel, button, choice, line, text_area
 
-SECONDS = 30.0
-"""A verdict that takes longer tells what is known by then."""
+SECONDS = 9.0 if sys.platform == "emscripten" else 30.0
+"""A verdict that takes longer tells what is known by then; in a page nothing else is done meanwhile."""
 
 
 @typed()
