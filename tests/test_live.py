@@ -111,13 +111,21 @@ READS = """() => {
   const tags = [...document.body.querySelectorAll("*")].filter((tag) => tag.checkVisibility());
   const shows = (tag) => said(tag) || tag.matches("input:not([type=range]), select, textarea");
   const found = tags.filter((tag) => shows(tag) && faint(tag)).map((tag) => `faint: ${tag.outerHTML.slice(0, 80)}`);
+  const controls = tags.filter((tag) => tag.matches("button, input, select, textarea, summary"));
+  for (const tag of controls) {
+    const { width, height } = (tag.closest("label") ?? tag).getBoundingClientRect();
+    if (Math.min(width, height) < 24) found.push(`small: ${tag.outerHTML.slice(0, 80)}`);
+    const labels = [...(tag.labels ?? [])].map((label) => label.textContent);
+    const names = [tag.ariaLabel, tag.title, tag.textContent, ...labels];
+    if (!names.some((name) => name?.trim())) found.push(`nameless: ${tag.outerHTML.slice(0, 80)}`);
+  }
   const wide = document.documentElement.scrollWidth - innerWidth;
   return [...found, ...(wide > 0 ? [`${wide} pixels too wide`] : [])];
 }"""
 
 
 def hard_to_read(page: Page) -> list[str]:
-    """Return what of a page is faint, in light or in dark, and whether it is wider than a phone's screen."""
+    """Return what of a page is faint, small or nameless, in light or in dark, and if it is wider than a phone."""
     page.set_viewport_size({"width": 390, "height": 844})
     found = []
     for scheme in ("light", "dark"):
@@ -231,6 +239,7 @@ def test_from_a_folder_of_a_host_a_widget_answers_a_click(browser, address):
     code.fill("0x6")
     code.press("Enter")
     expect(page.locator(".live").first).to_contain_text("WRITE|USER")
+    expect(page.get_by_role("status")).to_contain_text("0x6 = WRITE|USER; what each revision does")
     assert hard_to_read(page) == []
     assert complaints == []
     page.context.close()
@@ -315,8 +324,11 @@ def test_every_still_page_reads_on_a_phone_in_light_and_in_dark_and_prints_on_wh
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     page.emulate_media(media="screen", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
-    page.set_content("<body style='background: #fff; color: #777'><p style='width: 400px'>faint and wide")
-    assert [each.split(":")[1].strip() for each in hard_to_read(page)] == ["faint", "18 pixels too wide"] * 2
+    page.set_content(
+        "<body style='background: #fff; color: #777'><p style='width: 400px'>faint and wide<input size=1>"
+    )
+    wrong = [each.split(":")[1].strip() for each in hard_to_read(page)]
+    assert wrong == ["faint", "small", "nameless", "18 pixels too wide"] * 2
     page.close()
 
 
@@ -329,5 +341,20 @@ def test_without_the_means_the_still_page_stands(browser, folder, settings):
     page.goto((folder / "01_the_bits.html").as_uri())
     page.wait_for_timeout(300)
     assert page.locator(".live").count() == page.locator(".live:not([data-state])").count() > 0
+    expect(page.locator(".live").first).to_contain_text("what each revision does with it")
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [(None, "app.zip.js did not load"), ('kvmPf.part("app.zip", "H4sIAAAA")', "app.zip.js is damaged")],
+    ids=["missing", "damaged"],
+)
+def test_a_page_says_why_its_widgets_stand_still(browser, folder, script, why):
+    page = browser.new_context().new_page()
+    answer = (lambda route: route.abort()) if script is None else (lambda route: route.fulfill(body=script))
+    page.route("**/live/app.zip.js", answer)
+    page.goto((folder / "01_the_bits.html").as_uri())
+    expect(page.get_by_role("status")).to_contain_text(why, timeout=1000 * SECONDS)
     expect(page.locator(".live").first).to_contain_text("what each revision does with it")
     page.context.close()

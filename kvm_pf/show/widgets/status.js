@@ -9,12 +9,17 @@ function render({ model, el }) {
   draw();
   model.on("change:value", draw);
   el.append(line);
-  const guard = requestAnimationFrame(() => {
+
+  // JupyterLab asks the element that has the focus whether its shortcuts are wanted; Escape leads back to the cell.
+  const keep = ({ target }) => (target.dataset.lmSuppressShortcuts = "true");
+  const leave = ({ key }) => key === "Escape" && el.closest(".jp-Cell")?.focus();
+  const later = requestAnimationFrame(() => {
     const panel = el.closest(".kvm-pf-panel");
-    if (panel) panel.dataset.lmSuppressShortcuts = "true";
+    panel?.addEventListener("focusin", keep);
+    panel?.addEventListener("keydown", leave);
   });
   return () => {
-    cancelAnimationFrame(guard);
+    cancelAnimationFrame(later);
     model.off("change:value", draw);
   };
 }
