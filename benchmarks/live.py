@@ -64,6 +64,16 @@ kept = kvm_pf.REVISIONS["posted"].derive("kept", sanitize=lambda error_code: (er
 kvm_pf.verdict(kept)
 """
 
+SLOWEST = """
+from kvm_pf.show.widgets import your_turn
+turn = your_turn("handle_mmio_page_fault")
+text = turn.controls["text"]
+text.value = text.value.replace("if reserved", "if not reserved")
+turn.run()
+assert turn.verdict.cases
+"""
+"""A step behind which the solver has most to think about, judged as the widget does."""
+
 Times = dict[str, list[float]]
 
 
@@ -139,6 +149,7 @@ def measure(page: Page, address: str, times: Times, worked: Times) -> None:
     page.evaluate("address => kvmPf.script(address)", f"{address}/live/solver.js")
     note("the solver loads", lambda: page.evaluate(SOLVER))
     note("verdict with claims", lambda: page.evaluate(VERDICT, JUDGE))
+    note("verdict, slowest step", lambda: page.evaluate(VERDICT, SLOWEST))
 
 
 def machine() -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import escaped
 from kvm_pf.conformance.cases import read_cases
+from kvm_pf.proof import verdict as judge
 from kvm_pf.proof.edit import DoesNotEnd, constants, ending, read_step, step_text, steps
 from kvm_pf.proof.verdict import RAISES, in_words, verdict
 from kvm_pf.revisions import REVISIONS, get
@@ -318,6 +319,26 @@ def test_what_is_wrong_with_an_edited_step_is_said_and_no_verdict_stands():
     w.controls["text"].value = ONE_BIT
     w.controls["run"].click()
     assert (w.message.value, w.verdict is not None) == ("", True)
+
+
+def test_a_solver_that_runs_out_of_time_leaves_a_curated_case_as_witness(monkeypatch):
+    """In a page it thinks ten times as long; what it was not asked is counted apart."""
+    late = {"five-differences", "sanitiser-is-a-mask"}
+    prove = judge.prove
+
+    def slow(claim, revision):
+        if claim.name in late:
+            raise InputError("it takes too long")
+        return prove(claim, revision)
+
+    monkeypatch.setattr(judge, "prove", slow)
+    monkeypatch.setattr(judge, "witness", lambda *_: (None, judge.OUT_OF_TIME))
+    w = your_turn("sanitize", text=ONE_BIT)
+    found = w.verdict
+    assert set(found.unasked) == late
+    assert f"{len(found.fallen)} of {found.claims - 2} claims fall, 2 could not be asked" in w.output.value
+    assert found.witness.state["error_code"] & 1 << 48
+    assert "of the curated cases" in w.output.value
 
 
 def test_an_edited_constant_is_judged_like_a_step():

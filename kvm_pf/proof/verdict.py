@@ -180,12 +180,12 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
     asked = claims or [
         claim for claim in CLAIMS.values() if claim.strength == PROVED and claim.expected(base.name) == HOLDS
     ]
+    noticed = {difference.id for difference in found if difference.column != RAISES}
+    telling = [row for row in cases if row["id"] in noticed]
     if not has_solver():
-        noticed = {difference.id for difference in found if difference.column != RAISES}
-        smallest = by_cases([row for row in cases if row["id"] in noticed], revision)
+        smallest = by_cases(telling, revision)
         remark = "of the curated cases, which alone were run" if smallest else NO_SOLVER
         return Verdict(revision, base, len(cases), found, 0, [], {}, smallest, remark)
-    smallest, remark = witness(revision, end)
     fallen, unasked = [], {}
     for claim in asked:
         if time.monotonic() > end:
@@ -200,13 +200,17 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
             unasked[claim.name] = _why(error)
             continue
         if answer.holds is None:
-            unasked[claim.name] = OUT_OF_TIME if time.monotonic() > end else "the solver gave up"
+            unasked[claim.name] = OUT_OF_TIME if time.monotonic() > end else GAVE_UP
         elif not answer.holds:
             fallen.append(answer)
+    smallest, remark = witness(revision, end)
+    if smallest is None and remark in (OUT_OF_TIME, GAVE_UP) and (smallest := by_cases(telling, revision)):
+        remark = f"of the curated cases; of all inputs the solver found none: {remark}"
     return Verdict(revision, base, len(cases), found, len(asked), fallen, unasked, smallest, remark)
 
 
 OUT_OF_TIME = "there was no time left"
+GAVE_UP = "the solver gave up"
 
 
 def _left(end: float) -> int:
@@ -273,7 +277,7 @@ def witness(revision: Revision, end: float = float("inf")) -> tuple[Apart | None
                     return found, ""
                 unmet = unmet or doubt.smallest()
         except Unknown:
-            why = "the solver gave up"
+            why = OUT_OF_TIME if time.monotonic() > end else GAVE_UP
         except DoesNotEnd:
             raise
         except Exception as error:  # the change cannot be fed with solver terms

@@ -91,4 +91,6 @@ def _run(command: list[str]) -> None:
 
 def _last_line(error: Exception) -> str:
     said = getattr(error, "stderr", None) or str(error)
+    if isinstance(error, subprocess.CalledProcessError) and not error.stderr:
+        said = f"{Path(error.cmd[0]).name} ended with status {error.returncode}"
     return (said.strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -18,7 +18,7 @@ from kvm_pf.show.diff import diff_table, only_changes
 from kvm_pf.show.markup import Html, bold, code, details, element, join, table
 from kvm_pf.show.widgets.panel import Panel, button, choice, line, text_area
 
-SECONDS = 9.0 if sys.platform == "emscripten" else 30.0
+SECONDS = 8.5 if sys.platform == "emscripten" else 30.0
 """A verdict that takes longer tells what is known by then; in a page nothing else is done meanwhile."""
 
 
@@ -130,9 +130,9 @@ class YourTurn(Panel):
                 "all rights that it has there.",
             )  # fmt: skip
             return
-        claims = (
-            f"{len(found.fallen)} of {found.claims} claims fall" if found.claims else "no claim was asked"
-        )
+        asked = found.claims - len(found.unasked)
+        claims = f"{len(found.fallen)} of {asked} claims fall" if asked else "no claim was asked"
+        claims += f", {len(found.unasked)} could not be asked" if found.unasked else ""
         yield element("p", bold(f"{len(found.cases)} of {found.asked} cases notice; {claims}."))
         yield from _witness(found)
         yield from _claims(found)
@@ -165,7 +165,7 @@ def _claims(found: Verdict) -> Iterator[Html]:
         rows = [(code(answer.claim.name), answer.claim.statement) for answer in found.fallen]
         yield table("claims that fall", ("claim", "what it says"), rows)
     for why, names in found.reasons.items():
-        yield element("p", f"{len(names)} claims were not asked: {why}.")
+        yield element("p", f"not asked or not answered: {', '.join(names)}: {why}.")
     if not found.claims:
         yield element("p", "The solver, z3, is not installed here: the cases alone were asked.")
 
