@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import kvm_pf
 from kvm_pf import InputError
 from kvm_pf.bits import EPT, EVENT, MEMORY_FAULT, PFERR, PFERR_LETTERS
-from kvm_pf.run.codes import Sure, cut_codes, read
+from kvm_pf.run.codes import cut_codes, map_code, read
 from kvm_pf.run.meanings import ENCODINGS, meaning
+from kvm_pf.run.places import Sure, address
 from kvm_pf.run.watch import explain
 
 fixed = settings(derandomize=True, deadline=None)
@@ -480,6 +481,118 @@ LINES = {
     "a segfault": ("foo[12]: segfault at 0 ip 00007f sp 00007ffd error 14 in libc.so", [(0x14, "pf")]),
     "bpftrace": ("@pf[4294967300]: 52", [(0x100000004, "npf")]),
     "number and letters": ("9 P|RSVD", [(0x9, "pf")]),
+    "bpftrace, code and address": ("@[386, 0xfee000b0]: 5", [(0x182, "ept")]),
+    "bpftrace, pid and code": ("@[4145, 0x181]: 52", [(0x181, "ept")]),
+    "bpftrace, a map": (
+        "@n[CPU 0/KVM, 4294967300]: 9\n@n[CPU 1/KVM, 8589934598]: 3",
+        [(0x100000004, "npf"), (0x200000006, "npf")],
+    ),
+    "Rust, a tuple": (
+        "thread 'vcpu0' panicked: Unexpected exit: MemoryFault(8, 1048576, 4096)",
+        [(0x8, "memfault")],
+    ),
+    # KVM_INTERNAL_ERROR_DELIVERY_EV: the event, exit 49 (EPT_MISCONFIG, whose qualification is undefined), address
+    "QEMU, while a #PF was being delivered": (
+        "KVM internal error. Suberror: 3\nextra data[0]: 0x0000000080000b0e\nextra data[1]: 0x0000000000000031\n"
+        "extra data[2]: 0x0000000000000683\nextra data[3]: 0x000000007f809000\nextra data[4]: 0x0000000000000026\n",
+        [(0x8, "pferr"), (0x80000B0E, "vectoring")],
+    ),
+    "QEMU, while an interrupt was being delivered, exit 32 (WRMSR)": (
+        ">> KVM internal error. Suberror: 3\n>> extra data[0]: 0x000000008000002f\n>> extra data[1]: "
+        "0x0000000000000020\n>> extra data[2]: 0x0000000000000f82\n>> extra data[3]: 0x000000000000004b\n",
+        [(0x8000002F, "vectoring")],
+    ),
+    # KVM_INTERNAL_ERROR_EMULATION: flags 0, then exit 48 (EPT_VIOLATION) and its infos
+    "QEMU, emulation failed after an EPT violation": (
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x0000000000000000\nextra data[1]: 0x0000000000000030\n"
+        "extra data[2]: 0x0000000000000584\nextra data[3]: 0x0000000000000000\nextra data[4]: 0x0000000000000000\n"
+        "extra data[5]: 0x0000000000000000\nemulation failure\nRAX=00000000bff13980 RBX=0000000000008101\n",
+        [(0x584, "ept")],
+    ),
+    # flags 1: two words with the instruction come first (15 bytes, 48 0f ae 27 …)
+    "QEMU, emulation failed, with the instruction": (
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x0000000000000001\nextra data[1]: 0x41c03127ae0f480f\n"
+        "extra data[2]: 0x8b4865ca010fc489\nextra data[3]: 0x0000000000000031\nextra data[4]: 0x0000000000000000\n"
+        "extra data[5]: 0x0000000000000000\nextra data[6]: 0x0000000000000000\nextra data[7]: 0x0000000000000000\n",
+        [(0x8, "pferr")],
+    ),
+    # the same with AMD's numbers: exit 0x400 (NPF)
+    "QEMU, emulation failed after an #NPF": (
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x0000000000000000\nextra data[1]: 0x0000000000000400\n"
+        "extra data[2]: 0x000000010000000f\nextra data[3]: 0x00000000fed00000\nextra data[4]: 0x0000000000000000\n"
+        "extra data[5]: 0x0000000000000000\n",
+        [(0x10000000F, "npf")],
+    ),
+    "QEMU, two exceptions at once": (
+        "KVM internal error. Suberror: 2\nextra data[0]: 80000008\nextra data[1]: 80000b08",
+        [(0x80000008, "vectoring"), (0x80000B08, "intr")],
+    ),
+    "KVM's dump of a VMCB": (
+        "[47175.219980] SVM: exit_code:          00000400\n[47175.220208] SVM: exit_info1:         0000000100000014\n"
+        "[47175.220441] SVM: exit_info2:         00000000000fc000\n[47175.220684] SVM: exit_int_info:      00000000\n",
+        [(0x100000014, "npf")],
+    ),
+    "KVM's dump of a VMCS": (
+        "[ 2311.499069] kvm_intel: VMEntry: intr_info=800000ec errcode=00000000 ilen=00000002\n"
+        "[ 2311.499070] kvm_intel: VMExit: intr_info=00000000 errcode=00000000 ilen=00000003\n"
+        "[ 2311.499070] kvm_intel:         reason=00000030 qualification=0000000000000981\n"
+        "[ 2311.499071] kvm_intel: IDTVectoring: info=800000ec errcode=00000000\n",
+        [(0x981, "ept"), (0x800000EC, "vectoring")],
+    ),
+    "a dump of an EPT misconfiguration": ("reason=00000031 qualification=0000000000000d81", [(0x8, "pferr")]),
+    "bhyve": (
+        "vm exit[0]\n\treason\t\tVMX\n\trip\t\t0xffffffff80d5d3b6\n\texit_reason\t48 (EPT violation)\n"
+        "\tqualification\t0x0000000000000181\n",
+        [(0x181, "ept")],
+    ),
+    "a table of perf": (
+        "   2.16%  reason EPT_VIOLATION rip 0xffffffff823ef54b info d82 0\n"
+        "   2.87%  reason IO_INSTRUCTION rip 0xffffffff81b0759a info 3f80000 0\n",
+        [(0xD82, "ept")],
+    ),
+    "trace-cmd report -R": (
+        " <...>-4145 [002] 86.581928: kvm_page_fault:  vcpu_id=5 guest_rip=0x7f08a4602116 fault_address=0x113600002"
+        " error_code=0x181",
+        [(0x181, "ept")],
+    ),
+    # trace-cmd's own format shows the second info of any kernel; that of an EPT violation is no interruption's
+    "an event that is being delivered, in the old format": (
+        "CPU-5638 [034] 5446408.762620: kvm_exit: reason \nEPT_VIOLATION rip 0xfffff802057fee67 info 683 800000d1\n",
+        [(0x683, "ept"), (0x800000D1, "vectoring")],
+    ),
+    "an intercepted #PF, in the old format": (
+        "a.out-20024 [001] .... 2323301.154940: kvm_exit: reason EXCEPTION_NMI rip 0x1000 info 1000 80000b0e\n"
+        "a.out-20024 [001] .... 2323301.154942: kvm_page_fault: address 1000 error_code 14\n",
+        [(0x14, "pf"), (0x80000B0E, "intr")],
+    ),
+    "the fast path's letters": (
+        "qemu-5786 [029] ..... 3602162.971194: fast_page_fault: vcpu 4 gva 20fe612 error_code F sptep 0000000011111111"
+        " old 0x0 new 0 spurious 0 fixed 0",
+        [(0x10, "pferr")],
+    ),
+    "a VMPL's fault": (
+        "qemu-system-x86-310143 [064] 28714.545983: kvm_exit: reason EXIT_NPF rip 0x0 info 1680000007 1729a1000",
+        [(0x1680000007, "npf")],
+    ),
+    "an RMP fault": (
+        "kvm_rmp_fault: vcpu 0 gpa 0000000001000000 pfn 0x12340 error_code 0x580000007 rmp_level 1 psmash_ret 0",
+        [(0x580000007, "npf")],
+    ),
+    "the host's own RMP fault": (
+        "#PF: supervisor write access in kernel mode\n#PF: error_code(0x80000003) - RMP violation\n"
+        "Oops: Oops: 0003 [#1] SMP NOPTI\n",
+        [(0x80000003, "pf")],
+    ),
+    # a TDX guest: rip is shown as 0 and the linear address is hidden; a private access is traced as a write (2)
+    "TDX": (
+        "q-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2",
+        [(0x2, "tdx")],
+    ),
+    "TDX, with the exit": (
+        "q-1 [003] d.... 100.0: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 info1 0x0000000000000003 info2"
+        " 0x0000000000000006 intr_info 0x00000000 error_code 0x00000000 requests 0x0000000000000000\n",
+        [(0x3, "tdx")],
+    ),
 }  # fmt: skip
 
 
@@ -493,6 +606,76 @@ def test_the_place_makes_it_certain():
     for name in ("old Intel", "old AMD, payloads", "Rust", "the guest's oops", "not KVM"):
         assert read(LINES[name][0]).best.sure == Sure.CERTAIN, name
     assert read(LINES["6.1 Intel"][0]).best.sure == Sure.VERY_LIKELY
+
+
+def test_a_tdx_guests_fault_may_be_shadow_pagings_and_is_told_with_its_reason():
+    answer = read(LINES["TDX"][0])
+    assert answer.best.sure == Sure.LIKELY
+    assert "TDX" in answer.best.why
+    assert "rip 0" in answer.best.why
+    other = next(r for r in answer.others if r.encoding == "pf")
+    assert (other.sure, other.code) == (Sure.POSSIBLE, 2)
+    assert "private memory" in answer.best.meaning.sentence
+    # with a rip, or with a fetch (a TDX guest fetches from private memory only), it is shadow paging's
+    for line in ("rip 0x1000 address 0x5000 error_code 0x2", "rip 0x0 address 0x5000 error_code 0x14"):
+        assert read(f"kvm_page_fault: vcpu 0 {line}").best.encoding == "pf"
+    # kernels that cut the code show no rip of a protected guest
+    assert read("kvm_page_fault: address 5000 error_code 2").best.encoding != "tdx"
+
+
+def test_what_an_internal_error_says_of_the_fault_is_noted():
+    emulation = read(LINES["QEMU, emulation failed after an EPT violation"][0]).best.meaning
+    assert any("could not" in note for note in emulation.notes)
+    delivery = read(LINES["QEMU, while a #PF was being delivered"][0]).best.meaning
+    assert any("while it delivers an event" in note for note in delivery.notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("error: kvm run failed Bad address", "EFAULT"),
+        ("KVM: unknown exit reason 39", "KVM_EXIT_MEMORY_FAULT"),
+        ("KVM internal error. Suberror: 1\nemulation failure\nRAX=ffff8000fee000f0", "could not emulate"),
+        ("KVM internal error. Suberror: 1\nextra data[0]: 2\nextra data[1]: 4\nextra data[2]: 0", "emulate"),
+        ("------ spte 0x1344a0827 level 4.", "page-table entries"),
+        ("tdx: Unexpected #VE: 48", "TDX"),
+        ("kvm_intel: Guest access before accepting 0x7ff65000 on vCPU 0", "accepted"),
+        ("qemu: Convert non guest_memfd backed memory region (0xfeb00000 ,+ 0x1000) to private", "guest_memfd"),
+        ("kvm_convert_memory start 0x40000000 size 0x200000 private_to_shared", "a conversion"),
+        ("EPT_VIOLATION    1192184    75.18%     4.40%      0.77us", "how often"),
+        ("         1,192,184      kvm:kvm_page_fault", "counts"),
+        ("WARNING: CPU: 3 PID: 4711 at arch/x86/kvm/mmu/mmu.c:6001 kvm_mmu_page_fault+0x3a1/0x4d0", "a place"),
+        ("kvm_exit: vcpu 0 reason HLT rip 0x1 info1 0x0 info2 0x0", "no fault's"),
+        ("reason=80000021 qualification=0000000000000000", "no page fault"),
+        ("kvm_amd: exit_code:          ffffffff\nkvm_amd: exit_info1:         0000000000000000", "no page fault"),
+    ],
+)  # fmt: skip
+def test_a_line_without_a_code_is_refused_with_its_own_reason(line, reason):
+    with pytest.raises(InputError, match="no code in this line") as caught:
+        read(line)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "gpa"),
+    [("kvm_page_fault: vcpu 5 rip 0x7f08a4602116 address 0x0000000113600002 error_code 0x181", 0x113600002),
+     ("kvm_page_fault: address febd0000 error_code 181", 0xFEBD0000),
+     ("kvm_exit: reason EXIT_NPF rip 0x0 info 1680000007 1729a1000", 0x1729A1000),
+     ("kvm_exit: vcpu 0 reason npf rip 0xfffff info1 0x000000010000000d info2 0x00000000fee000b0", 0xFEE000B0),
+     ("SVM: exit_info1: 0000000100000014\nSVM: exit_info2:         00000000000fc000", 0xFC000),
+     ("exit qualification = 0x83\nguest-physical address = 0x7fc0000000", 0x7FC0000000),
+     ("kvm:kvm_page_fault(vcpu_id: 5, guest_rip: 1, fault_address: 4620025858, error_code: 385)", 0x113600002),
+     ("KVM internal error. Suberror: 3\nextra data[0]: 80000b0e\nextra data[1]: 31\nextra data[2]: 683\n"
+      "extra data[3]: 7f809000\nextra data[4]: 26", 0x7F809000),
+     ("0x181", None), ("kvm_exit: reason EPT_VIOLATION rip 0x1 info 181 0", None)],
+)  # fmt: skip
+def test_the_address_of_a_line_is_found(line, gpa):
+    assert address(line) == gpa
+
+
+def test_the_code_in_a_maps_key_is_found():
+    assert (map_code("385").code, map_code("0xffffffff8134c508, 385").code) == (0x181, 0x181)
+    assert map_code("CPU 0/KVM") is None
 
 
 def test_the_walkers_request_is_no_fault():

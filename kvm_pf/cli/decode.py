@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvm_pf.cli.common import OK, PLAIN
-from kvm_pf.run.codes import HEX, Answer, Reading, Sure, read
+from kvm_pf.run.codes import HEX, Answer, Reading, read
 from kvm_pf.run.meanings import ENCODINGS
+from kvm_pf.run.places import Sure
 
 
 def _written(reading: Reading) -> str:

@@ -10,13 +10,17 @@ from typing import Any
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.cli.common import OK, PLAIN
 from kvm_pf.common.errors import InputError
-from kvm_pf.run.codes import NAMES, Reading, Sure, cut_codes, read
+from kvm_pf.run.codes import NAMES, Reading, cut_codes, read
+from kvm_pf.run.places import Sure, address
 from kvm_pf.run.watch import explain
 
 MMU = "mmu"
 
-AS = {"npf": "npf", "ept": "ept", "tdx": "ept", "pf": "pf", "misconfig": "pferr", MMU: "pferr"}
+AS = {"npf": "npf", "ept": "ept", "tdx": "tdx", "pf": "pf", "misconfig": "pferr", MMU: "pferr"}
 """Which encoding the code has that comes from there."""
+
+TDX_REVISION = "v7_3"
+"""The revision that follows a TDX guest's faults, if none is asked for: the oldest that has them."""
 
 OPTIONS = {
     "cr2_or_gpa": "--gpa",
@@ -41,6 +45,16 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def _no_fault(reading: Reading) -> str:
+    """Say why a code is not followed: it is none of a fault's."""
+    said = f"{reading.code:#x} is no fault's code ({reading.sure.words}: {reading.title}); --from decides otherwise"
+    if reading.encoding == "memfault":
+        said += (
+            ". Such an exit is where a fault ends; follow the fault's own code, as kvm_page_fault shows it"
+        )
+    return said
+
+
 def _choose(text: str, source: str | None, vm_type: object) -> tuple[Reading, str, str]:
     """Read the code and choose where it comes from: the reading, the source, and why."""
     if source == "misconfig":
@@ -61,9 +75,7 @@ def _choose(text: str, source: str | None, vm_type: object) -> tuple[Reading, st
             "the code that KVM makes of it",
         )  # or a memory fault's flags; but a fault is asked about
     else:
-        raise InputError(
-            f"{reading.code:#x}: {reading.sure.words} no fault's code but {reading.title}; --from decides"
-        )
+        raise InputError(_no_fault(reading))
     if kind == "pferr":
         return (
             reading,
@@ -91,6 +103,10 @@ def run(args: argparse.Namespace) -> int:
     if source is not None and source not in AS:
         raise InputError(f"source={source!r:.60}: it takes one of {', '.join(AS)}")
     reading, chosen, why = _choose(args.code, source, settings.get("vm_type"))
+    if "cr2_or_gpa" not in settings and (gpa := address(args.code)) is not None:
+        settings["cr2_or_gpa"] = gpa
+    if chosen == "tdx" and not source:
+        settings.setdefault("revision", TDX_REVISION)
     told = explain(reading.code, **settings, source=None if chosen == MMU else chosen)
     first, _, rest = told.report().partition("\n")
     if chosen == MMU:
@@ -100,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"note: not a whole code; it was {' or '.join(map(hex, whole))} if an old kernel cut it to 32 bits"
         )
+    if reading.place.why.startswith("Linux's own"):
+        print("note: Linux's own page fault; KVM sees it only where it shadows the guest's page tables")
     print(rest)
     return OK
 

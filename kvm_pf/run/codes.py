@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 from kvm_pf.bits import (
@@ -42,37 +41,7 @@ from kvm_pf.run.meanings import (
     event,
     meaning,
 )
-
-
-class Sure(IntEnum):
-    """How sure a reading is."""
-
-    NO = 0
-    HARDLY = 1
-    POSSIBLE = 2
-    LIKELY = 3
-    VERY_LIKELY = 4
-    CERTAIN = 5
-
-    @property
-    def words(self) -> str:
-        """The same in words."""
-        return self.name.lower().replace("_", " ")
-
-
-class Place(NamedTuple):
-    """Where a number stood: what that says about its encoding.
-
-    `encodings` are the possible ones, `sure` how sure that alone makes it, `why` in words.  `width` is the number
-    of bits that were printed, `base` that of the digits (0: not known).
-    """
-
-    encodings: tuple[str, ...] = tuple(ENCODINGS)
-    sure: Sure = Sure.NO
-    why: str = ""
-    width: int = 0
-    base: int = 0
-    notes: tuple[str, ...] = ()
+from kvm_pf.run.places import TRACED, Place, Sure, map_keys, places, refusal
 
 
 class Reading(NamedTuple):
@@ -201,6 +170,20 @@ def _judge_ept(code: int, place: Place) -> tuple[Sure, str]:
     return Sure.VERY_LIKELY, "bit 7 is set, which no error code has, and the rest fits"
 
 
+def _judge_tdx(code: int, place: Place) -> tuple[Sure, str]:
+    if code >> 17 or code & EPT_VIOLATION_GVA_IS_VALID:
+        return Sure.NO, "a TDX guest's linear address is hidden: bit 7 is clear, and none above 16 is set"
+    if not code & 7 or code & EPT_VIOLATION_ACC_INSTR:
+        return Sure.NO, "neither a read nor a write: a TDX guest fetches from private memory only"
+    return Sure.LIKELY if "tdx" in place.encodings and place.why else Sure.HARDLY, _TDX_WHY
+
+
+_TDX_WHY = (
+    "rip 0, which a kernel from 6.16 on shows for guests whose state is protected, and bit 7 is clear: a TDX guest; "
+    "an exit before it (kvm_exit) would tell"
+)
+
+
 def _judge_pf(code: int, place: Place) -> tuple[Sure, str]:
     if code >> 32:
         return Sure.NO, "a #PF has 32 bits"
@@ -211,7 +194,9 @@ def _judge_pf(code: int, place: Place) -> tuple[Sure, str]:
         return Sure.NO, "bits 3 and 5 come only with bit 0"
     if code & PFERR_WRITE_MASK and code & PFERR_FETCH_MASK:
         return Sure.NO, "a write and a fetch at once"
-    if place.width == 64 and place.encodings == _TRACED:
+    if "tdx" in place.encodings and place.why and _judge_tdx(code, place)[0]:
+        return Sure.POSSIBLE, "only under shadow paging, with a guest that runs at address 0"
+    if place.width == 64 and place.encodings[-3:] == TRACED:
         return Sure.VERY_LIKELY, "printed whole, with neither bit 7 nor 32 nor 33: shadow paging"
     return Sure.LIKELY, "a small code: the guest's own #PF, or shadow paging"
 
@@ -255,6 +240,7 @@ def _judge_event(code: int, place: Place, bits: int) -> tuple[Sure, str]:
 _JUDGES: dict[str, Callable[[int, Place], tuple[Sure, str]]] = {
     "npf": _judge_npf,
     "ept": _judge_ept,
+    "tdx": _judge_tdx,
     "pf": _judge_pf,
     "pferr": _judge_pferr,
     "memfault": _judge_memory_fault,
@@ -379,13 +365,23 @@ def _from_number(text: str, place: Place, base: int) -> list[Reading]:
             if len(spellings) > 1 and reading.sure > Sure.NO:
                 reading = reading._replace(why=f"{reading.why}; {_SPELLED[spelled]}")
             readings.append(reading)
+    if place.sure == Sure.CERTAIN and place.why != "asked for":
+        return _without_doubt(readings)
     return readings
+
+
+def _without_doubt(readings: list[Reading]) -> list[Reading]:
+    """Of readings that their place makes certain, keep those that fit the encoding, if any does."""
+    fitting = {r.code for r in readings if r.sure and _JUDGES[r.encoding](r.code, r.place)[0] > Sure.HARDLY}
+    return [r for r in readings if not fitting or r.code in fitting]
 
 
 def _readings(text: str, place: Place, base: int = 0) -> list[Reading]:
     readings = _from_number(text, place, base)
     if not base:
         named = _from_names(text, place)
+        if named and place.sure == Sure.CERTAIN and place.why != "asked for":
+            return named
         # A lone capital F is the kernel's letter for a fetch; other letters are no digits.
         readings = named + readings if text.isupper() or not readings else readings + named
     return readings
@@ -424,15 +420,16 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
     if re.search(r"[\s:=(\[]", short):
         answers = [
             Answer(_fitting(readings, encoding, token))
-            for token, stood in _places(text)
-            if (readings := _readings(token, place if encoding else stood, base or stood.base))
+            for token, stood in places(text)
+            if (
+                readings := _readings(
+                    token, place._replace(group=stood.group) if encoding else stood, base or stood.base
+                )
+            )
         ]
         if answers:
             return _line(answers)
-        raise InputError(
-            f"{' '.join(short.split())[:80]!r}: no code in this line; one stands after error_code, info1, pferr, "
-            "flags, exit qualification, intr_info or a name like these"
-        )
+        raise InputError(f"{' '.join(short.split())[:80]!r}: no code in this line; {refusal(text)}")
     try:
         encode(short, ENCODINGS[encoding or "pferr"].table)
     except InputError as error:
@@ -460,189 +457,41 @@ def _fitting(readings: Sequence[Reading], encoding: str | None, text: str) -> tu
 _FAULT_CODES = ("ept", "npf", "pf", "memfault", "pferr")
 
 
+def _one_of_each_group(answers: Sequence[Answer]) -> list[Answer]:
+    """Of the numbers of which one only is the code, keep the likeliest; the first of equally likely ones."""
+    kept: list[Answer] = []
+    for answer in answers:
+        group = answer.best.place.group
+        rival = next((n for n, a in enumerate(kept) if group and a.best.place.group == group), None)
+        if rival is None:
+            kept.append(answer)
+        elif answer.best.sure > kept[rival].best.sure:
+            kept[rival] = answer
+    return kept
+
+
+def map_code(key: str) -> Reading | None:
+    """Read the code in the key of a bpftrace map; None if it has no number that can be one.
+
+    >>> hex(map_code("386, 0xfee000b0").code), map_code("CPU 0/KVM")
+    ('0x182', None)
+    """
+    readings = [read(f"@[{number}]").best for number in map_keys(key)]
+    best = max(readings, key=lambda reading: reading.sure, default=None)
+    return best if best is not None and best.sure >= Sure.POSSIBLE else None
+
+
 def _line(answers: Sequence[Answer]) -> Answer:
     """Put the codes of a line together: the fault first, each code once."""
+    answers = _one_of_each_group(answers)
     whole = {a.best.code & (1 << 32) - 1 for a in answers if a.best.encoding == "npf" and a.best.code >> 32}
+    longer = {a.best.code & 0xFFFF for a in answers if a.best.encoding == "pf" and a.best.code >> 16}
     distinct: dict[tuple[int, str], Answer] = {}
     for answer in answers:
         if answer.best.encoding == "npf" and answer.best.code in whole:
             continue  # the same code, cut to 32 bits, beside the whole one
+        if answer.best.encoding == "pf" and answer.best.code in longer:
+            continue  # likewise, cut to 16 bits in an oops
         distinct.setdefault((answer.best.code, answer.best.encoding), answer)
     ordered = sorted(distinct.values(), key=lambda a: a.best.encoding not in _FAULT_CODES)
     return Answer(ordered[0].readings, tuple(ordered[1:]))
-
-
-# --- a pasted line ---
-
-_NUMBER = r"(0[xX][0-9a-fA-F]+|[0-9a-fA-F]+)\b"
-_EVENTS = re.compile(
-    r"\b(kvm_page_fault|kvm_exit|kvm_nested_vmexit(?:_inject)?|kvm_mmu_pagetable_walk|kvm_mmu_walker_error"
-    r"|fast_page_fault|kvm_inj_exception)\s*:(.*?)(?=\b(?:kvm_\w+|fast_page_fault|handle_mmio_page_fault)\s*:|\Z)",
-    re.DOTALL,
-)
-_TRACED = ("npf", "ept", "pf")
-_INTEL, _AMD = "an Intel exit", "an AMD exit"
-
-
-def _unwrapped(text: str) -> str:
-    """Undo what mail does to a line: quoting, wrapping, quoted-printable."""
-    text = re.sub(r"=\r?\n", "", text)
-    return re.sub(r"\s+", " ", re.sub(r"\r?\n[> ]*", " ", text))
-
-
-def _certain(encoding: str, why: str, *notes: str, base: int = 16) -> Place:
-    return Place((encoding,), Sure.CERTAIN, why, 0, base, notes)
-
-
-def _value(key: str, text: str) -> str:
-    found = re.search(rf"\b{key}\s*{_NUMBER}", text)
-    return found[1] if found else ""
-
-
-def _exit_places(name: str, text: str) -> list[tuple[str, Place]]:
-    """Find the codes of kvm_exit and its nested relatives.
-
-    Up to 5.9 kvm_exit had two infos, on VMX the qualification and the interruption information.
-
-    Source: Linux commit `235ba74f008d` ("KVM: x86: Add intr/vectoring info and error code to kvm_exit tracepoint")
-    (v5.10).
-    """
-    reason = (_reason(text) or "").upper().removeprefix("EXIT_")
-    old = re.search(rf"\binfo\s+{_NUMBER}\s+{_NUMBER}", text)
-    info1, info2 = (old[1], old[2]) if old else (_value("info1", text), _value("info2", text))
-    event = _value("(?:intr_info|int_info)", text)
-    places: list[tuple[str, Place]] = []
-    if reason == "EPT_VIOLATION":
-        places.append((info1, _certain("ept", f"info of {name}, reason EPT_VIOLATION")))
-        places.append((info2, _certain("intr" if old else "vectoring", f"second info of {name}, Intel")))
-    elif reason == "NPF":
-        places.append((info1, _certain("npf", f"first info of {name}, reason npf: EXITINFO1")))
-        places.append((event, _certain("vectoring", f"intr_info of {name}, AMD: EXITINTINFO")))
-        return places
-    elif reason == "EPT_MISCONFIG":
-        why = f"{name}, reason EPT_MISCONFIG: it has no qualification, KVM hands in RSVD alone"
-        places.append(("0x8", _certain("pferr", why)))
-    elif re.fullmatch(r"(PF[ _]?EXCP|EXCP_?PF|EXCP14)", reason):
-        places.append((info1, _certain("pf", f"first info of {name}, an intercepted #PF")))
-    elif reason == "EXCEPTION_NMI":
-        if old:
-            event = info2
-        elif info2:
-            places.append((info2, _certain("vectoring", f"info2 of {name}, Intel")))
-        number = _spellings(event)
-        error = _value("error_code", text)
-        if error and number and number[0][0] & 0x7FF == 0x30E:
-            places.append((error, _certain("pf", f"error_code of {name}, an intercepted #PF")))
-    if event:
-        places.append((event, _certain("intr", f"interruption information of {name}")))
-    return places
-
-
-def _reason(text: str) -> str:
-    found = re.search(r"\breason[ :=]+(PF excp|[A-Za-z_]\w*)", text)
-    return found[1] if found else ""
-
-
-def _traced_place(text: str, number: str, whole: str) -> Place:
-    """Say what kvm_page_fault's code can be: EXITINFO1, an exit qualification, or a #PF error code.
-
-    Source: Linux `arch/x86/kvm/vmx/vmx.c`, `arch/x86/kvm/svm/svm.c`, `arch/x86/kvm/mmu/mmu.c` (v6.9).
-    """
-    width = 64 if number[:2].lower() == "0x" else 32
-    reasons = {reason.upper().removeprefix("EXIT_") for reason in re.findall(r"\breason[ :=]+(\w+)", whole)}
-    why = "error_code of kvm_page_fault"
-    encodings: tuple[str, ...] = _TRACED
-    if reasons & {"EPT_VIOLATION", "EPT_MISCONFIG"}:
-        encodings, why = ("ept", "pf"), f"{why}, beside {_INTEL}"
-    elif "NPF" in reasons:
-        encodings, why = ("npf", "pf", "pferr"), f"{why}, beside {_AMD}"
-    code = _spellings(number)[0][0]
-    if code & PFERR_SYNTHETIC_MASK and "npf" in encodings:
-        encodings = (*encodings, "pferr")
-    return Place(encodings, Sure.LIKELY, why, width, 16)
-
-
-_KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
-    (rf"#PF:? error_code\(\s*{_NUMBER}", lambda m: _certain("pf", "Linux's own report of a #PF")),
-    (r"\bOops: ([0-9a-f]{4})\b", lambda m: _certain("pf", "Linux's own oops")),
-    (
-        rf"\bsegfault at .{{0,200}}?\berror {_NUMBER}",
-        lambda m: _certain("pf", "Linux's own report of a segfault"),
-    ),
-    (
-        rf"\b(?:exit[ _-]?)?qual(?:ification)?\s*[=:(]?\s*{_NUMBER}",
-        lambda m: _certain("ept", "an exit qualification", base=0),
-    ),
-    (rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}", lambda m: _certain("npf", "EXITINFO1", base=0)),
-    (
-        rf"(?:memory[ _-]?fault|MemoryFault)\b.{{0,200}}?\bflags\s*[=:(]?\s*{_NUMBER}",
-        lambda m: _certain(
-            "memfault", "flags of a memory-fault exit", base=16 if m[1][:2].lower() == "0x" else 10
-        ),
-    ),
-    (
-        rf"\A\s*flags\s*[=:]\s*{_NUMBER}\s*\Z",
-        lambda m: Place(
-            ("memfault",),
-            Sure.LIKELY,
-            "flags alone, as a memory-fault exit has them",
-            0,
-            16 if "x" in m[1].lower() else 10,
-        ),
-    ),
-    (
-        rf"\bidt[ _-]?vectoring(?:[ _-]?info\w*)?\s*[=:(]*\s*(?:info\s*=\s*)?{_NUMBER}",
-        lambda m: _certain("vectoring", "IDT-vectoring information"),
-    ),
-    (rf"\bexit_?int_?info\s*[=:(]?\s*{_NUMBER}", lambda m: _certain("vectoring", "EXITINTINFO")),
-    (rf"\bintr?_info\s*[=:(]?\s*{_NUMBER}", lambda m: _certain("intr", "interruption information")),
-)
-
-
-def _places(text: str) -> list[tuple[str, Place]]:
-    """Find the numbers of a pasted line that may be codes, each with what its place says; zero events are left out."""
-    whole = _unwrapped(text)
-    places: list[tuple[str, Place]] = []
-    rest = whole
-    for found in _EVENTS.finditer(whole):
-        name, body = found[1], found[2]
-        rest = rest.replace(found[0], " ")
-        if name.startswith(("kvm_exit", "kvm_nested")):
-            places += _exit_places(name, body)
-        elif name == "kvm_page_fault":
-            if number := _value("error_code", body):
-                places.append((number, _traced_place(body, number, whole)))
-        elif name == "fast_page_fault":
-            if letters := re.search(r"\berror_code ([A-Z0-9a-fx|]+)", body):
-                places.append((letters[1], _certain("pferr", "error_code of fast_page_fault")))
-        elif injected := re.search(rf"#PF \({_NUMBER}", body):
-            places.append((injected[1], _certain("pf", "a #PF that KVM injects into the guest")))
-    for found in re.finditer(r"\bpferr ([0-9a-f]+)\b", whole):
-        walk = "kvm_mmu_pagetable_walk" in whole[max(0, found.start() - 60) : found.start()]
-        why = "pferr of KVM's walk of the guest's own page tables"
-        notes = ("no fault yet: it says which access the walk is for",) if walk else ()
-        places.append((f"0x{found[1]}", _certain("pf", why, *notes)))
-    for pattern, place in _KEYED:
-        places += [(found[1], place(found)) for found in re.finditer(pattern, rest, re.I)]
-    if not places:
-        for found in re.finditer(rf"\berror[ _]code\s*[=:(]?\s*{_NUMBER}", rest, re.I):
-            width = 0 if found[1][:2].lower() == "0x" else 32
-            places.append(
-                (found[1], Place((*_TRACED, "pferr"), Sure.POSSIBLE, "called an error code", width))
-            )
-    if not places:
-        places += [
-            (
-                f"{int(found[1]):#x}",
-                Place((*_TRACED, "pferr"), Sure.POSSIBLE, "a key of bpftrace, in decimal"),
-            )
-            for found in re.finditer(r"@\w*\[(?:[^\]]*, ?)?([0-9]{1,19})\]", rest)
-        ]
-    if not places and (pair := re.fullmatch(r"\s*(?:0x)?([0-9a-f]+) ([A-Z]+(?:\|[A-Z]+)*)\s*", whole)):
-        places.append((f"0x{pair[1]}", _certain("pf", f"with the kernel's letters {pair[2]}")))
-    events = ("vectoring", "intr")
-    return [
-        (number, place)
-        for number, place in places
-        if number and (place.encodings[0] not in events or int(number, 16) & EVENT_VALID)
-    ]

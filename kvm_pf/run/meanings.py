@@ -49,6 +49,7 @@ from kvm_pf.common.errors import InputError
 
 APM_NPF = "AMD APM vol. 2, section 15.25.6 (nested versus guest page faults, fault ordering)"
 SDM_EPT = "Intel SDM vol. 3, table of exit qualifications for EPT violations (29-7 in 2024)"
+TDX_EPT = "Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)"
 SDM_PF = "Intel SDM vol. 3, section 4.7 (page-fault exceptions)"
 
 
@@ -64,6 +65,7 @@ class Encoding(NamedTuple):
 ENCODINGS = {
     "npf": Encoding(PFERR, "#NPF error code (AMD, EXITINFO1)", 64, APM_NPF),
     "ept": Encoding(EPT, "EPT-violation exit qualification (Intel)", 64, SDM_EPT),
+    "tdx": Encoding(EPT, "EPT-violation exit qualification of a TDX guest (Intel)", 64, TDX_EPT),
     "pf": Encoding(PFERR, "#PF error code, as the CPU pushes it (32 bits)", 32, SDM_PF),
     "pferr": Encoding(PFERR, "page-fault error code inside KVM, what kvm_mmu_page_fault() gets", 64, PFERR[0].source),
     "memfault": Encoding(MEMORY_FAULT, "flags of KVM_EXIT_MEMORY_FAULT", 64, MEMORY_FAULT[0].source),
@@ -212,6 +214,25 @@ def _ept(code: int) -> Meaning:
     target = "final" if final else "page tables" if valid else ""
     parts = _parts(code, EPT, instead, undefined)
     return Meaning(f"{what}, on a page that is {page}", target, page, parts, tuple(clear), tuple(notes))
+
+
+def _tdx(code: int) -> Meaning:
+    """Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)."""
+    said = _ept(code)
+    if code == EPT_VIOLATION_ACC_WRITE:
+        what = "an access of a TDX guest, to private memory (any access: KVM makes it a write) or a write to shared"
+    else:
+        what = said.sentence.partition(", on a page")[0].replace(" without a linear address", "")
+        what += " by a TDX guest, of shared memory if KVM traced it"
+    clear = [text for text in said.clear if not text.startswith("bit 7 clear")]
+    if not code & EPT_VIOLATION_GVA_IS_VALID:
+        clear.append("bit 7 clear: no linear address, TDX hides it")
+    note = (
+        "the address tells private from shared memory: shared memory has bit 47 set, with 5-level EPT bit 51"
+    )
+    return said._replace(
+        sentence=f"{what}, on a page that is {said.page}", clear=tuple(clear), notes=(*said.notes, note)
+    )
 
 
 def _access(code: int) -> str:
@@ -372,6 +393,7 @@ def _event_meaning(code: int, delivered: bool) -> Meaning:
 _MEANINGS: dict[str, Callable[[int], Meaning]] = {
     "npf": lambda code: _nested(code, False),
     "ept": _ept,
+    "tdx": _tdx,
     "pf": _pf,
     "pferr": lambda code: _nested(code, True),
     "memfault": _memory_fault,

@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where the numbers of a pasted line stand, and what that says about their encoding.
+
+Lines are those of kernels, virtual-machine monitors and tracing tools: events, dumps of a VMCS or VMCB, QEMU's words
+on an internal error, maps of bpftrace.  `places` finds the numbers, `address` the fault's address, `refusal` says what
+a line is that has no code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+from kvm_pf.bits import EPT_VIOLATION_GVA_IS_VALID, PFERR_LETTERS, PFERR_SYNTHETIC_MASK
+from kvm_pf.run.meanings import ENCODINGS, EVENT_VALID
+
+
+class Sure(IntEnum):
+    """How sure a reading is."""
+
+    NO = 0
+    HARDLY = 1
+    POSSIBLE = 2
+    LIKELY = 3
+    VERY_LIKELY = 4
+    CERTAIN = 5
+
+    @property
+    def words(self) -> str:
+        """The same in words."""
+        return self.name.lower().replace("_", " ")
+
+
+class Place(NamedTuple):
+    """Where a number stood: what that says about its encoding.
+
+    `encodings` are the possible ones, `sure` how sure that alone makes it, `why` in words.  `width` is the number
+    of bits that were printed, `base` that of the digits (0: not known).  Of the numbers of one `group` (0: none) one
+    only is the code.
+    """
+
+    encodings: tuple[str, ...] = tuple(ENCODINGS)
+    sure: Sure = Sure.NO
+    why: str = ""
+    width: int = 0
+    base: int = 0
+    notes: tuple[str, ...] = ()
+    group: int = 0
+
+
+_Places = list[tuple[str, Place]]
+
+_NUMBER = r"(0[xX][0-9a-fA-F]+|[0-9a-fA-F]+)\b"
+_EVENTS = re.compile(
+    r"\b(kvm_page_fault|kvm_exit|kvm_nested_vmexit(?:_inject)?|kvm_mmu_pagetable_walk|kvm_mmu_walker_error"
+    r"|fast_page_fault|kvm_inj_exception|kvm_rmp_fault)\s*:"
+    r"(.*?)(?=\b(?:kvm_\w+|fast_page_fault|handle_mmio_page_fault)\s*:|\Z)",
+    re.DOTALL,
+)
+TRACED = ("npf", "ept", "pf")
+"""What the code of kvm_page_fault can be."""
+
+_INTEL, _AMD = "an Intel exit", "an AMD exit"
+
+
+def _unwrapped(text: str) -> str:
+    """Undo what mail does to a line: quoting, wrapping, quoted-printable."""
+    text = re.sub(r"=\r?\n", "", text)
+    return re.sub(r"\s+", " ", re.sub(r"\r?\n[> ]*", " ", text))
+
+
+def _certain(encoding: str, why: str, *notes: str, base: int = 16) -> Place:
+    return Place((encoding,), Sure.CERTAIN, why, 0, base, notes)
+
+
+def _value(key: str, text: str) -> str:
+    found = re.search(rf"\b{key}(?:\s*[=:]\s*|\s+){_NUMBER}", text)
+    return found[1] if found else ""
+
+
+# --- exits ---
+
+_EXIT_NUMBERS = {
+    0x30: "EPT_VIOLATION",
+    0x31: "EPT_MISCONFIG",
+    0x400: "NPF",
+    0: "EXCEPTION_NMI",
+    0x4E: "PF EXCP",
+}
+"""Numbers of exits that are about faults.
+
+Source: Linux `arch/x86/include/uapi/asm/vmx.h` and `svm.h`: EXIT_REASON_EPT_VIOLATION 48, EXIT_REASON_EPT_MISCONFIG
+49, EXIT_REASON_EXCEPTION_NMI 0, SVM_EXIT_NPF 0x400, SVM_EXIT_EXCP_BASE 0x40 (v6.12).
+"""
+
+_HIDDEN = "rip 0 and bit 7 clear: a TDX guest's registers and linear address are hidden"
+
+
+def _of_exit(
+    reason: str, info1: str, info2: str, event: str, error: str, name: str, hidden: bool = False
+) -> _Places:
+    """Find the codes of an exit, whoever reports it; `hidden`: the guest's rip is shown as 0.
+
+    The interruption information is valid only for exits that an event caused; an EPT violation is none, so a second
+    info that is valid is that on IDT vectoring, as kernels report it from 5.10 on.
+
+    Source: Intel SDM vol. 3, section 28.2.2; Linux commit `235ba74f008d` ("KVM: x86: Add intr/vectoring info and error
+    code to kvm_exit tracepoint") (v5.10).
+    """
+    reason = reason.upper().removeprefix("EXIT_")
+    found: _Places = []
+    if reason == "EPT_VIOLATION":
+        if hidden and info1 and not int(info1, 16) & EPT_VIOLATION_GVA_IS_VALID:
+            why = f"info of {name}, reason EPT_VIOLATION; {_HIDDEN}"
+            return [(info1, Place(("tdx", "ept"), Sure.VERY_LIKELY, why, 64, 16))]
+        found.append((info1, _certain("ept", f"info of {name}, reason EPT_VIOLATION")))
+        found.append((info2, _certain("vectoring", f"second info of {name}, Intel")))
+    elif reason == "NPF":
+        found.append((info1, _certain("npf", f"first info of {name}, reason npf: EXITINFO1")))
+        found.append((event, _certain("vectoring", f"intr_info of {name}, AMD: EXITINTINFO")))
+        return found
+    elif reason == "EPT_MISCONFIG":
+        why = f"{name}, reason EPT_MISCONFIG: it has no qualification, KVM hands in RSVD alone"
+        found.append(("0x8", _certain("pferr", why)))
+    elif re.fullmatch(r"(PF[ _]?EXCP|EXCP_?PF|EXCP14)", reason):
+        found.append((info1, _certain("pf", f"first info of {name}, an intercepted #PF")))
+    elif reason == "EXCEPTION_NMI":
+        if info2:
+            found.append((info2, _certain("vectoring", f"info2 of {name}, Intel")))
+        if error and event and int(event, 16) & 0x7FF == 0x30E:
+            found.append((error, _certain("pf", f"error_code of {name}, an intercepted #PF")))
+    if event:
+        found.append((event, _certain("intr", f"interruption information of {name}")))
+    return found
+
+
+def _exit_places(name: str, text: str) -> _Places:
+    """Find the codes of kvm_exit and its nested relatives.
+
+    Up to 5.9 kvm_exit had two infos, on VMX the qualification and the interruption information.
+    """
+    reason = _reason(text)
+    old = re.search(rf"\binfo\s+{_NUMBER}\s+{_NUMBER}", text)
+    info1, info2 = (old[1], old[2]) if old else (_value("info1", text), _value("info2", text))
+    event = _value("(?:intr_info|int_info)", text)
+    if old and reason.upper() == "EXCEPTION_NMI":
+        event, info2 = info2, ""
+    return _of_exit(reason, info1, info2, event, _value("error_code", text), name, _is_hidden(text))
+
+
+def _is_hidden(text: str) -> bool:
+    rip = _value("(?:guest_)?rip", text)
+    return bool(rip) and not int(rip, 16)
+
+
+def _reason(text: str) -> str:
+    found = re.search(r"\breason[ :=]+(PF excp|[A-Za-z_]\w*)", text)
+    return found[1] if found else ""
+
+
+def _traced_place(body: str, number: str, whole: str) -> Place:
+    """Say what kvm_page_fault's code can be: EXITINFO1, an exit qualification, or a #PF error code.
+
+    Source: Linux `arch/x86/kvm/vmx/vmx.c`, `arch/x86/kvm/svm/svm.c`, `arch/x86/kvm/mmu/mmu.c` (v6.9).  The rip is
+    shown as 0 if the guest's state is protected: mail <20250415104821.247234-2-adrian.hunter@intel.com>.
+    """
+    width = 64 if number[:2].lower() == "0x" else 32
+    reasons = {reason.upper().removeprefix("EXIT_") for reason in re.findall(r"\breason[ :=]+(\w+)", whole)}
+    why = "error_code of kvm_page_fault"
+    encodings: tuple[str, ...] = TRACED
+    if reasons & {"EPT_VIOLATION", "EPT_MISCONFIG"}:
+        encodings, why = ("ept", "pf"), f"{why}, beside {_INTEL}"
+    elif "NPF" in reasons:
+        encodings, why = ("npf", "pf", "pferr"), f"{why}, beside {_AMD}"
+    elif "EXCEPTION_NMI" in reasons and _exceptions(whole):
+        return Place(("pf",), Sure.VERY_LIKELY, f"{why}, beside an intercepted #PF", width, 16)
+    code = int(number, 16)
+    if code & PFERR_SYNTHETIC_MASK and "npf" in encodings:
+        encodings = (*encodings, "pferr")
+    if width == 64 and "ept" in encodings and _is_hidden(body):
+        encodings = ("tdx", *encodings)
+    return Place(encodings, Sure.LIKELY, why, width, 16)
+
+
+def _exceptions(whole: str) -> bool:
+    """Say whether an exit for a #PF is among the events."""
+    return any(
+        encoding == "intr" and int(number, 16) & 0x7FF == 0x30E
+        for name, body in _EVENTS.findall(whole)
+        if name == "kvm_exit"
+        for number, place in _exit_places(name, body)
+        for encoding in place.encodings
+        if number
+    )
+
+
+# --- QEMU's words on KVM_EXIT_INTERNAL_ERROR ---
+
+_SUBERROR = re.compile(r"KVM internal error\. Suberror: (\d{1,3})(.*?)(?=KVM internal error\. Suberror|\Z)")
+_EXTRA = re.compile(r"extra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
+_HAS_BYTES = 1
+"""KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES."""
+
+
+def _internal_error(number: int, data: list[str]) -> _Places:
+    """Find the codes of an internal error: of the exit that KVM could not handle, and of the event it was delivering.
+
+    1, an instruction that cannot be emulated: flags, with flag 0 two words with the instruction, then (from 5.15 on)
+    the exit's reason, two infos, the interruption information and error code.  2, two exceptions at once: the one being
+    delivered, the other, its error code.  3, an exit while an event was being delivered: the event, the reason, the
+    qualification, from 5.0 on the address.
+
+    Source: Linux `include/uapi/linux/kvm.h`, KVM_INTERNAL_ERROR_*; `arch/x86/kvm/x86.c`,
+    prepare_emulation_failure_exit(); `arch/x86/kvm/vmx/vmx.c`, handle_exception_nmi(), __vmx_handle_exit() (v6.12).
+    """
+    words = [f"0x{word}" for word in data]
+    name = f"KVM's internal error {number}"
+    if number == 1 and words and int(words[0], 16) in (0, _HAS_BYTES):
+        exit_ = words[3 if int(words[0], 16) & _HAS_BYTES else 1 :]
+        if len(exit_) >= 5:
+            reason = _EXIT_NUMBERS.get(int(exit_[0], 16) & 0xFFFF, "")
+            return _of_exit(reason, exit_[1], exit_[2], exit_[3], exit_[4], name)
+    if number == 2 and len(words) >= 2:
+        found = [
+            (words[0], _certain("vectoring", f"first datum of {name}")),
+            (words[1], _certain("intr", f"second datum of {name}")),
+        ]
+        if len(words) > 2 and int(words[1], 16) & 0x7FF == 0x30E:
+            found.append((words[2], _certain("pf", f"third datum of {name}")))
+        return found
+    if number == 3 and len(words) >= 2 and int(words[0], 16) & EVENT_VALID:
+        reason = _EXIT_NUMBERS.get(int(words[1], 16) & 0xFFFF, "")
+        info1 = words[2] if len(words) > 2 else ""
+        if reason not in ("EPT_VIOLATION", "EPT_MISCONFIG") or not info1:
+            return [(words[0], _certain("vectoring", f"first datum of {name}"))]
+        return _of_exit(reason, info1, words[0], "", "", name) + (
+            [(words[0], _certain("vectoring", f"first datum of {name}"))] if reason == "EPT_MISCONFIG" else []
+        )
+    return []
+
+
+_ERROR_NOTES = {
+    1: "KVM had to emulate the guest's instruction, as for MMIO, and could not; a fetch can never be emulated: the "
+    "guest ran into memory that no memslot backs",
+    3: "KVM cannot handle such an exit while it delivers an event to the guest: a table or stack that the delivery "
+    "needs is not memory",
+}
+"""What an internal error says of the fault that it comes with."""
+
+
+def _internal_errors(whole: str) -> tuple[_Places, str]:
+    """Find the codes of internal errors; return what is left of the text, too."""
+    found: _Places = []
+    for number, rest in _SUBERROR.findall(whole):
+        data = dict(_EXTRA.findall(rest))
+        codes = _internal_error(int(number), [data[n] for n in map(str, range(len(data))) if n in data])
+        note = _ERROR_NOTES.get(int(number))
+        if codes and note:
+            first, place = codes[0]
+            codes[0] = first, place._replace(notes=(*place.notes, note))
+        found += codes
+    return found, _SUBERROR.sub(lambda m: _EXTRA.sub(" ", m[0]), whole)
+
+
+# --- numbers with a name before them ---
+
+
+def _number_of(text: str) -> int:
+    """Read the number of an exit: hexadecimal with 0x or with eight digits, as in dumps; else decimal."""
+    if text[:2].lower() == "0x" or len(text) >= 8 or not text.isdigit():
+        return int(text, 16)
+    return int(text)
+
+
+def _is_exit(rest: str, end: int, *wanted: int) -> bool:
+    """Say whether the dump before a place is one of a wanted exit, as far as it tells an exit's number."""
+    before = rest[max(0, end - 400) : end]
+    numbers = re.findall(
+        r"\b(?:exit_?code|(?:exit_?)?reason)\s*[=:]?\s*(0x[0-9a-f]+|[0-9a-f]+)\b", before, re.I
+    )
+    return not numbers or _number_of(numbers[-1]) in wanted
+
+
+_QUALIFICATION = rf"\b(?:exit[ _-]?)?qual(?:ification)?\s*[=:(]?\s*{_NUMBER}"
+_INFO_1 = rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}"
+_KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
+    (rf"#PF:? error_code\(\s*{_NUMBER}", lambda m: _certain("pf", "Linux's own report of a #PF")),
+    (r"\bOops: ([0-9a-f]{4})\b", lambda m: _certain("pf", "Linux's own oops, 16 bits of the code")),
+    (
+        rf"\bsegfault at .{{0,200}}?\berror {_NUMBER}",
+        lambda m: _certain("pf", "Linux's own report of a segfault"),
+    ),
+    (_QUALIFICATION, lambda m: _certain("ept", "an exit qualification", base=0)),
+    (_INFO_1, lambda m: _certain("npf", "EXITINFO1", base=0)),
+    (
+        rf"(?:memory[ _-]?fault|MemoryFault)\b.{{0,200}}?\bflags\s*[=:(]?\s*{_NUMBER}",
+        lambda m: _certain("memfault", "flags of a memory-fault exit", base=_printed_base(m[1])),
+    ),
+    (
+        r"\bMemoryFault\(\s*(0x[0-9a-f]+|[0-9]+)\s*,",
+        lambda m: _certain(
+            "memfault", "first value of a memory-fault exit: its flags", base=_printed_base(m[1])
+        ),
+    ),
+    (
+        rf"\A\s*flags\s*[=:]\s*{_NUMBER}\s*\Z",
+        lambda m: Place(
+            ("memfault",), Sure.LIKELY, "flags alone, as a memory-fault exit has them", 0, _printed_base(m[1])
+        ),
+    ),
+    (
+        rf"\bidt[ _-]?vectoring(?:[ _-]?info\w*)?\s*[=:(]*\s*(?:info\s*=\s*)?{_NUMBER}",
+        lambda m: _certain("vectoring", "IDT-vectoring information"),
+    ),
+    (rf"\bexit_?int_?info\s*[=:(]?\s*{_NUMBER}", lambda m: _certain("vectoring", "EXITINTINFO")),
+    (
+        rf"(?<!VMEntry: )\bintr?_info\s*[=:(]?\s*{_NUMBER}",  # there it is the event that the entry injects
+        lambda m: _certain("intr", "interruption information"),
+    ),
+)
+
+
+def _printed_base(text: str) -> int:
+    """Say in which base user space prints a number: with 0x in 16, else in 10."""
+    return 16 if text[:2].lower() == "0x" else 10
+
+
+def _keyed(rest: str) -> _Places:
+    """Find numbers with a name before them; of a dump of another exit than a fault's, only its events."""
+    found: _Places = []
+    for pattern, place in _KEYED:
+        for match in re.finditer(pattern, rest, re.I):
+            if pattern == _QUALIFICATION and not _is_exit(rest, match.start(), 0x30):
+                if _is_exit(rest, match.start(), 0x31):
+                    why = "the dump of an EPT misconfiguration: it has no qualification, KVM hands in RSVD alone"
+                    found.append(("0x8", _certain("pferr", why)))
+                continue
+            if pattern == _INFO_1 and not _is_exit(rest, match.start(), 0x400):
+                if _is_exit(rest, match.start(), 0x4E):
+                    found.append((match[1], _certain("pf", "EXITINFO1 of an intercepted #PF")))
+                continue
+            found.append((match[1], place(match)))
+    return found
+
+
+def _bare_exits(rest: str) -> _Places:
+    """Find exits whose event is not named, as in a table of perf: "reason EPT_VIOLATION rip … info …"."""
+    found: _Places = []
+    for match in re.finditer(r"\breason (?:EPT_|EXIT_NPF|npf)\w* rip .{0,120}?(?=\breason |\Z)", rest):
+        found += _exit_places("kvm_exit", match[0])
+    return found
+
+
+def map_keys(key: str) -> list[str]:
+    """List the numbers of a bpftrace map's key, the last first: hexadecimal with 0x, else decimal.
+
+    >>> map_keys("386, 0xfee000b0"), map_keys("CPU 0/KVM")
+    (['0xfee000b0', '0x182'], [])
+    """
+    parts = [part.strip(" ()") for part in re.split(r"[,;]", key)]
+    numbers = [part for part in parts if re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", part)]
+    return [f"{int(part, _printed_base(part)):#x}" for part in reversed(numbers)]
+
+
+MAP_KEY = "a key of bpftrace"
+
+
+def _map_places(rest: str) -> _Places:
+    """Find the codes among the keys of bpftrace's maps: one of each key is the code."""
+    places = []
+    for group, match in enumerate(re.finditer(r"@\w*\[([^\]]{1,200})\]", rest), 1):
+        place = Place((*TRACED, "pferr"), Sure.POSSIBLE, MAP_KEY, 64, 16, group=group)
+        places += [(number, place) for number in map_keys(match[1])]
+    return places
+
+
+def places(text: str) -> _Places:
+    """Find the numbers of a pasted line that may be codes, each with what its place says; zero events are left out."""
+    whole = _unwrapped(text)
+    found: _Places = []
+    rest = whole
+    for match in _EVENTS.finditer(whole):
+        name, body = match[1], match[2]
+        rest = rest.replace(match[0], " ")
+        if name.startswith(("kvm_exit", "kvm_nested")):
+            found += _exit_places(name, body)
+        elif name == "kvm_page_fault":
+            if number := _value("error_code", body):
+                found.append((number, _traced_place(body, number, whole)))
+        elif name == "kvm_rmp_fault":
+            if number := _value("error_code", body):
+                found.append((number, _certain("npf", "error_code of kvm_rmp_fault: EXITINFO1")))
+        elif name == "fast_page_fault":
+            if letters := re.search(r"\berror_code ([A-Z0-9a-fx|]+)", body):
+                base = 0 if set(letters[1].split("|")) <= set(PFERR_LETTERS) else 16
+                found.append((letters[1], _certain("pferr", "error_code of fast_page_fault", base=base)))
+        elif injected := re.search(rf"#PF \({_NUMBER}", body):
+            found.append((injected[1], _certain("pf", "a #PF that KVM injects into the guest")))
+    for match in re.finditer(r"\bpferr ([0-9a-f]+)\b", whole):
+        walk = "kvm_mmu_pagetable_walk" in whole[max(0, match.start() - 60) : match.start()]
+        why = "pferr of KVM's walk of the guest's own page tables"
+        notes = ("no fault yet: it says which access the walk is for",) if walk else ()
+        found.append((f"0x{match[1]}", _certain("pf", why, *notes)))
+    errors, rest = _internal_errors(rest)
+    found += errors + _bare_exits(rest) + _keyed(rest)
+    if not found:
+        for match in re.finditer(rf"\berror[ _]code\s*[=:(]?\s*{_NUMBER}", rest, re.I):
+            width = 0 if match[1][:2].lower() == "0x" else 32
+            found.append((match[1], Place((*TRACED, "pferr"), Sure.POSSIBLE, "called an error code", width)))
+    found = found or _map_places(rest)
+    if not found and (pair := re.fullmatch(r"\s*(?:0x)?([0-9a-f]+) ([A-Z]+(?:\|[A-Z]+)*)\s*", whole)):
+        found.append((f"0x{pair[1]}", _certain("pf", f"with the kernel's letters {pair[2]}")))
+    events = ("vectoring", "intr")
+    return [
+        (number, place)
+        for number, place in found
+        if number and (place.encodings[0] not in events or int(number, 16) & EVENT_VALID)
+    ]
+
+
+# --- the address ---
+
+_ADDRESSES = (
+    r"\breason[ :=]+(?:EXIT_)?npf\b.{0,80}?\binfo\s+[0-9a-fx]+\s+(?:0x)?([0-9a-f]+)\b",
+    r"\breason[ :=]+(?:EXIT_)?npf\b.{0,120}?\binfo2 (?:0x)?([0-9a-f]+)\b",
+    r"\b(?:fault_)?address[ =:]+(?:0x)?([0-9a-f]+)\b",
+    r"\bexit_?info_?2\s*[=:]\s*(?:0x)?([0-9a-f]+)\b",
+    r"\bguest[-_ ]physical(?:[-_ ]address)?\s*[=:]\s*(?:0x)?([0-9a-f]+)\b",
+    r"\bgpa[ =:]+(?:0x)?([0-9a-f]+)\b",
+)
+
+
+def address(text: str) -> int | None:
+    """Find the address of the fault (u64) that a pasted line is about; None if it tells none."""
+    whole = _unwrapped(text)
+    if (error := _SUBERROR.search(whole)) and error[1] == "3":
+        data = dict(_EXTRA.findall(error[2]))
+        gpa = int(data["3"], 16) if len(data) > 4 else (1 << 64) - 1
+        return gpa if gpa < 1 << 52 else None
+    base = 10 if re.search(r"kvm_page_fault\((?!.*0x)", whole) else 16
+    for pattern in _ADDRESSES:
+        if (found := re.search(pattern, whole, re.I)) and len(found[1]) <= 16 + 4 * (base == 10):
+            try:
+                value = int(found[1], base)
+            except ValueError:
+                continue
+            return value if value < 1 << 64 else None
+    return None
+
+
+# --- lines without a code ---
+
+_NAMED = (
+    "one stands after error_code, info1, pferr, flags, exit qualification, intr_info or a name like these"
+)
+_KNOWN = (
+    (r"kvm run failed Bad address",
+     "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
+     "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"),
+    (r"unknown exit reason 39\b",
+     "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
+    (r"Suberror: 1\b",
+     "KVM could not emulate an instruction, and the exit that led there is not told (kernels from 5.15 on tell it)"),
+    (r"Suberror: 4\b", "an exit that KVM does not know; its number is no code of a fault"),
+    (r"KVM internal error", "its data hold no code of a fault"),
+    (r"get_mmio_spte|-{2,} spte\b", "page-table entries of KVM; kvm-pf trace reads them"),
+    (r"Unexpected #VE: 4[89]\b",
+     "a guest under TDX reports its own #VE for an EPT violation (48) or misconfiguration (49): memory that is shared, "
+     "or that it had not accepted; the qualification is not printed"),
+    (r"Guest access before accepting",
+     "a guest under TDX touched private memory that it had not accepted; KVM ends it"),
+    (r"Convert non guest_memfd", "QEMU was asked to make memory private whose memslot has no guest_memfd"),
+    (r"kvm_convert_memory|KVM_SET_MEMORY_ATTRIBUTES", "a conversion of memory, no fault; kvm-pf trace reads it"),
+    (r"unaccepted GPA", "Microsoft's hypervisor met memory that the guest had not accepted; it tells addresses only"),
+    (r"\b(?:EPT_VIOLATION|EPT_MISCONFIG|npf)\s+[\d,]+\s", "how often exits came, not why"),
+    (r"\b(?:kvm_page_fault|kvm_exit|pf_\w+)\s*\Z|\bpf_(?:fixed|taken|spurious|emulate|fast|guest|mmio)", "counts only"),
+    (r"WARNING: .*\bkvm\w*\+0x|\bkvm_mmu\w*\+0x", "a place in the kernel's code, not a fault's code"),
+    (r"\b(?:kvm_entry|kvm_mmio|kvm_fast_mmio|kvm_emulate_insn|kvm_userspace_exit|kvm_hypercall|kvm_mmu_\w+|"
+     r"kvm_tdp_mmu_\w+|mark_mmio_spte|handle_mmio_page_fault|vcpu_match_mmio)\b",
+     "this event has none; kvm-pf trace reads it beside kvm_page_fault and kvm_exit"),
+    (r"\bqualification=|\bexit_info_?1\b", "the dump of an exit that is no page fault"),
+    (r"\breason[ :=]+[A-Za-z_]", "this exit is no fault's"),
+)  # fmt: skip
+
+
+def refusal(text: str) -> str:
+    """Say why a line has no code, or where one would stand."""
+    whole = _unwrapped(text)
+    return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), _NAMED)
