@@ -11,6 +11,7 @@ from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.cli.common import OK, PLAIN
 from kvm_pf.common.errors import InputError
 from kvm_pf.run.codes import NAMES, Reading, cut_codes, read
+from kvm_pf.run.meanings import TDX_REVISION
 from kvm_pf.run.places import Sure, address
 from kvm_pf.run.watch import explain
 
@@ -18,9 +19,6 @@ MMU = "mmu"
 
 AS = {"npf": "npf", "ept": "ept", "tdx": "tdx", "pf": "pf", "misconfig": "pferr", MMU: "pferr"}
 """Which encoding the code has that comes from there."""
-
-TDX_REVISION = "v7_3"
-"""The revision that follows a TDX guest's faults, if none is asked for: the oldest that has them."""
 
 OPTIONS = {
     "cr2_or_gpa": "--gpa",

@@ -50,6 +50,9 @@ from kvm_pf.common.errors import InputError
 APM_NPF = "AMD APM vol. 2, section 15.25.6 (nested versus guest page faults, fault ordering)"
 SDM_EPT = "Intel SDM vol. 3, table of exit qualifications for EPT violations (29-7 in 2024)"
 TDX_EPT = "Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)"
+TDX_REVISION = "v7_3"
+"""The oldest revision that follows a TDX guest's faults."""
+
 SDM_PF = "Intel SDM vol. 3, section 4.7 (page-fault exceptions)"
 
 

@@ -11,7 +11,6 @@ import functools
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
@@ -36,10 +35,12 @@ from kvm_pf.bits import (
     describe,
 )
 from kvm_pf.revisions import Revision, get
-from kvm_pf.run.meanings import ENCODINGS, meaning
+from kvm_pf.run.meanings import ENCODINGS, TDX_REVISION, meaning
 from kvm_pf.state import PAGE_SHIFT
 from kvm_pf.trace.declared import Declared, Span
+from kvm_pf.trace.dumps import Dumps, place
 from kvm_pf.trace.lines import Event, number
+from kvm_pf.trace.record import Fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,74 +58,12 @@ _LEAF = 1 << 7
 """PT_PAGE_SIZE_MASK: an entry above level 1 that maps memory.  Source: Linux `arch/x86/kvm/mmu/spte.h` (v6.8)."""
 
 
-@dataclass(slots=True)
-class Fault:
-    """One fault as the trace shows it; the columns that follow from it are made by `frame`.
-
-    `source` is npf, ept, misconfig or pf if an exit says so, "" if only `kvm_page_fault` was recorded,
-    memory_fault for an exit to user space that a VMM reported, guest_pf for a guest's own report, hvf for
-    macOS' Hypervisor.framework.
-    """
-
-    line: int
-    time: float | None = None
-    cpu: int | None = None
-    task: str | None = None
-    pid: int | None = None
-    vcpu: int | None = None
-    rip: int | None = None
-    address: int | None = None
-    raw_code: int | None = None
-    whole: bool = True
-    source: str = ""
-    nested: bool = False
-    handler_code: int | None = None
-    vectoring: int | None = None
-    mmio: str = ""
-    insn: str | None = None
-    failed: bool = False
-    exception: str | None = None
-    mapped_now: bool = False
-    zapped: bool = False
-    to_l1: bool = False
-    user_exit: str | None = None
-    entered: bool = False
-    size: int | None = None
-    traced: bool = False
-    step: str | None = None
-    declared: bool | None = None
-    conversion: int | None = None
-    exit_code: int | None = None
-    again: int = 0
-
-    @property
-    def outcome(self) -> str:
-        """How the fault ended, as far as the trace shows it."""
-        if self.to_l1:
-            return "passed to L1"
-        if self.failed and self.mmio == "guest-reserved":
-            return "emulation failed: a reserved bit in the guest's own page tables"
-        if self.failed:
-            return f"emulation failed, {self.exception} injected" if self.exception else "emulation failed"
-        if self.exception:
-            return f"{self.exception} injected"
-        if self.user_exit:
-            return f"to user space: {self.user_exit}"
-        if self.mmio in ("read", "write", "unsatisfied-read", "fast"):
-            return {"fast": "fast MMIO", "unsatisfied-read": "MMIO read"}.get(self.mmio, f"MMIO {self.mmio}")
-        if self.insn is not None:
-            return "emulated"
-        if self.mapped_now:
-            return "mapped"
-        return "resumed" if self.entered else "not shown"
-
-
 def fault_kind(fields: dict[str, Any]) -> str | None:
     """Say which kind of fault an exit is; None for any other exit."""
     reason = str(fields.get("reason", "")).upper().removeprefix("EXIT_")
     kind = {"NPF": "npf", "EPT_VIOLATION": "ept", "EPT_MISCONFIG": "misconfig", "PF EXCP": "pf"}.get(reason)
     if kind is None and reason == "EXCEPTION_NMI":
-        info = fields.get("intr_info", fields.get("int_info", 0))
+        info = fields.get("intr_info", fields.get("int_info", fields.get("info2", 0)))  # the last: up to 5.9
         if info >> 31 & 1 and info & 0xFF == 14 and info >> 8 & 7 == 3:
             return "pf"
     return kind
@@ -165,6 +104,7 @@ class Joiner:
         self.sptes_count = self.counts_count = 0
         self.amd = self.intel = 0  # by exits
         self.amd_codes = self.intel_codes = 0
+        self.wide = self.narrow = 0  # kvm_page_fault as kernels from 6.1 on print it, and as those before did
         self.tdp = False
         self.collapses: list[
             tuple[int, int, int]
@@ -175,6 +115,7 @@ class Joiner:
         self._step: str | None = None
         self._address: int | None = None
         self._walk: Fault | None = None
+        self._dumps = Dumps()
         self._waiting: list[tuple[int, int, Fault]] = []
         self._number = 0
         self._same: dict[object, tuple[object, int]] = {}
@@ -194,7 +135,10 @@ class Joiner:
 
     def end(self) -> Iterator[Fault]:
         """Yield the faults that go on: the trace has ended."""
-        for row in [*self.open.values(), *([self._walk] if self._walk else [])]:
+        dumped = list(self._dumps.done())
+        for row in dumped:
+            place(row, self.declared)
+        for row in [*self.open.values(), *([self._walk] if self._walk else []), *dumped]:
             self._wait(row)
         self.open, self._walk = {}, None
         yield from self.release()
@@ -269,7 +213,8 @@ class Joiner:
     def _of_exit(kind: str, f: dict[str, Any]) -> dict[str, Any]:
         code, address = f.get("info1"), f.get("info2")
         if kind == "ept":
-            return {"source": kind, "raw_code": code, "vectoring": address or None}
+            hidden = f.get("rip") == 0 and code is not None and may_be_tdx(code)  # then info2 is another's
+            return {"source": kind, "raw_code": code, "vectoring": None if hidden else address or None}
         if kind == "misconfig":
             return {"source": kind}
         if "EXCEPTION_NMI" in str(f["reason"]):  # Intel: the qualification is the address
@@ -305,9 +250,11 @@ class Joiner:
         self._at(row, f["address"])
         exact = row.raw_code is not None and not event.whole and row.raw_code & 0xFFFFFFFF == code
         if not exact:
-            row.raw_code, row.whole = code, event.whole or code >> 32 != 0
+            row.raw_code, row.whole = code, event.whole or code >> 32 != 0 or row.source == "pf"
         self.amd_codes += is_amd(code)
-        self.intel_codes += is_intel(code)
+        self.intel_codes += is_intel(code) or (event.whole and rip == 0 and may_be_tdx(code))
+        self.wide += event.whole and "vcpu" in f
+        self.narrow += not event.whole and row.source != "pf"
 
     def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:
@@ -419,6 +366,17 @@ class Joiner:
         self._at(row, f["gpa"])
         yield row
 
+    def _dump(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        for row in self._dumps.take(event.name, event.line, event.time, f):
+            place(row, self.declared)
+            yield row
+        source = "" if self._dumps.row is None else self._dumps.row.source
+        if event.name in ("vmcs", "vmcb", "extra") and source:
+            self.amd += source == "npf" and not self.amd
+            self.intel += source != "npf" and not self.intel
+
+    _suberror = _extra = _vmcs = _vmcs_event = _vmcb = _dump
+
     def _guest_pf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         yield Fault(event.line, event.time, raw_code=f["error_code"], source="guest_pf")
 
@@ -475,6 +433,32 @@ def is_intel(code: int) -> bool:
     return code < 1 << 17 and code & EPT_VIOLATION_GVA_IS_VALID != 0
 
 
+def may_be_tdx(code: int) -> bool:
+    """Say whether a TDX guest's EPT violation can have such a qualification (u64): a read or write, no linear address.
+
+    A TDX guest fetches from private memory only, whose accesses KVM makes writes.
+
+    Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16).
+    """
+    accesses = EPT_VIOLATION_ACC_READ | EPT_VIOLATION_ACC_WRITE
+    refused = EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED | EPT_VIOLATION_ACC_INSTR
+    return code < 1 << 17 and code & accesses != 0 and not code & refused
+
+
+_SHARED = 1 << 47 | 1 << 51
+"""A TDX guest's shared bit, with 4-level and with 5-level EPT.
+
+Source: Linux `arch/x86/kvm/vmx/tdx.c`, TDX_SHARED_BIT_PWL_4, TDX_SHARED_BIT_PWL_5 (Linux 7.3.4).
+"""
+
+
+def protected(rip: int | None, address: int | None) -> str:
+    """Say what a TDX guest's access would be to, "private" or "shared"; "" if the guest's rip is shown."""
+    if rip != 0 or address is None:
+        return ""
+    return "shared" if address & _SHARED else "private"
+
+
 class Sense(NamedTuple):
     """What a code is taken for (`encoding`, `why`) and what follows: the fault path's error code and its parts."""
 
@@ -500,7 +484,7 @@ _SOURCES = {
 
 
 def _encoding(
-    source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool
+    source: str, code: int | None, whole: bool, vendor: str | None, tdp: bool, protected: str
 ) -> tuple[str | None, str]:
     """Choose the encoding of a code, and say why.
 
@@ -508,6 +492,9 @@ def _encoding(
     `arch/x86/kvm/mmu/mmu.c` (v6.9); the cut to 32 bits ended with commit `bff0adc40c00` ("KVM: x86: Use u64 for
     address and error code in page fault tracepoint") (v6.1).
     """
+    if protected and whole and code is not None and source in ("", "ept") and may_be_tdx(code):
+        why = "rip 0 and bit 7 is clear: a TDX guest, whose registers and linear address are hidden"
+        return "tdx", why if source else f"likely: {why}; else a #PF under shadow paging"
     if source:
         return _SOURCES[source]
     if code is None:
@@ -561,16 +548,17 @@ def sense(
     vendor: str | None,
     tdp: bool,
     revision: Revision | str = "posted",
+    protected: str = "",
 ) -> Sense:
     """Say what a fault's code is and says.
 
     `source` is a Fault's, `code` what was printed (u64), `vendor` "amd", "intel" or None as the rest of the trace
-    suggests, `revision` whose exit handler makes the error code.
+    suggests, `revision` whose exit handler makes the error code, `protected` what the function of that name says.
 
     >>> sense("", 0x683, True, None, False).meaning
     "a walk of the guest's page tables (read and write), on a page that is not mapped"
     """
-    encoding, why = _encoding(source, code, whole, vendor, tdp)
+    encoding, why = _encoding(source, code, whole, vendor, tdp, protected)
     if encoding == "misconfig":
         said = "an access to an entry that EPT calls misconfigured, which is how KVM marks MMIO"
         return Sense(encoding, why, PFERR_RSVD_MASK, "RSVD", None, None, None, said)
@@ -582,6 +570,10 @@ def sense(
         )
     if encoding == "ept":
         return _ept(code, why, revision)
+    if encoding == "tdx":
+        return _ept(code, why, TDX_REVISION)._replace(
+            encoding=encoding, private=protected == "private", meaning=_tdx_sentence(code, protected)
+        )
     error_code = whole_code(code) if encoding == "npf" and not whole else code
     known = code if error_code is None else error_code
     private = None
@@ -608,6 +600,16 @@ def _ept(code: int, why: str, revision: Revision | str) -> Sense:
         access = "walk"
     mapped = code & EPT_VIOLATION_RWX_MASK != 0
     return Sense("ept", why, error_code, describe(error_code), access, mapped, None, _sentence(code, "ept"))
+
+
+def _tdx_sentence(code: int, protected: str) -> str:
+    """Say what a TDX guest did: of an access to private memory it is not told whether it was a write."""
+    page = meaning(code, "ept").page
+    if protected == "private":
+        return f"an access to private memory of a TDX guest, on a page that is {page}"
+    accesses = (EPT_VIOLATION_ACC_READ, "read"), (EPT_VIOLATION_ACC_WRITE, "write")
+    access = " and ".join(word for bit, word in accesses if code & bit)
+    return f"a {access} of shared memory by a TDX guest, on a page that is {page}"
 
 
 # --- the table ---
@@ -673,12 +675,17 @@ def classified(
         name: array([default] * len(faults), dtype=DTYPES[name])
         for name, default in (("source", ""), ("cut", False)) if name not in faults
     })  # fmt: skip
-    codes, first = kinds(given, ("source", "raw_code", "cut"))
-    heads = given[["source", "raw_code", "cut"]].iloc[first].astype(object)
+    by = ["source", "raw_code", "cut"]
+    hidden = _hidden(faults)
+    if hidden is not None:
+        given, by = given.assign(protected=hidden), [*by, "protected"]
+    codes, first = kinds(given, by)
+    heads = given[by].iloc[first].astype(object)
     said = [
-        sense(source, None if pd.isna(code) else code, not cut, vendor, tdp, revision)
-        for source, code, cut in heads.itertuples(index=False)
+        sense(source, None if pd.isna(code) else code, not cut, vendor, tdp, revision, *more)
+        for source, code, cut, *more in heads.itertuples(index=False)
     ]
+    given = given.drop(columns=by[3:])
     made: dict[str, Any] = {}
     for name in _SAID:
         values = [one.why if name == "encoding_why" else getattr(one, name) for one in said]
@@ -709,6 +716,24 @@ def classified(
         *(name for name in COLUMNS if name in columns),
     ]
     return pd.DataFrame({name: columns[name] for name in order}, index=faults.index, copy=False)
+
+
+def _hidden(faults: pd.DataFrame) -> Any:
+    """Say for each fault what `protected` says; None if every guest's rip is shown."""
+    import numpy as np
+    import pandas as pd
+
+    if "rip" not in faults or "address" not in faults:
+        return None
+    array: Any = pd.array
+    rip, address = (array(faults[name], dtype="UInt64") for name in ("rip", "address"))
+    is_hidden = (rip._data == 0) & ~rip._mask & ~address._mask
+    if not is_hidden.any():
+        return None
+    is_shared = address._data & np.uint64(_SHARED) != 0
+    return pd.Categorical.from_codes(
+        np.where(is_hidden, 1 + is_shared, 0).astype(np.int8), categories=pd.Index(["", "private", "shared"])
+    )
 
 
 def _as_text(words: Any) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.trace.dumps import dumped
 
 LONGEST = 8192
 """The most bytes of a line that are read; the rest is passed over, and the line counted as cut."""
@@ -469,7 +470,9 @@ _CONVERT = re.compile(
 )
 _ATTRIBUTES = re.compile(r"KVM_SET_MEMORY_ATTRIBUTES[^{]{0,40}\{([^}]{1,300})\}")
 _GUEST_PF = re.compile(r"#PF:? error_code[\s:(=]{1,3}(0x[0-9a-f]{1,8})")
-_MMIO_SPTES = re.compile(r"reserved bits set on MMU-present spte, addr 0x([0-9a-f]{1,16})")
+_MMIO_SPTES = re.compile(
+    r"(?:reserved bits set on MMU-present|detect reserved bits on) spte, addr 0x([0-9a-f]{1,16})"
+)
 _SPTE = re.compile(
     r"-{2,10} spte(?: =)? 0x([0-9a-f]{1,16}),? level(?: =)? (\d{1,2})(?:, rsvd bits(?: =)? 0x([0-9a-f]{1,16}))?"
 )
@@ -485,8 +488,8 @@ _LOST = re.compile(
 )
 _ENTRIES = re.compile(r"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})")
 _OURS = re.compile(
-    r"kvm_page_fault|kvm_exit|kvm_nested_vmexit|error_code|memory[ _]fault|MemoryFault|get_mmio_spte|kvm_mmio\b"
-    r"|kvm_emulate_insn"
+    r"(?<![\w/])(?:kvm_page_fault|kvm_exit|kvm_nested_vmexit|error_code|memory[ _]fault|MemoryFault|get_mmio_spte"
+    r"|kvm_mmio\b|kvm_emulate_insn)"
 )
 
 
@@ -533,7 +536,14 @@ def _loose(line: Line) -> list[Event]:
             "hvf",
             **{value[1].lower().replace("-", " ").replace("_", " ").replace(" ", "_"): int(value[2], 16)},
         )
+    if not found and any(sign in text for sign in _DUMPED) and not _FRAME.search(text):
+        for name, fields in dumped(text):
+            add(name, **fields)
     return found
+
+
+_DUMPED = ("exit_", "qualification=", "IDTVectoring", "Suberror", "extra data[", "MemoryFault(", "error_code")
+"""What lines of dumps hold, one of them at least."""
 
 
 class Reader:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
-from kvm_pf.trace.faults import Fault, Joiner, Sense, sense
+from kvm_pf.trace.faults import Joiner, Sense, protected, sense
 from kvm_pf.trace.lines import Pace, Reader, Unread
 from kvm_pf.trace.reading import Traced, _events, load, vendor_of
+from kvm_pf.trace.record import Fault
 
 LARGEST = 1 << 24
 """The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""
@@ -102,7 +103,12 @@ def read_text(given: str | bytes, name: str = "text", revision: Revision | str =
     with _as_file(given, name) as path:
         faults = sorted(joiner.join(_events(path, reader, Pace(UNPACKED))[1]), key=lambda fault: fault.line)
     vendor = vendor_of(joiner)
-    told = [Told(f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision)) for f in faults]
+    told = [
+        Told(
+            f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision, protected(f.rip, f.address))
+        )
+        for f in faults
+    ]
     return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread)
 
 

@@ -14,8 +14,9 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.dat import MAGIC, TraceDat
 from kvm_pf.trace.digest import Digest
-from kvm_pf.trace.faults import Fault, Joiner, frame
+from kvm_pf.trace.faults import Joiner, frame
 from kvm_pf.trace.lines import Event, Pace, Reader, open_bytes
+from kvm_pf.trace.record import Fault
 
 if TYPE_CHECKING:
     import pandas as pd

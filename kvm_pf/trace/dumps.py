@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Faults in what is no event of a trace: dumps of a VMCS or VMCB, QEMU's internal errors, lines of one's own script.
+
+`dumped` reads a line; `Dumps` puts the lines of one dump together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from kvm_pf.trace.declared import Declared
+from kvm_pf.trace.record import Fault
+
+_VMCB = re.compile(r"\b(exit_code|exit_info1|exit_info2):\s{1,20}([0-9a-f]{1,16})\b")
+_VMCS = re.compile(r"\breason=([0-9a-f]{8}) qualification=([0-9a-f]{1,16})\b")
+_VECTORING = re.compile(r"\bIDTVectoring: info=([0-9a-f]{8})\b")
+_SUBERROR = re.compile(r"\bKVM internal error\. Suberror: (\d{1,3})\b")
+_EXTRA = re.compile(r"\bextra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
+_TUPLE = re.compile(r"\bMemoryFault\(\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),")
+_SCRIPT = re.compile(
+    r"\b(vcpu|rip|gpa|addr|address|error_code)\b[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
+)
+
+MISCONFIG, VIOLATION, NPF = 49, 48, 0x400
+"""Numbers of the exits for faults.  Source: Linux `arch/x86/include/uapi/asm/vmx.h`, `svm.h` (v6.12)."""
+
+
+def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read a line of a dump: events of the names that `Dumps` and the joiner know, with their values."""
+    if "extra data[" in text and (found := _EXTRA.search(text)):
+        return [("extra", {"n": int(found[1]), "value": int(found[2], 16)})]
+    if "Suberror" in text and (found := _SUBERROR.search(text)):
+        return [("suberror", {"number": int(found[1])})]
+    if "exit_" in text and (found := _VMCB.search(text)):
+        return [("vmcb", {found[1]: int(found[2], 16)})]
+    if "qualification=" in text and (found := _VMCS.search(text)):
+        return [("vmcs", {"reason": int(found[1], 16), "qualification": int(found[2], 16)})]
+    if "IDTVectoring" in text and (found := _VECTORING.search(text)):
+        return [("vmcs_event", {"vectoring": int(found[1], 16)})]
+    if "MemoryFault(" in text and (found := _TUPLE.search(text)):
+        flags, gpa = (int(each, 16 if each[:2] == "0x" else 10) for each in found.groups())
+        return [("memory_fault", {"flags": flags, "gpa": gpa, "size": None})] if gpa < 1 << 64 else []
+    if "error_code" in text and "#PF" not in text:
+        return _scripted(text)
+    return []
+
+
+def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read a fault as somebody's own script prints it: an address and a code, under their usual names.
+
+    A code without 0x is hexadecimal or decimal, whichever makes sense; so is everything else on its line.
+    """
+    from kvm_pf.run.codes import HEX, read
+
+    words = dict(_SCRIPT.findall(text))
+    code = words.get("error_code")
+    address = words.get("gpa") or words.get("address") or words.get("addr")
+    if code is None or address is None:
+        return []
+    best = read(code).best
+    base = 16 if best.spelled == HEX else 10
+    fields = {"error_code": best.code, "address": _value(address, base)}
+    for name, its_base in (("rip", base), ("vcpu", 10)):
+        if name in words:
+            fields[name] = _value(words[name], its_base)
+    known = {name: value for name, value in fields.items() if value is not None}
+    return [("kvm_page_fault", known)] if "address" in known else []
+
+
+def _value(text: str, base: int) -> int | None:
+    try:
+        value = int(text, 16 if text[:2] in ("0x", "0X") else base)
+    except ValueError:
+        return None
+    return value if value < 1 << 64 else None
+
+
+class Dumps:
+    """The dump that is being read: `row` is its fault so far, None without one."""
+
+    def __init__(self) -> None:
+        self.row: Fault | None = None
+        self._exit: int | None = None
+        self._data: dict[int, int] = {}
+        self._number = 0
+
+    def take(self, name: str, line: int, time: float | None, f: dict[str, Any]) -> Iterator[Fault]:
+        """Take the next line of a dump; yield the fault before, if another begins."""
+        if name == "suberror":
+            yield from self.done()
+            self._number, self._data = f["number"], {}
+        elif name == "extra" and self._number:
+            self._data[f["n"]] = f["value"]
+            self._internal_error(line, time)
+        elif name == "vmcs":
+            yield from self.done()
+            kind = {VIOLATION: "ept", MISCONFIG: "misconfig"}.get(f["reason"])
+            if kind:
+                code = f["qualification"] if kind == "ept" else None
+                self.row = Fault(line, time, raw_code=code, exit_code=code, source=kind)
+        elif name == "vmcs_event" and self.row is not None:
+            self.row.vectoring = f["vectoring"] or None
+        elif name == "vmcb":
+            yield from self._vmcb(line, time, f)
+
+    def _vmcb(self, line: int, time: float | None, f: dict[str, Any]) -> Iterator[Fault]:
+        if "exit_code" in f:
+            yield from self.done()
+            self._exit = f["exit_code"]
+        elif "exit_info1" in f and self._exit == NPF:
+            self.row = Fault(line, time, raw_code=f["exit_info1"], exit_code=f["exit_info1"], source="npf")
+        elif "exit_info2" in f and self.row is not None and self.row.source == "npf":
+            self.row.address = f["exit_info2"]
+
+    def _internal_error(self, line: int, time: float | None) -> None:
+        """Note what the data so far tell.
+
+        Source: Linux `arch/x86/kvm/x86.c`, prepare_emulation_failure_exit(), `vmx.c`, __vmx_handle_exit() (v6.12).
+        """
+        data, first = self._data, 1
+        if self._number == 1:
+            first = {0: 1, 1: 3}.get(data.get(0, -1), 99)
+        elif self._number != 3:
+            return
+        kind = {VIOLATION: "ept", MISCONFIG: "misconfig", NPF: "npf"}.get(data.get(first, -1) & 0xFFFF)
+        if kind is None or (self._number == 3 and kind == "npf"):
+            return
+        code = None if kind == "misconfig" else data.get(first + 1)
+        if self.row is None:
+            self.row = Fault(
+                line, time, source=kind, user_exit="KVM_EXIT_INTERNAL_ERROR", failed=self._number == 1
+            )
+        row = self.row
+        row.raw_code = row.exit_code = code
+        if self._number == 3:
+            row.vectoring = data.get(0) or None
+            if 4 in data and data[3] < 1 << 52:
+                row.address = data[3]
+        elif kind == "npf":
+            row.address = data.get(first + 2)
+
+    def done(self) -> Iterator[Fault]:
+        """Yield the fault of the dump that has ended."""
+        row, self.row, self._exit, self._number = self.row, None, None, 0
+        if row is not None:
+            yield row
+
+
+def place(row: Fault, known: Declared) -> None:
+    """Note what memory a dump's fault is in was last declared."""
+    if row.address is not None and row.source != "pf":
+        row.declared, row.conversion = known.at(row.address)
