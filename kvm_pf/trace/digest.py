@@ -15,6 +15,7 @@ from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import kinds, table
 from kvm_pf.trace.follows import Model, compared
 from kvm_pf.trace.storms import Finder, Storm
+from kvm_pf.trace.stuck import stuck_on
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +61,9 @@ class Kept:
 _CAUGHT = 1 << 31
 """The valid bit of IDT-vectoring information.  Source: Intel SDM vol. 3, section 25.9.3."""
 
+LONG = 0.1
+"""From so many seconds on, a fault that took that long is told of."""
+
 WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
     "first MMIO by EPT": (1, lambda f: f["mmio"] & (f["encoding"] == "ept")),
     "local APIC": (1, lambda f: f["gfn"] == 0xFEE00),
@@ -70,6 +74,12 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
     "the guest's own": (1, lambda f: f["outcome"] == "#PF injected"),
     "memory fault": (1, lambda f: f["encoding"] == "memfault"),
     "EFAULT": (1, lambda f: f["outcome"] == "to user space: error 14"),
+    "RSVD": (
+        1,
+        lambda f: (f["source"] == "guest_pf") & f["flags"].astype("string").str.contains("RSVD", na=False),
+    ),
+    "TDX": (1, lambda f: f["encoding"] == "tdx"),
+    "long": (3, lambda f: f["took"].fillna(0) >= LONG),
 }
 """What is worth a note: how many examples are kept, and which faults of a table they are."""
 
@@ -110,7 +120,7 @@ class Digest:
         self._count(self.encodings, f["encoding"])
         self._count(self.outcomes, f["outcome"])
         self._count(self.bare, f.loc[~f["source"].isin(["memory_fault", "guest_pf", "hvf"]), "outcome"])
-        kernel = f["source"].isin(["", "npf", "ept"]) & f["raw_code"].notna() & f["vcpu"].notna()
+        kernel = f["source"].eq("") & f["raw_code"].notna() & f["vcpu"].notna()
         self.has_whole = self.has_whole or bool(kernel.any())
         for name in ("private", "declared"):
             values = f[name]
@@ -303,38 +313,6 @@ def storm_table(storms: Iterable[Storm]) -> pd.DataFrame:
             "raw_code": first.raw_code, "stuck_on": stuck_on(storm),
         })  # fmt: skip
     return table({name: [row[name] for row in rows] for name in _STORM}, _STORM)
-
-
-_WHY = {
-    "resumed": "each time the guest is resumed with nothing mapped that this trace shows",
-    "mapped": "each time it is mapped, and the mapping is gone or does not suffice when the guest comes back",
-    "emulated": "each time the instruction is emulated, and the guest executes it again",
-    "not shown": "how each ends was not recorded",
-}
-
-
-def stuck_on(storm: Storm) -> str:
-    """Say in words what a storm's faults are about, and why they come again as far as the outcomes tell."""
-    what = "; then ".join(
-        dict.fromkeys(f"{each.meaning}, at {hexadecimal(each.address)}" for each in storm.turn)
-    )
-    end, most = storm.outcomes.most_common(1)[0]
-    why = _WHY.get(end, f"each ends so: {end}")
-    if end == "mapped" and storm.zapped:
-        why = "each time it is mapped, and entries are taken away again meanwhile"
-    if end.startswith("emulation failed"):
-        why = f"KVM cannot emulate the instruction ({end})"
-    if "KVM_EXIT_MEMORY_FAULT" in end:
-        why = "user space is told of a wrong private or shared access each time and does not convert the page"
-    more = f" ({most} of {storm.faults})" if most < storm.faults else ""
-    return f"{what}; {why}{more}"
-
-
-def hexadecimal(value: Any) -> str:
-    """Write a number of a table in hexadecimal; a gap as "?"."""
-    import pandas as pd
-
-    return "?" if pd.isna(value) else f"{int(value):#x}"
 
 
 _CODE = {

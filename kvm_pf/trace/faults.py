@@ -110,6 +110,9 @@ class Joiner:
             tuple[int, int, int]
         ] = []  # line, gfn, level: a large page in the place of a table
         self.ends: list[tuple[int, int]] = []  # line, number of an exit that user space did not know
+        self.unended: list[
+            tuple[int, float]
+        ] = []  # line, seconds to the trace's end, of faults that go on there
         self.first: float | None = None
         self.last: float | None = None
         self._step: str | None = None
@@ -138,6 +141,11 @@ class Joiner:
         dumped = list(self._dumps.done())
         for row in dumped:
             place(row, self.declared)
+        self.unended = [
+            (row.line, self.last - row.time)
+            for row in self.open.values()
+            if row.time is not None and self.last is not None and self.events["kvm_entry"]
+        ]
         for row in [*self.open.values(), *([self._walk] if self._walk else []), *dumped]:
             self._wait(row)
         self.open, self._walk = {}, None
@@ -256,15 +264,22 @@ class Joiner:
         self.wide += event.whole and "vcpu" in f
         self.narrow += not event.whole and row.source != "pf"
 
+    def _ended(self, key: object, event: Event) -> Fault:
+        """Take the fault that an event ends, and note how long it took."""
+        row = self.open.pop(key)
+        if row.time is not None and event.time is not None:
+            row.took = event.time - row.time
+        return row
+
     def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:
-            row = self.open.pop(key)
+            row = self._ended(key, event)
             row.entered = True
             yield row
 
     def _kvm_userspace_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:
-            row = self.open.pop(key)
+            row = self._ended(key, event)
             row.user_exit = _user_exit(f)
             yield row
 
@@ -622,6 +637,7 @@ DTYPES = {
     **dict.fromkeys(U64, "UInt64"), "cut": "boolean", "source": "string", "encoding": "string",
     "encoding_why": "string", "flags": "string", "access": "string", "mapped": "boolean", "private": "boolean",
     "declared": "boolean", "mmio": "boolean", "nested": "boolean", "outcome": "string", "again": "Int64",
+    "conversion": "Int64", "took": "Float64",
     "insn": "string", "exception": "string", "zapped": "boolean", "step": "string", "meaning": "string",
 }  # fmt: skip
 """The kind of values in each column of a table of faults."""
@@ -629,8 +645,8 @@ DTYPES = {
 COLUMNS = (
     "line", "time", "cpu", "task", "pid", "vcpu", "rip", "address", "gpa", "gfn", "raw_code", "cut", "source",
     "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "declared", "mmio", "nested",
-    "outcome", "again", "exit_code", "handler_code", "vectoring", "insn", "exception", "zapped", "size", "step",
-    "meaning",
+    "outcome", "again", "took", "conversion", "exit_code", "handler_code", "vectoring", "insn", "exception", "zapped",
+    "size", "step", "meaning",
 )  # fmt: skip
 """The columns of a table of faults, in order."""
 

@@ -45,6 +45,7 @@ class Fault:
     conversion: int | None = None
     exit_code: int | None = None
     again: int = 0
+    took: float | None = None
 
     @property
     def outcome(self) -> str:

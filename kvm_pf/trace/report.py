@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.text import visible
-from kvm_pf.trace.digest import Digest, hexadecimal, storm_table
-from kvm_pf.trace.faults import sense, table
+from kvm_pf.run.codes import map_code
+from kvm_pf.trace.digest import LONG, Digest, storm_table
+from kvm_pf.trace.faults import table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
+from kvm_pf.trace.stuck import hexadecimal, look_next
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +28,9 @@ def summary(traced: Survey) -> pd.DataFrame:
 
     digest, joiner, reader = traced.digest, traced.joiner, traced.reader
     shape = []
-    if digest.cut:
+    if digest.cut or joiner.narrow:
         shape.append("codes cut to 32 bits: a kernel before 6.1")
-    elif digest.has_whole:
+    elif joiner.wide or digest.has_whole:
         shape.append("codes whole, vCPU shown: a kernel from 6.1 on")
     encodings = digest.encodings.most_common()
     span = "" if joiner.first is None or joiner.last is None else f"{joiner.last - joiner.first:.6f} s"
@@ -57,6 +59,7 @@ def summary(traced: Survey) -> pd.DataFrame:
 
 _TITLES = {
     "npf": "#NPF error codes (AMD)", "ept": "EPT exit qualifications (Intel)", "misconfig": "EPT misconfigurations",
+    "tdx": "EPT exit qualifications of a TDX guest (Intel)",
     "pf": "#PF error codes", "memfault": "memory-fault flags",
 }  # fmt: skip
 
@@ -187,8 +190,28 @@ def notes(traced: Survey) -> list[str]:
             f"{refused} faults end with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT, which ftrace's "
             "text hides behind the error (trace.dat shows it); else the host has no page there for such an access"
         )
+    for row in worth["TDX"]:
+        said.append(
+            f"line {row.line}: rip 0 and no linear address: a TDX guest (kernels from 6.16 on), whose registers are "
+            "hidden. Every access to private memory is traced as a write; a bit of the address (47, or 51) tells "
+            "shared memory"
+        )
+    for row in worth["long"]:
+        said.append(
+            f"line {row.line}: this fault took {row.took:.3f} s, at {hexadecimal(row.address)}: the host waited for "
+            "the page (swap, userfaultfd, a file, a lock), or the thread did not run"
+        )
+    for line, wait in joiner.unended[:3]:
+        if wait >= LONG:
+            said.append(
+                f"line {line}: this fault has not ended when the trace does, {wait:.3f} s later: the host still waits "
+                "for the page (userfaultfd, swap, a file), or the thread does not run"
+            )
     for line, reason in joiner.ends[:3]:
-        name = {17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)"}
+        name = {
+            17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)",
+            39: "MEMORY_FAULT, which it does not know: it cannot convert memory as private memory takes",
+        }  # fmt: skip
         said.append(f"line {line}: user space met KVM_EXIT {reason}, {name.get(reason, 'see linux/kvm.h')}")
     return said
 
@@ -216,11 +239,16 @@ def next_steps(traced: Survey) -> list[str]:
     if digest.worth["memory fault"].count or joiner.declared.spans:
         steps.append("conversions: record kvm_hypercall, and with QEMU -trace 'kvm_convert_memory'")
         events += " -e kvm:kvm_hypercall"
-    if digest.sources["guest_pf"]:
+    if digest.worth["RSVD"].count:
         steps.append(
             "a guest's own #PF with a reserved bit is no fault of KVM's: compare the guest's physical-address width "
             "(CPUID 0x80000008) with its page-table entry"
         )
+    if digest.worth["long"].count or any(wait >= LONG for _, wait in joiner.unended):
+        steps.append(
+            "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
+        )
+    steps += dict.fromkeys(said for storm in digest.finder.found[:3] if (said := look_next(storm)))
     if traced.reader.lost:
         steps.append("events were lost: record fewer, or with a larger buffer (-b)")
         events += " -b 65536"
@@ -370,9 +398,6 @@ def followed(digest: Digest, most: int) -> list[str]:
 
 def _count(count: dict[str, Any]) -> str:
     """Show a row of a bpftrace map; a key that is a number is a code in decimal, as bpftrace prints it."""
-    key = count["key"].split(",")[-1].strip()
-    said = ""
-    if key.isascii() and key.isdigit() and len(key) <= 19:
-        what = sense("", int(key), True, None, False)
-        said = f"  if a code, {int(key):#x}: {what.meaning} ({what.encoding})"
+    read = map_code(count["key"])
+    said = "" if read is None else f"  if a code, {read.code:#x}: {read.meaning.sentence} ({read.encoding})"
     return f"{count['count']:>7}  @{count['map']}[{count['key']}]{said}"

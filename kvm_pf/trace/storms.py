@@ -9,12 +9,14 @@ the first that does not fit.
 from __future__ import annotations
 
 import functools
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvm_pf.state import PAGE_SHIFT
 from kvm_pf.trace.faults import kinds
 
 if TYPE_CHECKING:
@@ -91,9 +93,21 @@ class _Turn(NamedTuple):
     meaning: str
 
 
+class Ask(NamedTuple):
+    """A memory fault of a storm: at which page, for private memory or shared, and what the page was declared."""
+
+    gfn: int
+    private: bool | None
+    declared: bool | None
+
+
 @dataclass
 class Storm:
-    """One storm so far: whose, how many faults, the first turn, and how its faults ended."""
+    """One storm so far: whose, how many faults, the first turn, and how its faults ended.
+
+    `ends` counts the endings for each fault of a turn, `asked` what its memory faults ask for; `conversions` says how
+    many conversions of their pages the trace has meanwhile.
+    """
 
     vcpu: Any
     pid: Any
@@ -104,8 +118,13 @@ class Storm:
     last_line: int = 0
     end: Any = None
     faults: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
+    ends: list[Counter[str]] = field(default_factory=list)
+    asked: Counter[Ask] = field(default_factory=Counter)
+    conversions: int = 0
     zapped: bool = False
+
+    def __post_init__(self) -> None:
+        self.ends = [Counter() for _ in range(self.cycle)]
 
 
 class Finder:
@@ -145,7 +164,7 @@ class Finder:
         before = 0 if self._tail is None else len(self._tail)
         if self._tail is not None:
             table = pd.concat([self._tail, table], ignore_index=True)
-        words = part[["meaning", "outcome", "zapped"]]
+        words = part.reindex(columns=[*_WORDS])  # a table of one's own has no declarations
         who = self._who(table)
         self._rows += len(part)
         self._grow(self._rows >= COMPILED_ROWS)
@@ -268,23 +287,63 @@ class Finder:
         places = np.flatnonzero(which >= 0)
         mine = which[places]
         lines, times = table["line"].iloc[places].tolist(), table["time"].iloc[places].tolist()
+        before = np.array([storm.faults for storm in storms], dtype=np.int64)
+        cycles = np.array([storm.cycle for storm in storms], dtype=np.int64)
+        turns = (before[mine] + _rank(mine)) % cycles[mine]
         counts = np.bincount(mine, minlength=len(storms)).tolist()
         last = dict(zip(mine.tolist(), range(len(mine)), strict=True))
         for n, place in last.items():
             storms[n].faults += counts[n]
             storms[n].last_line, storms[n].end = int(lines[place]), times[place]
         codes, ends = pd.factorize(np.array(words.values("outcome", places), dtype=object))
-        pairs, faults = np.unique(mine * max(1, len(ends)) + codes, return_counts=True)
+        wide = LONGEST_CYCLE * max(1, len(ends))
+        pairs, faults = np.unique(mine * wide + turns * max(1, len(ends)) + codes, return_counts=True)
         for pair, count in zip(pairs.tolist(), faults.tolist(), strict=True):
-            storms[pair // len(ends)].outcomes[str(ends[pair % len(ends)])] += count
+            turn, end = divmod(pair % wide, len(ends))
+            storms[pair // wide].ends[turn][str(ends[end])] += count
+        asking = np.array([bool(_ASKING.search(str(end))) for end in ends] or [False])[codes]
+        if asking.any():
+            _ask(storms, mine[asking], places[asking], words, table)
         for n in set(mine[np.array(words.values("zapped", places), dtype=bool)].tolist()):
             storms[n].zapped = True
+
+
+def _rank(groups: Any) -> Any:
+    """Say for each place the how-manieth of its group it is, from 0."""
+    import numpy as np
+
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
+    return rank
+
+
+def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.DataFrame) -> None:
+    """Count what the memory faults of storms ask for, and the conversions of their pages."""
+    import pandas as pd
+
+    asked = pd.DataFrame({
+        "storm": mine, "gfn": table["address"].iloc[places].astype("UInt64").fillna(0).to_numpy() >> PAGE_SHIFT,
+        **{name: words.values(name, places) for name in ("private", "declared", "conversion")},
+    })  # fmt: skip
+    keys = ["storm", "gfn", "private", "declared"]
+    counts = asked.groupby(keys, dropna=False).size().reset_index(name="count")
+    for n, gfn, *flags, count in counts.itertuples(index=False):
+        private, declared = (None if pd.isna(flag) else bool(flag) for flag in flags)
+        storms[n].asked[Ask(int(gfn), private, declared)] += int(count)
+    conversions = asked.groupby("storm")["conversion"].nunique().reset_index()
+    for n, count in conversions.itertuples(index=False):
+        storms[n].conversions += int(count)
 
 
 KEY = ("rip", "address", "raw_code", "source")
 """The columns in which the faults of a storm agree."""
 
 _NUMBERS = ("vcpu", "pid", "line", "time", "rip", "address", "raw_code")
+_WORDS = ("meaning", "outcome", "zapped", "private", "declared", "conversion")
+_ASKING = re.compile(r"KVM_EXIT_MEMORY_FAULT|to user space: error 14\Z")
+"""How faults end that ask user space for a conversion, or may do so."""
 
 
 class _Both:

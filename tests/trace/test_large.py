@@ -143,7 +143,10 @@ def as_table(sequence, vcpus=None):
 
 def found(finder):
     storms_ = [(s.first_line - 1, s.last_line, s.cycle) for s in finder.found]
-    assert all(s.faults == s.last_line - s.first_line + 1 == sum(s.outcomes.values()) for s in finder.found)
+    assert all(
+        s.faults == s.last_line - s.first_line + 1 == sum(sum(counts.values()) for counts in s.ends)
+        for s in finder.found
+    )
     return sorted(storms_)
 
 
