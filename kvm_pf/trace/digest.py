@@ -58,6 +58,7 @@ class Kept:
         return iter(()) if self.rows is None else self.rows.itertuples(index=False)
 
 
+_PRIVATE = 1 << 49
 _CAUGHT = 1 << 31
 """The valid bit of IDT-vectoring information.  Source: Intel SDM vol. 3, section 25.9.3."""
 
@@ -65,7 +66,7 @@ LONG = 0.1
 """From so many seconds on, a fault that took that long is told of."""
 
 WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
-    "first MMIO by EPT": (1, lambda f: f["mmio"] & (f["encoding"] == "ept")),
+    "first MMIO by EPT": (1, lambda f: f["mmio"] & (f["encoding"] == "ept") & ~f["mapped"].fillna(True)),
     "local APIC": (1, lambda f: f["gfn"] == 0xFEE00),
     "I/O APIC": (1, lambda f: f["gfn"] == 0xFEC00),
     "HPET": (1, lambda f: f["gfn"] == 0xFED00),
@@ -77,6 +78,12 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
     "RSVD": (
         1,
         lambda f: (f["source"] == "guest_pf") & f["flags"].astype("string").str.contains("RSVD", na=False),
+    ),
+    "bit 49": (
+        1,
+        lambda f: (
+            (f["raw_code"].fillna(0) & _PRIVATE != 0) & (f["exit_code"].fillna(_PRIVATE) & _PRIVATE == 0)
+        ),
     ),
     "TDX": (1, lambda f: f["encoding"] == "tdx"),
     "long": (3, lambda f: f["took"].fillna(0) >= LONG),

@@ -244,6 +244,10 @@ def next_steps(traced: Survey) -> list[str]:
             "a guest's own #PF with a reserved bit is no fault of KVM's: compare the guest's physical-address width "
             "(CPUID 0x80000008) with its page-table entry"
         )
+    if digest.worth["bit 49"].count and digest.disagreeing.count:
+        steps.append(
+            "kvm_page_fault shows bit 49 where the exit does not: a kernel from 6.11 on; --revision v6_12"
+        )
     if digest.worth["long"].count or any(wait >= LONG for _, wait in joiner.unended):
         steps.append(
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"

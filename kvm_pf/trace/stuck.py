@@ -51,7 +51,7 @@ def _why(end: str, meaning: str, storm: Storm) -> str:
     if _MEMORY_FAULT in end:
         return _converted(storm.asked, storm.conversions)
     if end == _EFAULT:
-        if any(ask.private is not None and ask.declared is not None for ask in storm.asked):
+        if any(ask.private for ask in storm.asked):
             return f"KVM_RUN fails with EFAULT, a memory fault: {_converted(storm.asked, storm.conversions)}"
         return (
             "each time KVM_RUN fails with EFAULT and user space runs the vCPU again: it has no page there that can be "
@@ -62,6 +62,11 @@ def _why(end: str, meaning: str, storm: Storm) -> str:
     if end.startswith("emulation failed"):
         return f"KVM cannot emulate the instruction ({end})"
     if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
+        if "not mapped for writing" in meaning:
+            return (
+                "each time the write is emulated as MMIO: the page can be read and not written, as of a read-only "
+                "memslot (ROM, flash)"
+            )
         return (
             "each time the access is emulated as MMIO: no memslot is there (for a write, or a read-only one), and the "
             "guest polls a device or takes the address for memory"
@@ -134,6 +139,10 @@ def look_next(storm: Storm) -> str | None:
         )
     if end == _EFAULT:
         return f"{where}: the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable?"
+    if end == "mapped" and "not mapped for writing" in meanings:
+        return f"{where}: does a migration or another dirty log of the VM run (QEMU: info migrate), or KSM on the host?"
+    if end == "mapped" and "not mapped for execution" in meanings:
+        return f"{where}: /sys/module/kvm/parameters/nx_huge_pages*, and kvm's statistic nx_lpage_splits"
     if end == "mapped":
         return (
             f"who takes the mapping at {where} away: record kvm:kvm_unmap_hva_range and kvmmmu, and on the host "
@@ -149,4 +158,10 @@ def look_next(storm: Storm) -> str | None:
         return f"L1: the same events there; {where} is an address of L2"
     if end == "resumed" and "marked with a reserved bit" in meanings:
         return f"{where}: record kvm_mmio, kvm_emulate_insn and kvmmmu: an MMIO entry that is stale or broken"
+    if end == "resumed" and "not mapped" in meanings:
+        return (
+            f"{where}: KVM tries again as long as the host takes pages away or changes memslots: record "
+            "kvm:kvm_unmap_hva_range; kernels before 6.3 that lack the fix of August 2023 do so for ever after 2^31 "
+            "times (<20230824010104.2714198-1-seanjc@google.com>)"
+        )
     return None
