@@ -79,6 +79,10 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
         1,
         lambda f: (f["source"] == "guest_pf") & f["flags"].astype("string").str.contains("RSVD", na=False),
     ),
+    "RMP": (
+        1,
+        lambda f: (f["source"] == "guest_pf") & f["flags"].astype("string").str.contains("RMP", na=False),
+    ),
     "bit 49": (
         1,
         lambda f: (

@@ -66,7 +66,7 @@ def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
         if name in words:
             fields[name] = _value(words[name], its_base)
     known = {name: value for name, value in fields.items() if value is not None}
-    return [("kvm_page_fault", known)] if "address" in known else []
+    return [("script", known)] if "address" in known else []
 
 
 def _value(text: str, base: int) -> int | None:

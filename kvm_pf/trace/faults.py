@@ -110,6 +110,7 @@ class Joiner:
             tuple[int, int, int]
         ] = []  # line, gfn, level: a large page in the place of a table
         self.ends: list[tuple[int, int]] = []  # line, number of an exit that user space did not know
+        self.errors: list[tuple[int, int]] = []  # line, number of an internal error of KVM's
         self.unended: list[
             tuple[int, float]
         ] = []  # line, seconds to the trace's end, of faults that go on there
@@ -261,8 +262,10 @@ class Joiner:
             row.raw_code, row.whole = code, event.whole or code >> 32 != 0 or row.source == "pf"
         self.amd_codes += is_amd(code)
         self.intel_codes += is_intel(code) or (event.whole and rip == 0 and may_be_tdx(code))
-        self.wide += event.whole and "vcpu" in f
+        self.wide += event.whole and "vcpu" in f and event.name == "kvm_page_fault"
         self.narrow += not event.whole and row.source != "pf"
+
+    _script = _kvm_page_fault
 
     def _ended(self, key: object, event: Event) -> Fault:
         """Take the fault that an event ends, and note how long it took."""
@@ -382,6 +385,8 @@ class Joiner:
         yield row
 
     def _dump(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if event.name == "suberror" and len(self.errors) < self.KEPT:
+            self.errors.append((event.line, f["number"]))
         for row in self._dumps.take(event.name, event.line, event.time, f):
             place(row, self.declared)
             yield row
@@ -586,8 +591,10 @@ def sense(
     if encoding == "ept":
         return _ept(code, why, revision)
     if encoding == "tdx":
-        return _ept(code, why, TDX_REVISION)._replace(
-            encoding=encoding, private=protected == "private", meaning=_tdx_sentence(code, protected)
+        private = protected == "private"
+        said = _tdx_sentence(code, protected)
+        return _ept(code, why, TDX_REVISION, private)._replace(
+            encoding=encoding, private=private, meaning=said
         )
     error_code = whole_code(code) if encoding == "npf" and not whole else code
     known = code if error_code is None else error_code
@@ -601,10 +608,10 @@ def sense(
     )
 
 
-def _ept(code: int, why: str, revision: Revision | str) -> Sense:
+def _ept(code: int, why: str, revision: Revision | str, private: bool = False) -> Sense:
     """Source: Intel SDM vol. 3, table of exit qualifications for EPT violations."""
     mbec = code & EPT_VIOLATION_USER_EXEC != 0  # the bit is 0 without it
-    error_code = int(get(revision).step("ept_error_code")(code, mbec, False))
+    error_code = int(get(revision).step("ept_error_code")(code, mbec, private))
     kinds = (
         (EPT_VIOLATION_ACC_INSTR, "fetch"),
         (EPT_VIOLATION_ACC_WRITE, "write"),

@@ -30,7 +30,7 @@ def summary(traced: Survey) -> pd.DataFrame:
     shape = []
     if digest.cut or joiner.narrow:
         shape.append("codes cut to 32 bits: a kernel before 6.1")
-    elif joiner.wide or digest.has_whole:
+    elif joiner.wide or (traced.kind == "Parquet" and digest.has_whole):
         shape.append("codes whole, vCPU shown: a kernel from 6.1 on")
     encodings = digest.encodings.most_common()
     span = "" if joiner.first is None or joiner.last is None else f"{joiner.last - joiner.first:.6f} s"
@@ -163,8 +163,8 @@ def notes(traced: Survey) -> list[str]:
             said.append(f"line {row.line}: {hexadecimal(row.gpa)} is the {what}{named}")
     for row in worth["vectoring"]:
         said.append(
-            f"{worth['vectoring'].count} faults came while an event was being delivered to the guest (IDT vectoring "
-            f"{hexadecimal(row.vectoring)}): it is injected again, and if "
+            f"{_faults(worth['vectoring'].count, 'came', 'came')} while an event was being delivered to the "
+            f"guest (IDT vectoring {hexadecimal(row.vectoring)}): it is injected again, and if "
             "its delivery faults again, that goes on"
         )
     for line, gfn, level in joiner.collapses[:3]:
@@ -179,7 +179,9 @@ def notes(traced: Survey) -> list[str]:
             f"line {row.line}: KVM cannot emulate the instruction{insn} at rip {hexadecimal(row.rip)}: {row.outcome}"
         )
     if own := worth["the guest's own"].count:
-        said.append(f"{own} faults are the guest's own: KVM hands it the #PF, its page tables are to blame")
+        said.append(
+            f"{_faults(own, 'is', 'are')} the guest's own: KVM hands it the #PF, its page tables are to blame"
+        )
     if worth["memory fault"].count:
         said.append(
             "a memory fault is answered by user space with KVM_SET_MEMORY_ATTRIBUTES on the range, then KVM_RUN again; "
@@ -187,8 +189,9 @@ def notes(traced: Survey) -> list[str]:
         )
     if refused := worth["EFAULT"].count:
         said.append(
-            f"{refused} faults end with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT, which ftrace's "
-            "text hides behind the error (trace.dat shows it); else the host has no page there for such an access"
+            f"{_faults(refused, 'ends', 'end')} with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT, which "
+            "ftrace's text hides behind the error (trace.dat shows it); else the host has no page there for such an "
+            "access"
         )
     for row in worth["TDX"]:
         said.append(
@@ -207,6 +210,15 @@ def notes(traced: Survey) -> list[str]:
                 f"line {line}: this fault has not ended when the trace does, {wait:.3f} s later: the host still waits "
                 "for the page (userfaultfd, swap, a file), or the thread does not run"
             )
+    for row in worth["RMP"]:
+        said.append(
+            f"line {row.line}: Linux's own #PF, refused by the RMP: it touched a page that belongs to an SNP guest, or "
+            "whose size in the RMP is another"
+        )
+    for line, number in joiner.errors[:3]:
+        said.append(
+            f"line {line}: KVM gives up (internal error {number}): {_ERRORS.get(number, 'see linux/kvm.h')}"
+        )
     for line, reason in joiner.ends[:3]:
         name = {
             17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)",
@@ -215,6 +227,18 @@ def notes(traced: Survey) -> list[str]:
         said.append(f"line {line}: user space met KVM_EXIT {reason}, {name.get(reason, 'see linux/kvm.h')}")
     return said
 
+
+def _faults(n: int, one: str, more: str) -> str:
+    return f"{n} fault{'s' if n != 1 else ''} {more if n != 1 else one}"
+
+
+_ERRORS = {
+    1: "it had to emulate an instruction and could not",
+    2: "two exceptions came at once",
+    3: "it cannot handle such an exit while it delivers an event: a table or stack that this takes is no memory",
+    4: "it does not know the exit",
+}
+"""Why KVM gives up.  Source: Linux `include/uapi/linux/kvm.h`, KVM_INTERNAL_ERROR_* (v6.12)."""
 
 _RECORD = "trace-cmd record -e kvm:kvm_page_fault -e kvm:kvm_exit -e kvm:kvm_entry -e kvm:kvm_userspace_exit"
 
@@ -346,7 +370,13 @@ def page(traced: Survey, most: int = 8) -> str:
     entries = []
     for spte in traced.joiner.sptes[:most]:
         hit = spte["reserved"]
-        said = "not said" if hit is None else f"bits {_ranges(hit)}" if hit else "none"
+        said = (
+            "not said (kernels before 5.12 do not)"
+            if hit is None
+            else f"bits {_ranges(hit)}"
+            if hit
+            else "none"
+        )
         entries.append(
             f"level {spte['level']}: SPTE {hexadecimal(spte['spte'])}, reserved bits that are set: {said}"
         )

@@ -83,7 +83,7 @@ ANSWERS = {
         "reserved bits that are set: none",
     ],
     "19": ["262  @pf[CPU 1/KVM]", "no fault is here: record the events below"],
-    "20": ["a supervisor-mode instruction fetch", "1 faults are the guest's own"],
+    "20": ["a supervisor-mode instruction fetch", "1 fault is the guest's own"],
     "22": ["a walk of the guest's page tables (read and write), on a page that is not mapped"],
     "25": ["Only the first one at a page is an EPT violation", "MMIO read"],
     "30": ["a walk of the guest's page tables (read and write), on a page that is not mapped"],

@@ -11,6 +11,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -360,3 +361,118 @@ def test_a_packed_trace_that_is_damaged_is_refused_by_name(tmp_path, pack):  # f
         except InputError as error:
             said = str(error)
         assert path.name in said
+
+
+# Dumps and lines of people's own scripts: the text, and each fault as (source, code, address, encoding).
+DUMPED = {
+    "KVM's VMCB": (
+        "[47175.219980] SVM: exit_code:          00000400\n[47175.220208] SVM: exit_info1:         0000000100000014\n"
+        "[47175.220441] SVM: exit_info2:         00000000000fc000\n[47175.220684] SVM: exit_int_info:      00000000\n",
+        [("npf", 0x100000014, 0xFC000, "npf")],
+    ),
+    "KVM's VMCB, of another exit": (
+        "kvm_amd: exit_code:          ffffffff\nkvm_amd: exit_info1:         0000000000000000\n", [],
+    ),
+    "KVM's VMCS": (
+        "kvm_intel: VMExit: intr_info=00000000 errcode=00000000 ilen=00000003\n"
+        "kvm_intel:         reason=00000030 qualification=0000000000000981\n"
+        "kvm_intel: IDTVectoring: info=800000ec errcode=00000000\n",
+        [("ept", 0x981, None, "ept")],
+    ),
+    "KVM's VMCS, entry failed": ("        reason=80000021 qualification=0000000000000000\n", []),
+    # KVM_INTERNAL_ERROR_EMULATION: flags, then the exit's reason and infos (prepare_emulation_failure_exit, v6.12)
+    "internal error 1": (
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x0000000000000000\nextra data[1]: 0x0000000000000400\n"
+        "extra data[2]: 0x000000010000000f\nextra data[3]: 0x00000000fed00000\nextra data[4]: 0x0000000000000000\n",
+        [("npf", 0x10000000F, 0xFED00000, "npf")],
+    ),
+    "internal error 1, with the instruction": (
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x1\nextra data[1]: 0x41c03127ae0f480f\n"
+        "extra data[2]: 0x8b4865ca010fc489\nextra data[3]: 0x30\nextra data[4]: 0x584\n",
+        [("ept", 0x584, None, "ept")],
+    ),
+    # KVM_INTERNAL_ERROR_DELIVERY_EV: the event, reason, qualification (not defined for 49), address, CPU
+    "internal error 3": (
+        "KVM internal error. Suberror: 3\nextra data[0]: 0x0000000080000b0e\nextra data[1]: 0x0000000000000031\n"
+        "extra data[2]: 0x0000000000000683\nextra data[3]: 0x000000007f809000\nextra data[4]: 0x0000000000000026\n",
+        [("misconfig", None, 0x7F809000, "misconfig")],
+    ),
+    "internal error 3, of a WRMSR": (
+        "KVM internal error. Suberror: 3\nextra data[0]: 0x8000002f\nextra data[1]: 0x20\nextra data[2]: 0xf82\n", [],
+    ),
+    "two internal errors": (
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x0\nextra data[1]: 0x30\nextra data[2]: 0x181\n"
+        "KVM internal error. Suberror: 1\nextra data[0]: 0x0\nextra data[1]: 0x30\nextra data[2]: 0x182\n",
+        [("ept", 0x181, None, "ept"), ("ept", 0x182, None, "ept")],
+    ),
+    "a script of bpftrace, decimal code": (
+        "vcpu 3 gpa 0xfee00300 error_code 386\n", [("", 0x182, 0xFEE00300, "ept")],
+    ),
+    "a script, everything decimal": (
+        "vcpu=1 gpa=4620025858 error_code=4294967302\n", [("", 0x100000006, 0x113600002, "npf")],
+    ),
+    "a script, hexadecimal": ("addr: 113600002 error_code: 0x683\n", [("", 0x683, 0x113600002, "ept")]),
+    "Rust, a tuple": (
+        "thread 'vcpu0' panicked: Unexpected exit: MemoryFault(8, 1048576, 4096)\n",
+        [("memory_fault", 8, 0x100000, "memfault")],
+    ),
+    # up to 5.9 the second info of an exception is the interruption information: here an intercepted #PF
+    "an intercepted #PF, before 5.10": (
+        "a.out-20024 [001] .... 2323301.154940: kvm_exit: reason EXCEPTION_NMI rip 0x1000 info 1000 80000b0e\n"
+        "a.out-20024 [001] .... 2323301.154942: kvm_page_fault: address 1000 error_code 14\n",
+        [("pf", 0x14, 0x1000, "pf")],
+    ),
+    # a TDX guest (from 6.16 on): rip 0, no linear address, private accesses traced as writes
+    "TDX, private": (
+        "q-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2\n",
+        [("", 0x2, 0x12345000, "tdx")],
+    ),
+    "TDX, shared": (
+        "q-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000800012345000 error_code 0x1\n",
+        [("", 0x1, 0x800012345000, "tdx")],
+    ),
+    "TDX, with the exit": (
+        "q-1 [003] d.... 100.000000: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 info1 0x0000000000000003 info2"
+        " 0x0000000000000006 intr_info 0x00000000 error_code 0x00000000 requests 0x0000000000000000\n"
+        "q-1 [003] ..... 100.000001: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2\n",
+        [("ept", 0x2, 0x12345000, "tdx")],
+    ),
+    "shadow paging at address 0": (
+        "s-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000000000000 error_code 0x10\n",
+        [("", 0x10, 0x0, "pf")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DUMPED)
+def test_faults_in_dumps_and_scripts_are_found(name, tmp_path):
+    text, wanted = DUMPED[name]
+    path = tmp_path / "log"
+    path.write_text(text)
+    traced = load(path)
+    found = traced.faults[["source", "raw_code", "address", "encoding"]].astype(object)
+    assert [
+        tuple(None if pd.isna(value) else value for value in row) for row in found.itertuples(index=False)
+    ] == wanted
+    assert not traced.reader.unread
+    assert page(traced)
+
+
+def test_a_tdx_guests_accesses_are_told_apart_by_the_address(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(DUMPED["TDX, private"][0] + DUMPED["TDX, shared"][0])
+    faults = read(path)
+    assert faults["private"].tolist() == [True, False]
+    # what kvm_mmu_page_fault() gets: a write to private memory; USER stands for a read (vmx/common.h, v6.16 to 7.2)
+    assert faults["error_code"].tolist()[0] & (1 << 49 | 2) == 1 << 49 | 2
+    assert "private memory of a TDX guest" in faults["meaning"].iloc[0]
+    assert "a read of shared memory" in faults["meaning"].iloc[1]
+
+
+def test_a_stack_trace_beside_an_event_is_no_line_that_could_not_be_read(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(
+        "notdxvm-533084  [088] ..... 14915.616719: kvm_mmio: mmio write len 4 gpa 0xc0004014 val 0x0\n"
+        "notdxvm-533084  [088] ...1. 14915.616720: <stack trace>\n=> trace_event_raw_event_kvm_mmio\n=> write_mmio\n"
+    )
+    assert not load(path).reader.unread
