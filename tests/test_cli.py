@@ -198,6 +198,27 @@ class TestExplain:
         assert "given: the page-fault handler answers FIXED" in out
         assert "given: gfn 0x100000: private" in out
 
+    def test_a_pasted_line_is_followed_at_its_own_address(self):
+        line = "kvm_page_fault: vcpu 5 rip 0x7f08a4602116 address 0x0000000113600002 error_code 0x181"
+        assert "address 0x113600002" in run("explain", line)[1].splitlines()[0]
+        assert "address 0x5000" in run("explain", line, "--gpa", "0x5000")[1].splitlines()[0]
+        assert "address 0x100000000" in run("explain", "0x181")[1].splitlines()[0]
+
+    def test_a_tdx_guests_line_is_followed_by_the_first_revision_that_has_them(self):
+        line = "kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2"
+        first, entry, *_ = run("explain", line)[1].splitlines()
+        assert first.startswith(
+            "v7_3: tdx VM, through tdx_handle_ept_violation() with exit qualification 0x2"
+        )
+        assert entry.startswith("entry: tdx, likely")
+        assert "v6_12 has no trust domains" in run("explain", line, "--revision", "v6_12")[2]
+
+    def test_linuxs_own_page_fault_is_said_to_be_none_that_kvm_sees(self):
+        assert (
+            "note: Linux's own page fault"
+            in run("explain", "#PF: error_code(0x0003) - permissions violation")[1]
+        )
+
     def test_a_code_that_an_old_kernel_may_have_cut_is_marked(self):
         assert "note: not a whole code; it was 0x100000014 if" in run("explain", "14")[1]
         assert "note: not a whole code" not in run("explain", "0x100000014")[1]

@@ -45,12 +45,10 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _no_fault(reading: Reading) -> str:
     """Say why a code is not followed: it is none of a fault's."""
-    said = f"{reading.code:#x} is no fault's code ({reading.sure.words}: {reading.title}); --from decides otherwise"
+    said = f"{reading.code:#x}: no fault's code but {reading.title} ({reading.sure.words})"
     if reading.encoding == "memfault":
-        said += (
-            ". Such an exit is where a fault ends; follow the fault's own code, as kvm_page_fault shows it"
-        )
-    return said
+        said += ", with which a fault ends: follow the fault's own code, as kvm_page_fault shows it"
+    return f"{said}; --from decides otherwise"
 
 
 def _choose(text: str, source: str | None, vm_type: object) -> tuple[Reading, str, str]:

@@ -591,11 +591,9 @@ def sense(
     if encoding == "ept":
         return _ept(code, why, revision)
     if encoding == "tdx":
-        private = protected == "private"
-        said = _tdx_sentence(code, protected)
-        return _ept(code, why, TDX_REVISION, private)._replace(
-            encoding=encoding, private=private, meaning=said
-        )
+        is_private = protected == "private"
+        read = _ept(code, why, TDX_REVISION, is_private)
+        return read._replace(encoding=encoding, private=is_private, meaning=_tdx_sentence(code, protected))
     error_code = whole_code(code) if encoding == "npf" and not whole else code
     known = code if error_code is None else error_code
     private = None
