@@ -155,12 +155,20 @@ def _kind(
     """Return the kind, the phrase that says it, and the closest revision."""
     made = [change.step for change in changes if change.status == "there"]
     closest = "posted" if len(made) == len(HUNK_STEPS) else "+".join(["before", *made])
+    if not differences and patch.wrapped:
+        return (
+            "a damaged copy",
+            "this patch, its long lines wrapped as by a mailer, so that git am refuses it",
+            "posted",
+        )
     if not differences:
         return "this patch", "this patch", "posted"
     if relative := _known_as(patch):
         return "a known relative", f"{relative[0].what} ({relative[1]})", relative[0].revision
     if part := _part(patch, places, differences):
         return "part of this patch", f"part of this patch: {part}", closest
+    if same := _recontexted(patch, unmatched):
+        return *same, closest
     if another := _akin(patch, changes, present, unmatched):
         return "a known relative", *another
     told = sum(_tells(line) for hunk in patch.hunks for line in hunk.changed)
@@ -288,7 +296,7 @@ def _part(patch: Patch, places: Sequence[int | None], differences: Sequence[Depa
     """Say which hunks of the posted patch a patch has, if that is all it has and they are as posted."""
     if not patch.hunks or None in places or list(places) != sorted(p for p in places if p):
         return ""
-    if any(_mentioned(patch, want.file) for want in posted()):
+    if not patch.quoted and any(_mentioned(patch, want.file) for want in posted()):
         return ""
     cut = []
     for place, have in zip(places, patch.hunks, strict=True):
@@ -302,6 +310,52 @@ def _part(patch: Patch, places: Sequence[int | None], differences: Sequence[Depa
     names = [str(place) for place in places]
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return "; ".join([f"hunk{'s' if len(names) > 1 else ''} {listed} of {len(posted())}", *cut])
+
+
+def _recontexted(patch: Patch, unmatched: Sequence[Line]) -> tuple[Kind, str] | None:
+    """Recognise the posted changes, whole hunks of them, among fewer or more unchanged lines than posted.
+
+    Hunks of fewer lines are stretches of posted ones, and posted hunks stretches of those with more.  Without any
+    unchanged line the changed ones are held together, but blank ones: these go before or behind as one likes.
+    """
+    if any(map(_tells, unmatched)) or not patch.hunks or not all(hunk.complete for hunk in patch.hunks):
+        return None
+    given = [(hunk.file, _given(hunk)) for hunk in patch.hunks]
+    bare = all(sign != " " for _, rows in given for sign, _ in rows)
+    there = []
+    for number, want in enumerate(posted(), 1):
+        rows = _rows(want)
+        here = [some for file, some in given if _same_file(file, want.file)]
+        mine = [row for some in here for row in some]
+        changed = [row for row in rows if row[0] != " " and row[1] != digest("")]
+        same = changed == [row for row in mine if row[0] != " " and row[1] != digest("")]
+        if bare:
+            is_there = same
+        else:
+            is_there = any(_stretch(rows, some) for some in here) or (
+                same and all(_stretch(some, rows) for some in here)
+            )
+        there += [number] * is_there
+    count = sum(sign != " " for _, rows in given for sign, _ in rows)
+    if not there or count != sum(bool(row.id) for number in there for row in posted()[number - 1].lines):
+        return None
+    have, posted_lines = sum(len(rows) for _, rows in given), sum(len(posted()[n - 1].lines) for n in there)
+    if have == posted_lines:
+        return None
+    fewer = have < posted_lines
+    how = f"with {'fewer' if fewer else 'more'} unchanged lines around, as by diff -U"
+    if len(there) == len(posted()):
+        return "this patch", f"this patch {how}: every changed line is there"
+    names = " and ".join(map(str, there))
+    return (
+        "part of this patch",
+        f"part of this patch: hunk{'s' * (len(there) > 1)} {names} of {len(posted())}, {how}",
+    )
+
+
+def _stretch(part: Sequence[object], whole: Sequence[object]) -> bool:
+    """Say whether `part` stands in `whole` without a gap."""
+    return any(list(whole[at : at + len(part)]) == list(part) for at in range(len(whole) - len(part) + 1))
 
 
 # ------------------------------------------------------------------------------------------------ relatives
@@ -376,13 +430,21 @@ def _akin(
     without_sanitiser = made == {"sanitize": False, "mark_private": True, "is_private": True}
     own = any(line.sign + digest(line.text) in merged.lines for line in unmatched)
     if own or (without_sanitiser and "h1+10" in present and "h1+02" not in present):
-        how = "by its lines" if patch.counts == MERGED else "by its lines, but not all of them"
-        return f"{merged.what} ({how})", merged.revision
+        if patch.counts == MERGED or without_sanitiser:
+            how = "by its lines" if patch.counts == MERGED else "by its lines, but not all of them"
+            return f"{merged.what} ({how})", merged.revision
+        closest = "+".join(["before", *(step for step, is_made in made.items() if is_made)])
+        return f"a part of {merged.what} (by its lines)", closest
     if changes or present:
         return None
     back = patch._replace(hunks=tuple(_flipped(hunk) for hunk in patch.hunks))
     if not _differences(back, _places(back)):
         return "this patch taken back: it leads from what was posted to what was before", "before"
+    there, strange = _match(back)
+    if not there or sum(map(_tells, strange)) > len(there):
+        return None
+    if other := _akin(back, _changes(back, there), there, strange):
+        return f"{other[0]}, taken back", "before"
     return None
 
 

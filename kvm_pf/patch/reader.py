@@ -16,6 +16,7 @@ import email
 import gzip
 import html
 import io
+import json
 import lzma
 import re
 import stat
@@ -26,6 +27,7 @@ from contextlib import suppress
 from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,7 +97,8 @@ class Patch(NamedTuple):
     `source` is the file's name, `quoted` the number of marks before each line.  `author` wrote the patch,
     `sender` the reply that quotes it; `date` and `message_id` are those of the mail or commit.  `others` are
     the files changed without a hunk, `blobs` the "old..new" of the `index` lines, `known_as` the Message-IDs
-    and commits by which the patch itself, not a reply to it, goes.
+    and commits by which the patch itself, not a reply to it, goes.  `wrapped` says that its long lines stood on
+    several, and were joined.
     """
 
     source: str
@@ -111,6 +114,7 @@ class Patch(NamedTuple):
     others: tuple[FileChange, ...] = ()
     blobs: tuple[str, ...] = ()
     known_as: tuple[str, ...] = ()
+    wrapped: bool = False
 
     @property
     def files(self) -> list[str]:
@@ -220,18 +224,30 @@ def _read(source: str | Path, limit: int) -> bytes:
 
 _Unpack = Callable[[bytes, int], bytes]
 
+
+def _zstd(raw: bytes, most: int) -> bytes:
+    """Unpack zstd: with Apache Arrow, which the standard library lacks."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise ValueError("it is packed with zstd, which takes pyarrow to unpack") from None
+    try:
+        return bytes(pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read(most))
+    except OSError as error:
+        raise ValueError(f"zstd: {error}") from None
+
+
 _PACKED: dict[bytes, _Unpack] = {
     b"\x1f\x8b": lambda raw, most: gzip.GzipFile(fileobj=io.BytesIO(raw)).read(most),
     b"BZh": lambda raw, most: bz2.BZ2Decompressor().decompress(raw, most),
     b"\xfd7zXZ\x00": lambda raw, most: lzma.LZMADecompressor(memlimit=4 * LIMIT).decompress(raw, most),
+    b"\x28\xb5\x2f\xfd": _zstd,
 }
 """How a packed file begins, and what unpacks as many bytes of it as are asked for."""
 
-_ARCHIVES = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x28\xb5\x2f\xfd": "packed with zstd",
-    b"7z\xbc\xaf": "a 7z archive",
-}
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf": "a 7z archive"}
+_TAR = 257, b"ustar"
+"""Where a tar archive has its mark, and which."""
 
 
 class _Budget:
@@ -254,10 +270,27 @@ def _unpack(raw: bytes, name: str, budget: _Budget) -> bytes:
         if len(raw) > budget.left:
             raise InputError(f"{name}: unpacks to more than {budget.limit:,} bytes; a patch was expected")
         budget.left -= len(raw)
-    for start, what in _ARCHIVES.items():
-        if raw.startswith(start):
-            raise InputError(f"{name}: is {what}; unpack it, and give the patch in it")
+    archive = next((what for start, what in _ARCHIVES.items() if raw.startswith(start)), "")
+    if raw[_TAR[0] :].startswith(_TAR[1]):
+        archive = "a tar archive"
+    if archive:
+        raise InputError(f"{name}: is {archive}; unpack it, and give the patch in it")
     return raw
+
+
+def _wide(raw: bytes) -> str:
+    """Say in which encoding of several bytes a letter a text is, "" if in none: by its mark, or by its zeros."""
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+    ):  # fmt: skip
+        if raw.startswith(mark):
+            return encoding
+    head = raw[:400]
+    for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+        if len(zeros) > 3 and zeros.count(0) > 0.9 * len(zeros) and 2 * head.count(0) < 1.2 * len(head):
+            return encoding
+    return ""
 
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -271,17 +304,20 @@ _COMMIT = re.compile(
 )
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\n]{60,}={0,2}")
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|pre|div|span|table|p|\?xml|!--)[ \t\n>/-]", re.IGNORECASE)
+_TABLE = re.compile(r'class="[^"]{0,99}\bblob-code|data-code-marker=')
 _BREAK = re.compile(r"<(?:br\b[^<>]*|/(?:div|p|tr|li))>\n?", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
-_COLOUR = re.compile(r"\x1b\[[0-9;]{0,40}[mK]")
+_COLOUR = re.compile(r"(?:\x1b|\^\[)\[[0-9;]{0,40}[mK]")
 
 
 def _texts(raw: bytes, name: str, budget: _Budget, layer: int = 0) -> Iterator[str | InputError]:
     """Undo the packing and yield the text of each message, attachment or commit."""
     raw = _unpack(raw, name, budget)
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raw = raw.decode("utf-16", errors="replace").encode(errors="replace")
+    if encoding := _wide(raw):
+        raw = raw.decode(encoding, errors="replace").encode(errors="replace")
     raw = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    if b"\n" not in raw:
+        raw = raw.replace(b"\r", b"\n")
     if not raw.strip():
         raise InputError(f"{name}: is empty; a patch was expected")
     if (offset := raw.find(b"\0")) >= 0:
@@ -290,14 +326,53 @@ def _texts(raw: bytes, name: str, budget: _Budget, layer: int = 0) -> Iterator[s
         with suppress(binascii.Error, InputError):
             yield from list(_texts(base64.b64decode(raw), name, budget, layer + 1))
             return
-    if _MAIL.match(raw):
+    page = _PAGE.match(raw[:200].decode(errors="replace"))
+    if not page and _MAIL.match(raw):
         for message in filter(None, _MBOX.split(raw)):
             yield from _mail(message, name, budget, layer)
         return
     text = raw.decode(errors="replace")
-    yield from filter(
-        None, map(_ungraphed, _COMMIT.split(_plain(text) if _PAGE.match(text) else _COLOUR.sub("", text)))
-    )
+    if text[:1] in "{[" and (exported := _exported(text)):
+        yield from exported
+        return
+    if page and _TABLE.search(text):
+        raise InputError(
+            f"{name}: a page that shows a diff as a table; its address with .diff or .patch at the end gives the diff"
+        )
+    text = _unnumbered(_plain(text) if page else _COLOUR.sub("", text))
+    yield from filter(None, map(_ungraphed, _COMMIT.split(text)))
+
+
+def _exported(text: str) -> list[str]:
+    """Take the patches out of JSON as Patchwork exports it: each with its diff, its name and its writer."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    rows = rows if isinstance(rows, list) else [rows]
+    found = []
+    for row in rows:
+        if isinstance(row, dict) and isinstance(row.get("diff"), str):
+            writer = row.get("submitter")
+            fields = {
+                "Subject": row.get("name"), "Date": row.get("date"), "Message-ID": row.get("msgid"),
+                "From": writer.get("name") if isinstance(writer, dict) else None,
+            }  # fmt: skip
+            head = "".join(f"{key}: {_header(value)}\n" for key, value in fields.items() if value)
+            found.append(f"{head}\n{row['diff']}")
+    return found
+
+
+_NUMBERED = re.compile(r"^[ \t]{0,9}(\d{1,6})(?:[:|]|[ \t])[ \t]?", re.MULTILINE)
+
+
+def _unnumbered(text: str) -> str:
+    """Undo the numbers that stand before every line, as of `cat -n` and of pages."""
+    numbers = [int(found[1]) for found in _NUMBERED.finditer(text[:2000])]
+    lines = text[:2000].count("\n")
+    if len(numbers) < max(5, lines - 1) or any(b != a + 1 for a, b in pairwise(numbers)):
+        return text
+    return _NUMBERED.sub("", text)
 
 
 def _ungraphed(text: str) -> str:
@@ -336,11 +411,20 @@ def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | 
                 yield head + _plain(_decode(payload, part).replace("\r\n", "\n"))
         elif kind.startswith("text/"):
             yield from _inside(_decode(payload, part).encode(errors="replace"), head, name, budget, layer)
-        elif file.endswith(_PATCHES) or kind in ("application/mbox", "application/x-patch"):
+        elif (
+            file.endswith(_PATCHES)
+            or _has_diff(payload)
+            or kind in ("application/mbox", "application/x-patch")
+        ):
             yield from _inside(payload, head, name, budget, layer)
 
 
-_PATCHES = (".patch", ".diff", ".txt", ".mbox", ".mbx", ".eml", ".gz", ".xz", ".bz2")
+def _has_diff(payload: bytes) -> bool:
+    """Say whether an attachment of no kind that is known holds a diff."""
+    return b"\0" not in payload and re.search(rb"^(?:diff --git |@@ -\d)", payload, re.MULTILINE) is not None
+
+
+_PATCHES = (".patch", ".diff", ".txt", ".mbox", ".mbx", ".eml", ".gz", ".xz", ".bz2", ".zst")
 
 
 def _inside(payload: bytes, head: str, name: str, budget: _Budget, layer: int) -> Iterator[str | InputError]:
@@ -416,13 +500,59 @@ def _decode(payload: bytes, part: Message) -> str:
 
 def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
     """Read the patches of one message or commit; with its entities undone if more can be read so."""
-    text = _undashed(_COLOUR.sub("", text))
+    text = _undashed(_COLOUR.sub("", text)).translate(_INVISIBLE)
     walk = _Walk(text, name)
     if _ENTITY.search(text):
         other = _Walk(html.unescape(_BREAK.sub("\n", text)), name)
         if other.worth() > walk.worth():
             walk = other
-    return walk.patches(), walk.refused
+    patches = walk.patches()
+    if patches and len(walk.text) < LONGEST_JOINED and not any(map(_is_known, patches)):
+        joined = _Walk(_joined(walk.text), name).patches()
+        if any(map(_is_known, joined)):
+            patches = [patch._replace(wrapped=True) if _is_known(patch) else patch for patch in joined]
+    return patches, walk.refused
+
+
+def _is_known(patch: Patch) -> bool:
+    """Say whether every line of a patch is one of the posted patch's, in whole hunks."""
+    count = sum(len(hunk.lines) for hunk in patch.hunks)
+    blank = sum(not line.text.strip() for hunk in patch.hunks for line in hunk.lines)
+    whole = patch.hunks and all(hunk.complete for hunk in patch.hunks)
+    return bool(whole) and likeness(patch)[1] >= count - 2 * blank > 0
+
+
+_INVISIBLE = {0x200B: "", 0xFEFF: "", 0xA0: " "}
+"""What pages and word processors put beside or in the place of blanks."""
+
+LONGEST_JOINED = 1 << 20
+"""How long a text is at most of which lines are joined that a mailer may have wrapped."""
+
+WIDE = 50
+"""How long a line is at least that a mailer wraps."""
+
+
+def _joined(text: str) -> str:
+    """Join to a long line of a hunk the next one if it cannot be one of a hunk: a mailer wrapped them."""
+    lines: list[str] = []
+    inside, margin = False, _margin((), 0)
+    for line in text.split("\n"):
+        start = _START.match(line)
+        if start:
+            inside = start["what"] == "@@ -"
+            marks = tuple(_MARK.findall(start["quote"]))[:DEPTH]
+            margin = _margin(marks, 1 if marks else 0)
+        quote = margin.match(line)
+        rest = line[quote.end() :] if quote else line
+        if lines and re.match(rf"{_QUOTE}diff --git \S+$", lines[-1]) and re.match(r"\S+$", rest):
+            lines[-1] = f"{lines[-1]} {rest}"
+            continue
+        whole = bool(start) or rest[:1] in ("", "+", "-") or rest.startswith((" ", "\t", "\\ No newline"))
+        if inside and lines and not whole and len(lines[-1]) >= WIDE:
+            lines[-1] = f"{lines[-1].rstrip()} {rest}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def _undashed(text: str) -> str:
@@ -479,11 +609,29 @@ _REASONS = (
         "a diff without context names neither files nor neighbouring lines; make it anew with diff -u",
     ),
     (
-        re.compile(r"\[-[^][\n]*-\]|\{\+[^{}\n]*\+\}"),
+        re.compile(r"\[-[^][\n]*-\]|\{\+[^{}\n]*\+\}|^~$", re.MULTILINE),
         "a word diff marks words, not lines; make it anew without --word-diff",
+    ),
+    (
+        re.compile(r"^\d+(?:,\d+)?[acd]\n(?:[^\n]*\n){1,9999}?\.$|^[ad]\d+ \d+$", re.MULTILINE),
+        "a script for an editor (diff -e, -n) names neither files nor what was there; make it anew with diff -u",
+    ),
+    (
+        re.compile(r"(?:^.{20,}[ \t][|<>]\t.*\n){2}", re.MULTILINE),
+        "a diff in two columns (diff -y) names no files; make it anew with diff -u",
+    ),
+    (re.compile(r"^<{7} .*\n(?:.*\n){0,9999}?={7}\n", re.MULTILINE), "marks of a merge conflict are no diff"),
+    (
+        re.compile(
+            rf"^{_QUOTE}(?:diff --git \S|--- \S.*\n{_QUOTE.replace('quote', 'next')}\+\+\+ \S)", re.MULTILINE
+        ),
+        "names a file, and has no hunk of it: lines such as @@ -267,7 +267,18 @@ and those behind them are missing",
     ),
 )
 """Forms that are recognised and not read, and why."""
+
+_WORDS = _REASONS[4][0]
+"""Marks of a word diff, whose hunks have no lines that are added or removed."""
 
 _DIFFSTAT = re.compile(r"^[> \t]*\d+ files? changed\b", re.MULTILINE)
 
@@ -504,6 +652,11 @@ class _Diff:
         self.files: list[_File] = []
         self.done: set[str] = set()
         self.blobs: list[str] = []
+        self.end = at
+
+    def changes(self) -> bool:
+        """Say whether a line is added or removed, or a file changed otherwise."""
+        return any(file.what or any(hunk.changed for hunk in file.hunks) for file in self.files)
 
     def open(self) -> _File:
         """Return the file that is being read, one without a name if there is none."""
@@ -527,6 +680,9 @@ class _Walk:
                 self.at = at
                 self._step()
         self.diffs = [diff for diff in self.diffs if any(file.hunks or file.what for file in diff.files)]
+        if _WORDS.search(text):
+            every = re.search(r"^~$", text, re.MULTILINE) is not None  # words on lines of their own
+            self.diffs = [diff for diff in self.diffs if diff.changes() and not every]
         self.refused = [why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(text)]
         if not self.diffs and not self.refused and _DIFFSTAT.search(text):
             self.refused = ["holds the summary of a diff, but no diff"]
@@ -593,6 +749,7 @@ class _Walk:
             diff = self._diff(marks, fresh=True)
         diff.files.append(_File(name))
         diff.files[-1].mentioned = new
+        diff.end = self.at
         return diff.files[-1]
 
     def _git(self, marks: tuple[str, ...], rest: str) -> None:
@@ -616,7 +773,11 @@ class _Walk:
         A line without a sign is context, its leading blank lost.  A line quoted less deeply than the `@@` line
         is the replier's own and is passed over.  Where the replier left out lines, the hunk ends.
         """
-        file = self._diff(marks).open()
+        diff = self._diff(marks)
+        file = diff.open()
+        if marks and file.name and any(self._is_trimmed(line) for line in self.lines[diff.end : self.at]):
+            diff.files.append(_File(""))  # the header of its file may be among what was cut out
+            file = diff.files[-1]
         quote, span = header["quote"], _span(header)
         margin = _margin(marks, len(quote) - len(quote.rstrip(" \t")))
         old, new = span.old, span.new
@@ -629,7 +790,8 @@ class _Walk:
                 break
             text = self.lines[self.at][inside.end() :] if inside else "\\"
             self.at += 1
-            if marks and (text if inside else self.lines[self.at - 1]).strip().lower() in _TRIMMED:
+            if marks and self._is_trimmed(text if inside else self.lines[self.at - 1]):
+                self.at -= 1
                 break
             if text.startswith("\\"):
                 continue
@@ -643,6 +805,11 @@ class _Walk:
             old += sign != "+"
             new += sign != "-"
         file.hunks.append(Hunk(file.name, span, header["section"], tuple(taken)))
+        diff.end = self.at
+
+    @staticmethod
+    def _is_trimmed(line: str) -> bool:
+        return line.lstrip("> \t").strip().lower() in _TRIMMED
 
     def _begins(self, inside: re.Match[str] | None) -> bool:
         """Say whether a file or hunk begins at this line, in the middle of a hunk with the margin `inside`."""
