@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import html
 import importlib
+import json
 import lzma
 import os
 import quopri
@@ -26,6 +27,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -459,6 +461,36 @@ def moved(o: Original) -> str:
     return o._replace(headers=headers).diff()
 
 
+def exported(o: Original, several: bool = False) -> str:
+    """JSON as Patchwork's interface gives it: an object for a patch, a list for several."""
+    row = {
+        "id": 1,
+        "name": SUBJECT,
+        "msgid": "<5-ann@example.org>",
+        "submitter": {"name": "Ann"},
+        "diff": o.diff(),
+    }
+    return json.dumps([row | {"diff": FOREIGN}, row] if several else row)
+
+
+def attached_as_bytes(o: Original) -> str:
+    data = base64.encodebytes(o.diff().encode()).decode()
+    return (
+        'Subject: a fix\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="XX"\n\n--XX\nContent-Type: '
+        f"text/plain\n\nattached\n--XX\nContent-Type: application/octet-stream\nContent-Transfer-Encoding: base64\n\n"
+        f"{data}\n--XX--\n"
+    )
+
+
+def page_of_blanks(o: Original) -> str:
+    lines = (html.escape(line).replace(" ", "&nbsp;") for line in o.diff().split("\n"))
+    return "<html><body><div>" + "<br>".join(lines) + "</div></body></html>"
+
+
+def numbered_lines(o: Original) -> str:
+    return "".join(f"{n:6}\t{line}\n" for n, line in enumerate(o.diff().split("\n"), 1))
+
+
 FORMS = {
     "plain diff": Original.diff,
     "leading blanks lost": lambda o: o.diff(blank=""),
@@ -482,6 +514,28 @@ FORMS = {
     "gzip": lambda o: gzip.compress(mailbox(o).encode()),
     "UTF-16": lambda o: git_show(o).encode("utf-16"),
     "UTF-8 with a mark": lambda o: git_show(o).encode("utf-8-sig"),
+    "UTF-16 without a mark": lambda o: git_show(o).encode("utf-16-le"),
+    "UTF-32": lambda o: git_show(o).encode("utf-32"),
+    "carriage returns alone": lambda o: o.diff().replace("\n", "\r"),
+    "zstd": lambda o: pa.compress(mailbox(o).encode(), codec="zstd", asbytes=True),
+    "Patchwork's export": exported,
+    "Patchwork's export of a series": lambda o: exported(o, several=True),
+    "an attachment of no kind": attached_as_bytes,
+    "a page of hard blanks": page_of_blanks,
+    "a page that begins with a mail": lambda o: (
+        f"<html><body><pre>From:{html.escape(o.diff())}</pre></body></html>"
+    ),
+    "numbered": numbered_lines,
+    "marks of no width": lambda o: "\n".join(f"\u200b{line}" for line in o.diff().split("\n")),
+    "escapes written out": lambda o: re.sub(r"(?m)^([+-].*)$", r"^[[32m\1^[[m", o.diff()),
+    "rejected hunks": lambda o: re.sub(
+        r"(?m)^diff --git (\S+) (\S+)\nindex .*\n---.*\n\+\+\+.*$", r"diff \1 \2\t(rejected hunks)", o.diff()
+    ),
+    "blanks at the ends of lines lost": lambda o: re.sub(r"(?m)[ \t]+$", "", o.diff()),
+    "Mercurial": lambda o: (
+        "# HG changeset patch\n# User a\n"
+        + re.sub(r"(?m)^diff --git a/(\S+) \S+\nindex .*$", r"diff -r 1234567890ab \1", o.diff())
+    ),
 }
 
 
@@ -805,6 +859,120 @@ def test_merged_form_is_a_relative_that_holds_19_lines(posted, tmp_path):
     assert status == 1
     assert "as merged" in text
     assert "ledger lines found: 19 of 39" in text
+
+
+def merged(posted: Original, *hunks: int) -> Original:
+    """The posted patch without its sanitiser and without what the mask was before, as hunks of the merged form."""
+    known = ids(posted)
+    gone = {f"h1+0{n}" for n in range(1, 6)} | {f"h2+0{n}" for n in range(1, 6)}
+    bodies = []
+    for number, body in enumerate(posted.bodies):
+        rows = zip(body, known[number], strict=True)
+        bodies.append([line for line, id in rows if id not in gone and not id.startswith("h2-")])
+    headers = []
+    for header, body in zip(posted.headers, bodies, strict=True):
+        old, new = (sum(sign != other for sign, _ in body) for other in "+-")
+        headers.append(re.sub(r"-(\d+),\d+ \+(\d+),\d+", rf"-\1,{old} +\2,{new}", header))
+    return only(*hunks)(posted._replace(headers=headers, bodies=bodies))
+
+
+def test_a_part_of_the_merged_form_is_as_close_as_the_changes_it_makes(posted):
+    whole = merged(posted, 0, 1, 2)
+    mask = next(n for n, (_, text) in enumerate(whole.bodies[0]) if "SYNTHETIC" in text)
+    old = ("-", re.sub(r" \| \w+", "", whole.bodies[0][mask][1]))
+    first = whole.edit(0, mask, old, whole.bodies[0][mask])
+    header = re.sub(r"-(\d+),(\d+)", lambda m: f"-{m[1]},{int(m[2]) + 1}", first.headers[0])
+    verdict = judge(only(0, 1)(first._replace(headers=[header, *first.headers[1:]])).diff())
+    assert verdict.kind == "a known relative"
+    assert verdict.what.startswith("a part of this patch as merged")
+    assert verdict.revision == "before+mark_private"
+
+
+def test_the_merged_form_taken_back_is_told(posted):
+    whole = merged(posted, 0, 1, 2)
+    sides = {"+": "-", "-": "+", " ": " "}
+    back = whole._replace(
+        headers=[re.sub(r"-(\S+) \+(\S+)", r"-\2 +\1", header) for header in whole.headers],
+        bodies=[[(sides[sign], text) for sign, text in body] for body in whole.bodies],
+    )
+    verdict = judge(back.diff())
+    assert verdict.kind == "a known relative"
+    assert verdict.what.endswith("taken back")
+    assert verdict.revision == "before"
+
+
+# ------------------------------------------------------------------------------------ wrapped, other context
+
+
+def wrapped(o: Original, mark: str = "", width: int = 72, again: bool = True) -> str:
+    """Break long lines as mailers do; the rest begins with the mark of quoting if `again`."""
+    out = []
+    for line in o.diff().split("\n"):
+        line = mark + line
+        while len(line) > width and " " in line[12:width]:
+            at = line.rindex(" ", 12, width)
+            out.append(line[:at])
+            line = (mark if again else "") + line[at + 1 :]
+        out.append(line)
+    return "\n".join(out)
+
+
+@pytest.mark.parametrize(("mark", "again"), [("", True), ("> ", True)])
+def test_a_mailers_line_breaks_are_the_only_damage(mark, again, posted):
+    verdict = judge(wrapped(posted, mark, again=again))
+    assert verdict.kind == "a damaged copy"
+    assert "wrapped by a mailer" in verdict.what
+    assert not verdict.differences
+    assert len(verdict.present) == 39
+    assert verdict.revision == "posted"
+
+
+def test_lines_of_other_patches_are_not_joined():
+    long = "int " + "a" * 60 + ";"
+    text = f"--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,3 @@\n {long}\n+{long}\n int b;\nwords of mine\n"
+    assert [len(line.text) for line in reader.read_patch(text).hunks[0].lines] == [65, 65, 6]
+
+
+def recontexted(o: Original, keep: int, more: int = 0) -> str:
+    """The same changes with at most `keep` unchanged lines around, or with `more` made-up ones."""
+    out = []
+    for before, header, body in zip(o.before, o.headers, o.bodies, strict=True):
+        if more:
+            extra = [f" int more{n};" for n in range(more)]
+            counts = re.sub(r",(\d+)", lambda m: f",{int(m[1]) + 2 * more}", header.split(" @@")[0])
+            out += [*before, f"{counts} @@", *extra, *(sign + text for sign, text in body), *extra]
+            continue
+        old, new = ([text for sign, text in body if sign != other] for other in "+-")
+        out += [*before[:-2], *unified_diff(old, new, before[-2][4:], before[-1][4:], n=keep, lineterm="")]
+    return "\n".join(out) + "\n"
+
+
+@pytest.mark.parametrize(("keep", "more", "words"), [(0, 0, "fewer"), (1, 0, "fewer"), (3, 4, "more")])
+def test_other_context_is_no_damage(keep, more, words, original):
+    verdict = judge(recontexted(original, keep, more))
+    assert verdict.kind == "this patch"
+    assert f"with {words} unchanged lines around" in verdict.what
+    assert not verdict.unmatched
+
+
+def test_a_hunk_with_other_context_is_a_part(original):
+    verdict = judge(recontexted(only(1)(original), 0))
+    assert verdict.kind == "part of this patch"
+    assert verdict.what.startswith("part of this patch: hunk 2 of 3, with fewer")
+
+
+def test_a_lost_context_line_is_damage_as_before(original):
+    at = next(n for n, (sign, _) in enumerate(original.bodies[1][1:-1], 1) if sign == " ")
+    assert judge(original.edit(1, at).diff()).kind == "a damaged copy"
+
+
+def test_what_was_cut_out_of_a_quotation_may_have_been_the_name_of_a_file(original):
+    lines = original.diff().split("\n")
+    second = next(n for n, line in enumerate(lines) if line == original.headers[1])
+    third = next(n for n, line in enumerate(lines) if line == original.headers[2])
+    text = quoted("\n".join(lines[: second - 2])) + "[...]\n" + quoted("\n".join(lines[third:]))
+    verdict = judge(f"Re: {SUBJECT}\nOn Wed, Ann wrote:\n{text}")
+    assert verdict.what == "part of this patch: hunks 1 and 3 of 3"
 
 
 def test_steps_are_found_by_the_kernels_names():
@@ -1247,7 +1415,27 @@ REASONS = {
     "word diff": ("one [-old-]{+new+} three\n", "word diff"),
     "diffstat": (" x/a.c | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)\n", "summary"),
     "zip": (b"PK\x03\x04aaaa", "zip"),
-    "zstd": (b"\x28\xb5\x2f\xfdaaaa", "zstd"),
+    "zstd, damaged": (b"\x28\xb5\x2f\xfdaaaa", "zstd"),
+    "tar": (b"0001.patch" + bytes(247) + b"ustar\x00" + bytes(250), "a tar archive"),
+    "word diff, a word a line": (
+        "--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,2 @@\n one\n-old\n+new\n~\n two\n~\n",
+        "word diff",
+    ),
+    "script for ed": ("3,4c\nnew\n.\n", "script for an editor"),
+    "script for RCS": ("d3 1\na3 1\nnew\n", "script for an editor"),
+    "two columns": (
+        "int one_and_some_more;      \t|\tint two;\nint three_and_some_more;    \t|\tint four;\n",
+        "two columns",
+    ),
+    "merge conflict": ("<<<<<<< HEAD\none\n=======\ntwo\n>>>>>>> other\n", "merge conflict"),
+    "a table of a page": (
+        '<html><table><tr><td class="blob-code blob-code-addition">+ int a;</td></tr>\n</table></html>',
+        "as a table",
+    ),
+    "a header alone": (
+        "diff --git a/x.c b/x.c\nindex 1111111..2222222 100644\n--- a/x.c\n+++ b/x.c\n",
+        "no hunk of it",
+    ),
 }
 
 

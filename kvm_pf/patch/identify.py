@@ -158,7 +158,7 @@ def _kind(
     if not differences and patch.wrapped:
         return (
             "a damaged copy",
-            "this patch, its long lines wrapped as by a mailer, so that git am refuses it",
+            "this patch, its long lines wrapped by a mailer, so that git am refuses it",
             "posted",
         )
     if not differences:
