@@ -583,6 +583,37 @@ LINES = {
         "Oops: Oops: 0003 [#1] SMP NOPTI\n",
         [(0x80000003, "pf")],
     ),
+    "a trigger of ftrace": (
+        "{ error_code: 0x683, address: 0x54200f80 } hitcount:       1204", [(0x683, "ept")]
+    ),
+    "LTTng": (
+        "[13:36:05.386123456] (+0.000001234) host kvm_x86_page_fault: { cpu_id = 3 }, { fault_address = 4276093104,"
+        " error_code = 386 }",
+        [(0x182, "ept")],
+    ),
+    "LTTng, an exit": (
+        "[13:36:05.386] (+?.?) host kvm_x86_exit: { cpu_id = 3 }, { exit_reason = 48, guest_rip = 18446744071578845184,"
+        " isa = 1, info1 = 386, info2 = 0 }",
+        [(0x182, "ept")],
+    ),
+    "nested, as old kernels print": (
+        " kvm_nested_vmexit: rip: 0x00000000004004d0 reason: EXIT_NPF ext_inf1: 0x0000000100000006 ext_inf2:"
+        " 0x0000000000641000 ext_int: 0x00000000 ext_int_err: 0x00000000",
+        [(0x100000006, "npf")],
+    ),
+    "an exit by its number": ("kvm_exit: reason 48 rip 0xffffffff81000000 info 181 0", [(0x181, "ept")]),
+    "an exit without a name": (
+        "kvm_exit: vcpu 0 reason UNKNOWN (49) rip 0xffffffff81000000 info1 0x0 info2 0x0", [(0x8, "pferr")]
+    ),
+    "a debugger": ("(gdb) p/x vcpu->arch.exit_qualification\n$1 = 0x181", [(0x181, "ept")]),
+    "drgn": (
+        "{ .addr = (const gpa_t)4276093104, .error_code = (const u64)4294967302, .is_private = false }",
+        [(0x100000006, "npf")],
+    ),
+    "Python": ("{'exit_reason': 48, 'exit_qualification': 386, 'gpa': 4276093104}", [(0x182, "ept")]),
+    "as manuals write numbers": ("Exit qualification 00000181h", [(0x181, "ept")]),
+    "Xen": ("(XEN) d1v0 EPT violation 0x1aa (-w-/r-x) gpa 0x000000fee000b0 mfn 0xffffffffffffffff", [(0x1AA, "ept")]),
+    "a PFEC": ("FAIL: PFEC: 0x9", [(0x9, "pf")]),
     # a TDX guest: rip is shown as 0 and the linear address is hidden; a private access is traced as a write (2)
     "TDX": (
         "q-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2",
@@ -646,6 +677,12 @@ def test_what_an_internal_error_says_of_the_fault_is_noted():
         ("         1,192,184      kvm:kvm_page_fault", "counts"),
         ("WARNING: CPU: 3 PID: 4711 at arch/x86/kvm/mmu/mmu.c:6001 kvm_mmu_page_fault+0x3a1/0x4d0", "a place"),
         ("kvm_exit: vcpu 0 reason HLT rip 0x1 info1 0x0 info2 0x0", "no fault's"),
+        ("SW_EXITINFO1 0x100000006", "GHCB"),
+        ("kvm_amd: SEV-ES guest requested termination: 0x0:0x1", "ends itself"),
+        ("kvm: kvm [4145]: zapping shadow pages for mmio generation wraparound", "generation"),
+        ("SEV-SNP: CPU 0: RMPUPDATE failed for PFN 40fdf36, pg_level: 1, ret: 3", "the RMP"),
+        ("kvm_async_pf_not_present: token 0x1234 gva 0x7f0000", "asynchronous"),
+        ("kvm: ../accel/kvm/kvm-all.c:2300: kvm_run failed: Bad address", "EFAULT"),
         ("reason=80000021 qualification=0000000000000000", "no page fault"),
         ("kvm_amd: exit_code:          ffffffff\nkvm_amd: exit_info1:         0000000000000000", "no page fault"),
     ],
@@ -676,6 +713,7 @@ def test_the_address_of_a_line_is_found(line, gpa):
 def test_the_code_in_a_maps_key_is_found():
     assert (map_code("385").code, map_code("0xffffffff8134c508, 385").code) == (0x181, 0x181)
     assert map_code("CPU 0/KVM") is None
+    assert map_code("address: 0x00000000fee000b0, error_code: 386, vcpu_id:          3").code == 0x182
 
 
 def test_the_walkers_request_is_no_fault():

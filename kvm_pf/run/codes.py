@@ -270,7 +270,7 @@ def _ranked(candidates: Sequence[Reading]) -> tuple[Reading, ...]:
 
 HEX, DECIMAL, NAMES = "hexadecimal", "decimal", "names"
 
-_HEX = re.compile(r"0[xX]([0-9a-fA-F]+)[uU]?[lL]{0,2}|([0-9a-fA-F]+)")
+_HEX = re.compile(r"0[xX]([0-9a-fA-F]+)[uU]?[lL]{0,2}|([0-9a-fA-F]+)|([0-9][0-9a-fA-F]*)[hH]")
 _KERNEL_NAMES = {
     "ACC_READ": "READ", "ACC_WRITE": "WRITE", "ACC_INSTR": "FETCH", "PROT_READ": "READABLE",
     "PROT_WRITE": "WRITABLE", "PROT_EXEC": "EXECUTABLE", "PROT_USER_EXEC": "USER_EXECUTABLE",
@@ -291,13 +291,13 @@ def _spellings(text: str, base: int = 0) -> list[tuple[int, str]]:
     found = _HEX.fullmatch(text)
     if not found:
         return []
-    digits = found[1] or found[2]
+    digits = found[1] or found[2] or found[3]
     if base == 10 and found[2] and digits.isdigit():
         return [(_number(digits, 10, text), DECIMAL)]
     if base == 10:
         raise InputError(f"{text[:60]!r} is no decimal number")
     code = _number(digits, 16, text)
-    if base or found[1] or not digits.isdigit() or digits[0] == "0" or len(digits) == 1:
+    if base or found[1] or found[3] or not digits.isdigit() or digits[0] == "0" or len(digits) == 1:
         return [(code, HEX)]
     return [(code, HEX), (int(digits), DECIMAL)]
 

@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 _Places = list[tuple[str, Place]]
 
-_NUMBER = r"(0[xX][0-9a-fA-F]+|[0-9a-fA-F]+)\b"
+_NUMBER = r"(0[xX][0-9a-fA-F]+|[0-9a-fA-F]+)[hH]?\b"
 _EVENTS = re.compile(
     r"\b(kvm_page_fault|kvm_exit|kvm_nested_vmexit(?:_inject)?|kvm_mmu_pagetable_walk|kvm_mmu_walker_error"
     r"|fast_page_fault|kvm_inj_exception|kvm_rmp_fault)\s*:"
@@ -66,8 +66,9 @@ _INTEL, _AMD = "an Intel exit", "an AMD exit"
 
 
 def _unwrapped(text: str) -> str:
-    """Undo what mail does to a line: quoting, wrapping, quoted-printable."""
+    """Undo what mail does to a line, quoting, wrapping, quoted-printable, and what debuggers put before a number."""
     text = re.sub(r"=\r?\n", "", text)
+    text = re.sub(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)", "", re.sub(r"\n\$\d+ = ", " = ", text))
     return re.sub(r"\s+", " ", re.sub(r"\r?\n[> ]*", " ", text))
 
 
@@ -143,8 +144,9 @@ def _exit_places(name: str, text: str) -> _Places:
     """
     reason = _reason(text)
     old = re.search(rf"\binfo\s+{_NUMBER}\s+{_NUMBER}", text)
-    info1, info2 = (old[1], old[2]) if old else (_value("info1", text), _value("info2", text))
-    event = _value("(?:intr_info|int_info)", text)
+    infos = (_value(f"(?:info{n}|ext_inf{n})", text) for n in (1, 2))
+    info1, info2 = (old[1], old[2]) if old else infos
+    event = _value("(?:intr_info|int_info|ext_int)", text)
     if old and reason.upper() == "EXCEPTION_NMI":
         event, info2 = info2, ""
     return _of_exit(reason, info1, info2, event, _value("error_code", text), name, _is_hidden(text))
@@ -156,6 +158,8 @@ def _is_hidden(text: str) -> bool:
 
 
 def _reason(text: str) -> str:
+    if number := re.search(r"\breason[ :=]+(?:UNKNOWN \()?(0x[0-9a-f]+|\d+)\b", text):
+        return _EXIT_NUMBERS.get(_number_of(number[1]), "")
     found = re.search(r"\breason[ :=]+(PF excp|[A-Za-z_]\w*)", text)
     return found[1] if found else ""
 
@@ -283,7 +287,7 @@ def _is_exit(rest: str, end: int, *wanted: int) -> bool:
     return not numbers or _number_of(numbers[-1]) in wanted
 
 
-_QUALIFICATION = rf"\b(?:exit[ _-]?)?qual(?:ification)?\s*[=:(]?\s*{_NUMBER}"
+_QUALIFICATION = rf"\b(?:exit[ _-]?)?qual(?:ification)?['\"]?\s*[=:(]?\s*{_NUMBER}"
 _INFO_1 = rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}"
 _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
     (rf"#PF:? error_code\(\s*{_NUMBER}", lambda m: _certain("pf", "Linux's own report of a #PF")),
@@ -292,6 +296,11 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         rf"\bsegfault at .{{0,200}}?\berror {_NUMBER}",
         lambda m: _certain("pf", "Linux's own report of a segfault"),
     ),
+    (
+        rf"\bEPT violation:? {_NUMBER}",
+        lambda m: _certain("ept", "the qualification of an EPT violation", base=0),
+    ),
+    (rf"\bPFEC\s*[=:]?\s*{_NUMBER}", lambda m: _certain("pf", "a page-fault error code (PFEC)")),
     (_QUALIFICATION, lambda m: _certain("ept", "an exit qualification", base=0)),
     (_INFO_1, lambda m: _certain("npf", "EXITINFO1", base=0)),
     (
@@ -350,6 +359,10 @@ def _bare_exits(rest: str) -> _Places:
     found: _Places = []
     for match in re.finditer(r"\breason (?:EPT_|EXIT_NPF|npf)\w* rip .{0,120}?(?=\breason |\Z)", rest):
         found += _exit_places("kvm_exit", match[0])
+    for match in re.finditer(r"\bexit_reason = (\d+), .{0,80}?\binfo1 = (\d+), info2 = (\d+)", rest):  # LTTng
+        reason, info1, info2 = (int(number) for number in match.groups())
+        name = _EXIT_NUMBERS.get(reason, "")
+        found += _of_exit(name, f"{info1:#x}", f"{info2:#x}", "", "", "LTTng's kvm_exit")
     return found
 
 
@@ -359,7 +372,8 @@ def map_keys(key: str) -> list[str]:
     >>> map_keys("386, 0xfee000b0"), map_keys("CPU 0/KVM")
     (['0xfee000b0', '0x182'], [])
     """
-    parts = [part.strip(" ()") for part in re.split(r"[,;]", key)]
+    named = re.search(r"\berror_code(?:\.\w+)?: +(\S+?),?(?: |$)", key)  # a trigger of ftrace names its keys
+    parts = [part.strip(" ()") for part in re.split(r"[,;]", named[1] if named else key)]
     numbers = [part for part in parts if re.fullmatch(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,19}", part)]
     return [f"{int(part, _printed_base(part)):#x}" for part in reversed(numbers)]
 
@@ -427,6 +441,7 @@ _ADDRESSES = (
     r"\breason[ :=]+(?:EXIT_)?npf\b.{0,120}?\binfo2 (?:0x)?([0-9a-f]+)\b",
     r"\b(?:fault_)?address[ =:]+(?:0x)?([0-9a-f]+)\b",
     r"\bexit_?info_?2\s*[=:]\s*(?:0x)?([0-9a-f]+)\b",
+    r"\b(?:fault_)?addr[ =:]+(?:0x)?([0-9a-f]+)\b",
     r"\bguest[-_ ]physical(?:[-_ ]address)?\s*[=:]\s*(?:0x)?([0-9a-f]+)\b",
     r"\bgpa[ =:]+(?:0x)?([0-9a-f]+)\b",
 )
@@ -439,7 +454,7 @@ def address(text: str) -> int | None:
         data = dict(_EXTRA.findall(error[2]))
         gpa = int(data["3"], 16) if len(data) > 4 else (1 << 64) - 1
         return gpa if gpa < 1 << 52 else None
-    base = 10 if re.search(r"kvm_page_fault\((?!.*0x)", whole) else 16
+    base = 10 if re.search(r"kvm_page_fault\((?!.*0x)|\bfault_address = \d", whole) else 16
     for pattern in _ADDRESSES:
         if (found := re.search(pattern, whole, re.I)) and len(found[1]) <= 16 + 4 * (base == 10):
             try:
@@ -456,14 +471,20 @@ _NAMED = (
     "one stands after error_code, info1, pferr, flags, exit qualification, intr_info or a name like these"
 )
 _KNOWN = (
-    (r"kvm run failed Bad address",
+    (r"kvm[ _]run failed:? Bad address",
      "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
      "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"),
-    (r"unknown exit reason 39\b",
+    (r"(?:unknown exit reason|kvm_run_exit .*reason) 39\b",
      "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
     (r"Suberror: 1\b",
      "KVM could not emulate an instruction, and the exit that led there is not told (kernels from 5.15 on tell it)"),
     (r"Suberror: 4\b", "an exit that KVM does not know; its number is no code of a fault"),
+    (r"KVM_EXIT_INTERNAL_ERROR", "KVM gave up; the data of KVM_EXIT_INTERNAL_ERROR tell the exit that led there"),
+    (r"\bSW_EXIT_?INFO", "a field of the GHCB, in which a guest asks for something; it is no fault's EXITINFO1"),
+    (r"guest requested termination", "an SEV-ES or SNP guest ends itself; the numbers are its reasons"),
+    (r"mmio generation wrap", "KVM dropped its MMIO entries, for the memslots' generation began anew"),
+    (r"RMPUPDATE|RMPADJUST|PVALIDATE|PSMASH", "an instruction that changes the RMP, and its result; no fault's code"),
+    (r"async_pf|async_get_page", "an asynchronous #PF: it tells a token and an address, no code"),
     (r"KVM internal error", "its data hold no code of a fault"),
     (r"get_mmio_spte|-{2,} spte\b", "page-table entries of KVM; kvm-pf trace reads them"),
     (r"Unexpected #VE: 4[89]\b",

@@ -19,8 +19,10 @@ _VECTORING = re.compile(r"\bIDTVectoring: info=([0-9a-f]{8})\b")
 _SUBERROR = re.compile(r"\bKVM internal error\. Suberror: (\d{1,3})\b")
 _EXTRA = re.compile(r"\bextra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
 _TUPLE = re.compile(r"\bMemoryFault\(\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),")
+_HIST = re.compile(r"^\s{0,40}\{ (.{1,200}?) \} hitcount:\s{1,40}(\d{1,18})\b")
+_CAST = re.compile(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)")
 _SCRIPT = re.compile(
-    r"\b(vcpu|rip|gpa|addr|address|error_code)\b[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
+    r"\b(vcpu|rip|guest_rip|gpa|addr|address|fault_address|error_code)\b[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
 )
 
 MISCONFIG, VIOLATION, NPF = 49, 48, 0x400
@@ -29,6 +31,8 @@ MISCONFIG, VIOLATION, NPF = 49, 48, 0x400
 
 def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Read a line of a dump: events of the names that `Dumps` and the joiner know, with their values."""
+    if "hitcount" in text and (found := _HIST.search(text)):
+        return [("count", {"map": "hist", "key": found[1], "count": int(found[2])})]
     if "extra data[" in text and (found := _EXTRA.search(text)):
         return [("extra", {"n": int(found[1]), "value": int(found[2], 16)})]
     if "Suberror" in text and (found := _SUBERROR.search(text)):
@@ -54,9 +58,12 @@ def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
     """
     from kvm_pf.run.codes import HEX, read
 
-    words = dict(_SCRIPT.findall(text))
+    words = dict(_SCRIPT.findall(_CAST.sub("", text)))
     code = words.get("error_code")
-    address = words.get("gpa") or words.get("address") or words.get("addr")
+    address = next(
+        (words[name] for name in ("gpa", "fault_address", "address", "addr") if name in words), None
+    )
+    words.setdefault("rip", words.get("guest_rip", ""))
     if code is None or address is None:
         return []
     best = read(code).best

@@ -58,10 +58,17 @@ _LEAF = 1 << 7
 """PT_PAGE_SIZE_MASK: an entry above level 1 that maps memory.  Source: Linux `arch/x86/kvm/mmu/spte.h` (v6.8)."""
 
 
+_FAULT_EXITS = {
+    "NPF": "npf", "EPT_VIOLATION": "ept", "EPT_MISCONFIG": "misconfig", "PF EXCP": "pf",
+    "48": "ept", "49": "misconfig", "1024": "npf",
+}  # fmt: skip
+"""Exits for faults, by name and by number.  Source: Linux `arch/x86/include/uapi/asm/vmx.h`, `svm.h` (v6.12)."""
+
+
 def fault_kind(fields: dict[str, Any]) -> str | None:
     """Say which kind of fault an exit is; None for any other exit."""
     reason = str(fields.get("reason", "")).upper().removeprefix("EXIT_")
-    kind = {"NPF": "npf", "EPT_VIOLATION": "ept", "EPT_MISCONFIG": "misconfig", "PF EXCP": "pf"}.get(reason)
+    kind = _FAULT_EXITS.get(reason)
     if kind is None and reason == "EXCEPTION_NMI":
         info = fields.get("intr_info", fields.get("int_info", fields.get("info2", 0)))  # the last: up to 5.9
         if info >> 31 & 1 and info & 0xFF == 14 and info >> 8 & 7 == 3:

@@ -299,7 +299,8 @@ _DECIMAL = ("vcpu", "len", "level", "as_id", "spurious", "fixed", "rmp_level", "
 _ALIASES = {
     "vcpu_id": "vcpu", "guest_rip": "rip", "fault_address": "address", "exit_reason": "reason",
     "exit_info1": "info1", "exit_info2": "info2", "exit_int_info": "int_info",
-    "exit_int_info_err": "int_info_err",
+    "exit_int_info_err": "int_info_err", "ext_inf1": "info1", "ext_inf2": "info2", "ext_int": "int_info",
+    "ext_int_err": "int_info_err",
 }  # fmt: skip
 _SEPARATORS = str.maketrans({",": " ", "=": " ", "(": " ", ")": " ", ";": " "})
 
@@ -364,6 +365,8 @@ def _keyed(payload: str, decimal: bool = False) -> tuple[dict[str, Any], bool]:
         if key == "reason":
             fields.setdefault(key, words[n + 1])
             after = words[n + 2] if n + 2 < len(words) else ""
+            if words[n + 1] == "UNKNOWN" and after.isdigit():
+                fields["reason"] = after
             if after in ("excp", "FAILED_VMENTRY"):
                 fields["reason"] = f"{words[n + 1]} {after}"
         elif key == "info" and n + 2 < len(words):
@@ -542,7 +545,16 @@ def _loose(line: Line) -> list[Event]:
     return found
 
 
-_DUMPED = ("exit_", "qualification=", "IDTVectoring", "Suberror", "extra data[", "MemoryFault(", "error_code")
+_DUMPED = (
+    "hitcount",
+    "exit_",
+    "qualification=",
+    "IDTVectoring",
+    "Suberror",
+    "extra data[",
+    "MemoryFault(",
+    "error_code",
+)
 """What lines of dumps hold, one of them at least."""
 
 

@@ -382,7 +382,9 @@ def page(traced: Survey, most: int = 8) -> str:
         )
     out += section("Entries that KVM finds reserved bits in", entries, traced.joiner.sptes_count)
     out += section(
-        "Counts (bpftrace)", [_count(c) for c in traced.joiner.counts[:most]], traced.joiner.counts_count
+        "Counts (bpftrace, ftrace's triggers)",
+        [_count(c) for c in traced.joiner.counts[:most]],
+        traced.joiner.counts_count,
     )
     wrong = disagreements(traced)
     out += section(

@@ -422,6 +422,25 @@ DUMPED = {
         "a.out-20024 [001] .... 2323301.154942: kvm_page_fault: address 1000 error_code 14\n",
         [("pf", 0x14, 0x1000, "pf")],
     ),
+    "LTTng": (
+        "[13:36:05.386] (+0.000001234) host kvm_x86_page_fault: { cpu_id = 3 }, { fault_address = 4276093104, "
+        "error_code = 386 }\n",
+        [("", 0x182, 0xFEE000B0, "ept")],
+    ),
+    "drgn": (
+        "{ .addr = (const gpa_t)4276093104, .error_code = (const u64)4294967302 }\n",
+        [("", 0x100000006, 0xFEE000B0, "npf")],
+    ),
+    "nested, as old kernels print": (
+        " kvm_nested_vmexit: rip: 0x00000000004004d0 reason: EXIT_NPF ext_inf1: 0x0000000100000006 ext_inf2:"
+        " 0x0000000000641000 ext_int: 0x00000000 ext_int_err: 0x00000000\n",
+        [("npf", 0x100000006, 0x641000, "npf")],
+    ),
+    "an exit by its number": (
+        "kvm_exit: reason 48 rip 0xffffffff81000000 info 181 0\nkvm_exit: vcpu 0 reason UNKNOWN (49) rip 0x1 info1 0x0"
+        " info2 0x0 intr_info 0x0 error_code 0x0\n",
+        [("ept", 0x181, None, "ept"), ("misconfig", None, None, "misconfig")],
+    ),
     # a TDX guest (from 6.16 on): rip 0, no linear address, private accesses traced as writes
     "TDX, private": (
         "q-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2\n",
@@ -467,6 +486,17 @@ def test_a_tdx_guests_accesses_are_told_apart_by_the_address(tmp_path):
     assert faults["error_code"].tolist()[0] & (1 << 49 | 2) == 1 << 49 | 2
     assert "private memory of a TDX guest" in faults["meaning"].iloc[0]
     assert "a read of shared memory" in faults["meaning"].iloc[1]
+
+
+def test_counts_of_ftraces_triggers_are_counts(tmp_path):
+    path = tmp_path / "hist"
+    path.write_text(
+        "{ error_code: 0x181 } hitcount: 52\n{ address: 0xfee000b0, error_code: 386 } hitcount: 7\n"
+    )
+    traced = load(path)
+    assert traced.faults.empty
+    assert [count["count"] for count in traced.joiner.counts] == [52, 7]
+    assert "if a code, 0x182: a write, on a page that is not mapped (ept)" in page(traced)
 
 
 def test_a_stack_trace_beside_an_event_is_no_line_that_could_not_be_read(tmp_path):
