@@ -332,7 +332,7 @@ def _texts(raw: bytes, name: str, budget: _Budget, layer: int = 0) -> Iterator[s
             yield from _mail(message, name, budget, layer)
         return
     text = raw.decode(errors="replace")
-    if text[:1] in "{[" and (exported := _exported(text)):
+    if text[:1] in "{[" and '"diff"' in text and (exported := _exported(text)):
         yield from exported
         return
     if page and _TABLE.search(text):
@@ -548,7 +548,7 @@ def _joined(text: str) -> str:
             lines[-1] = f"{lines[-1]} {rest}"
             continue
         whole = bool(start) or rest[:1] in ("", "+", "-") or rest.startswith((" ", "\t", "\\ No newline"))
-        if inside and lines and not whole and len(lines[-1]) >= WIDE:
+        if inside and lines and not whole and WIDE <= len(lines[-1]) <= 8 * WIDE:
             lines[-1] = f"{lines[-1].rstrip()} {rest}"
         else:
             lines.append(line)
@@ -613,14 +613,17 @@ _REASONS = (
         "a word diff marks words, not lines; make it anew without --word-diff",
     ),
     (
-        re.compile(r"^\d+(?:,\d+)?[acd]\n(?:[^\n]*\n){1,9999}?\.$|^[ad]\d+ \d+$", re.MULTILINE),
+        re.compile(r"^\d+(?:,\d+)?[acd]\n(?:[^\n]*\n){1,200}?\.$|^[ad]\d+ \d+$", re.MULTILINE),
         "a script for an editor (diff -e, -n) names neither files nor what was there; make it anew with diff -u",
     ),
     (
         re.compile(r"(?:^.{20,}[ \t][|<>]\t.*\n){2}", re.MULTILINE),
         "a diff in two columns (diff -y) names no files; make it anew with diff -u",
     ),
-    (re.compile(r"^<{7} .*\n(?:.*\n){0,9999}?={7}\n", re.MULTILINE), "marks of a merge conflict are no diff"),
+    (
+        re.compile(r"^<{7} .*\n(?:(?!<{7} ).*\n){0,200}?={7}\n", re.MULTILINE),
+        "marks of a merge conflict are no diff",
+    ),
     (
         re.compile(
             rf"^{_QUOTE}(?:diff --git \S|--- \S.*\n{_QUOTE.replace('quote', 'next')}\+\+\+ \S)", re.MULTILINE

@@ -164,21 +164,22 @@ def _reason(text: str) -> str:
     return found[1] if found else ""
 
 
-def _traced_place(body: str, number: str, whole: str) -> Place:
+def _traced_place(body: str, number: str, reasons: frozenset[str], exceptions: bool) -> Place:
     """Say what kvm_page_fault's code can be: EXITINFO1, an exit qualification, or a #PF error code.
+
+    `reasons` are those of the exits beside it, `exceptions` says whether one of them is for a #PF.
 
     Source: Linux `arch/x86/kvm/vmx/vmx.c`, `arch/x86/kvm/svm/svm.c`, `arch/x86/kvm/mmu/mmu.c` (v6.9).  The rip is
     shown as 0 if the guest's state is protected: mail <20250415104821.247234-2-adrian.hunter@intel.com>.
     """
     width = 64 if number[:2].lower() == "0x" else 32
-    reasons = {reason.upper().removeprefix("EXIT_") for reason in re.findall(r"\breason[ :=]+(\w+)", whole)}
     why = "error_code of kvm_page_fault"
     encodings: tuple[str, ...] = TRACED
     if reasons & {"EPT_VIOLATION", "EPT_MISCONFIG"}:
         encodings, why = ("ept", "pf"), f"{why}, beside {_INTEL}"
     elif "NPF" in reasons:
         encodings, why = ("npf", "pf", "pferr"), f"{why}, beside {_AMD}"
-    elif "EXCEPTION_NMI" in reasons and _exceptions(whole):
+    elif exceptions:
         return Place(("pf",), Sure.VERY_LIKELY, f"{why}, beside an intercepted #PF", width, 16)
     code = int(number, 16)
     if code & PFERR_SYNTHETIC_MASK and "npf" in encodings:
@@ -395,6 +396,10 @@ def places(text: str) -> _Places:
     whole = _unwrapped(text)
     found: _Places = []
     rest = whole
+    reasons = frozenset(
+        reason.upper().removeprefix("EXIT_") for reason in re.findall(r"\breason[ :=]+(\w+)", whole)
+    )
+    exceptions = "EXCEPTION_NMI" in reasons and _exceptions(whole)
     for match in _EVENTS.finditer(whole):
         name, body = match[1], match[2]
         rest = rest.replace(match[0], " ")
@@ -402,7 +407,7 @@ def places(text: str) -> _Places:
             found += _exit_places(name, body)
         elif name == "kvm_page_fault":
             if number := _value("error_code", body):
-                found.append((number, _traced_place(body, number, whole)))
+                found.append((number, _traced_place(body, number, reasons, exceptions)))
         elif name == "kvm_rmp_fault":
             if number := _value("error_code", body):
                 found.append((number, _certain("npf", "error_code of kvm_rmp_fault: EXITINFO1")))
@@ -454,7 +459,7 @@ def address(text: str) -> int | None:
         data = dict(_EXTRA.findall(error[2]))
         gpa = int(data["3"], 16) if len(data) > 4 else (1 << 64) - 1
         return gpa if gpa < 1 << 52 else None
-    base = 10 if re.search(r"kvm_page_fault\((?!.*0x)|\bfault_address = \d", whole) else 16
+    base = 10 if re.search(r"kvm_page_fault\((?!.{0,200}0x)|\bfault_address = \d", whole) else 16
     for pattern in _ADDRESSES:
         if (found := re.search(pattern, whole, re.I)) and len(found[1]) <= 16 + 4 * (base == 10):
             try:
@@ -474,7 +479,7 @@ _KNOWN = (
     (r"kvm[ _]run failed:? Bad address",
      "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
      "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"),
-    (r"(?:unknown exit reason|kvm_run_exit .*reason) 39\b",
+    (r"(?:unknown exit reason|kvm_run_exit .{0,80}?reason) 39\b",
      "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
     (r"Suberror: 1\b",
      "KVM could not emulate an instruction, and the exit that led there is not told (kernels from 5.15 on tell it)"),
@@ -497,7 +502,7 @@ _KNOWN = (
     (r"unaccepted GPA", "Microsoft's hypervisor met memory that the guest had not accepted; it tells addresses only"),
     (r"\b(?:EPT_VIOLATION|EPT_MISCONFIG|npf)\s+[\d,]+\s", "how often exits came, not why"),
     (r"\b(?:kvm_page_fault|kvm_exit|pf_\w+)\s*\Z|\bpf_(?:fixed|taken|spurious|emulate|fast|guest|mmio)", "counts only"),
-    (r"WARNING: .*\bkvm\w*\+0x|\bkvm_mmu\w*\+0x", "a place in the kernel's code, not a fault's code"),
+    (r"WARNING: .{0,200}?\bkvm\w*\+0x|\bkvm_mmu\w*\+0x", "a place in the kernel's code, not a fault's code"),
     (r"\b(?:kvm_entry|kvm_mmio|kvm_fast_mmio|kvm_emulate_insn|kvm_userspace_exit|kvm_hypercall|kvm_mmu_\w+|"
      r"kvm_tdp_mmu_\w+|mark_mmio_spte|handle_mmio_page_fault|vcpu_match_mmio)\b",
      "this event has none; kvm-pf trace reads it beside kvm_page_fault and kvm_exit"),

@@ -12,7 +12,7 @@ from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.faults import table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
-from kvm_pf.trace.stuck import hexadecimal, look_next
+from kvm_pf.trace.stuck import UNMAP, hexadecimal, look_next
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -276,7 +276,9 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append(
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
         )
-    steps += dict.fromkeys(said for storm in digest.finder.found[:3] if (said := look_next(storm)))
+    looks = look_next(digest.finder.found[:8])
+    steps += looks
+    events += f" -e {UNMAP}" if any(UNMAP in look for look in looks) else ""
     if traced.reader.lost:
         steps.append("events were lost: record fewer, or with a larger buffer (-b)")
         events += " -b 65536"

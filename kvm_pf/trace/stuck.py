@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from kvm_pf.trace.storms import Ask, Storm
+
+UNMAP = "kvm:kvm_unmap_hva_range"
+"""The event that tells that the host takes pages away."""
 
 _MEMORY_FAULT, _EFAULT = "KVM_EXIT_MEMORY_FAULT", "to user space: error 14"
 
@@ -126,42 +130,45 @@ def _converted(asked: Counter[Ask], conversions: int) -> str:
     )
 
 
-def look_next(storm: Storm) -> str | None:
-    """Say what to record or to look at to find the cause of a storm; None if the trace has what can be recorded."""
+def look_next(storms: Iterable[Storm]) -> list[str]:
+    """Say what to record or to look at to find the causes of storms: a line each, with the addresses that it is for."""
+    found: dict[str, list[str]] = {}
+    for storm in storms:
+        if said := _look_at(storm):
+            found.setdefault(said, []).append(hexadecimal(storm.turn[0].address))
+    return [f"{', '.join(dict.fromkeys(places))}: {said}" for said, places in found.items()]
+
+
+def _look_at(storm: Storm) -> str | None:
+    """Say what to look at where a storm is; None if the trace has what can be recorded."""
     ends = sum(storm.ends, Counter[str]())
     end = ends.most_common(1)[0][0] if ends else "not shown"
     meanings = " ".join(each.meaning for each in storm.turn)
-    where = hexadecimal(storm.turn[0].address)
     if _MEMORY_FAULT in end or (end == _EFAULT and any(ask.private for ask in storm.asked)):
-        return (
-            f"the page at {where}: the VMM's log of conversions, and the guest's page-table entries for it (C-bit, "
-            "shared bit)"
-        )
+        return "the VMM's log of conversions, and the guest's page-table entries for the page (C-bit, shared bit)"
     if end == _EFAULT:
-        return f"{where}: the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable?"
+        return "the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable?"
     if end == "mapped" and "not mapped for writing" in meanings:
-        return f"{where}: does a migration or another dirty log of the VM run (QEMU: info migrate), or KSM on the host?"
+        return "does a migration or another dirty log of the VM run (QEMU: info migrate), or KSM on the host?"
     if end == "mapped" and "not mapped for execution" in meanings:
-        return f"{where}: /sys/module/kvm/parameters/nx_huge_pages*, and kvm's statistic nx_lpage_splits"
+        return "/sys/module/kvm/parameters/nx_huge_pages*, and kvm's statistic nx_lpage_splits"
     if end == "mapped":
         return (
-            f"who takes the mapping at {where} away: record kvm:kvm_unmap_hva_range and kvmmmu, and on the host "
-            "compaction:*, migrate:*, ksm and NUMA balancing (perf record -g -e kvm:kvm_unmap_hva_range)"
+            f"who takes the mapping away: record {UNMAP} and kvmmmu, and on the host compaction:*, migrate:*, ksm and "
+            f"NUMA balancing (perf record -g -e {UNMAP})"
         )
     if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
-        return f"{where}: which device of the VMM is there, or which memslot should be (QEMU: info mtree)"
+        return "which device of the VMM is there, or which memslot should be (QEMU: info mtree)"
     if end.startswith("emulation failed"):
-        return (
-            f"the instruction at rip {hexadecimal(storm.turn[0].rip)}, and whether {where} should be memory"
-        )
+        return f"should that be memory? And the instruction at rip {hexadecimal(storm.turn[0].rip)}"
     if end == "passed to L1":
-        return f"L1: the same events there; {where} is an address of L2"
+        return "an address of L2: record the same events in L1"
     if end == "resumed" and "marked with a reserved bit" in meanings:
-        return f"{where}: record kvm_mmio, kvm_emulate_insn and kvmmmu: an MMIO entry that is stale or broken"
+        return "an MMIO entry that is stale or broken: record kvm_mmio, kvm_emulate_insn and kvmmmu"
     if end == "resumed" and "not mapped" in meanings:
         return (
-            f"{where}: KVM tries again as long as the host takes pages away or changes memslots: record "
-            "kvm:kvm_unmap_hva_range; kernels before 6.3 that lack the fix of August 2023 do so for ever after 2^31 "
-            "times (<20230824010104.2714198-1-seanjc@google.com>)"
+            f"KVM tries again as long as the host takes pages away or changes memslots: record {UNMAP}; kernels before "
+            "6.3 that lack the fix of August 2023 do so for ever after 2^31 times "
+            "(<20230824010104.2714198-1-seanjc@google.com>)"
         )
     return None

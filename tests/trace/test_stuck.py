@@ -72,7 +72,7 @@ STORMS = {
          exit_("npf", 0x100000006, 0x4000000, "0x0"), fault(0x4000000, 0x100000006, "0x0"),
          "kvm_userspace_exit: reason KVM_EXIT_MEMORY_FAULT (39)", "kvm_entry: vcpu 0, rip 0x0"],
         "user space converts the page each time, to private and to shared in turn, and the guest then uses it the",
-        "page-table entries for it (C-bit, shared bit)",
+        "page-table entries for the page (C-bit, shared bit)",
     ),
     "conversions, in turn, as QEMU tells them": (
         [QEMU.format(flags="0x8") + " " + TO_PRIVATE, QEMU.format(flags="0x0") + " " + TO_SHARED],
@@ -114,7 +114,7 @@ STORMS = {
          exit_("npf", 0x200000006, 0x641000).replace("kvm_exit", "kvm_nested_vmexit"),
          fault(0x641000, 0x200000006),
          exit_("npf", 0x200000006, 0x641000).replace("kvm_exit", "kvm_nested_vmexit_inject"), ENTRY],
-        "at 0x641000; each time it is handed to L1", "L1: the same events there",
+        "at 0x641000; each time it is handed to L1", "record the same events in L1",
     ),
     "the local APIC": (
         [fault(0xFEE00300, 0x182), ENTRY], "at 0xfee00300; each time the guest is resumed", "kvm_unmap_hva_range",
@@ -134,7 +134,7 @@ STORMS = {
         [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182),
          "kvm_mmu_set_spte: gfn 12345 spte 600012345b77 (rwxu) level 1 at ffff", ENTRY],
         "each time it is mapped, and the mapping is gone or does not suffice",
-        "who takes the mapping at 0x12345000 away",
+        "0x12345000: who takes the mapping away",
     ),
     "two faults in turn that end differently": (
         [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182),
@@ -229,3 +229,16 @@ def test_a_kernel_that_adds_bit_49_before_the_trace_is_pointed_out(tmp_path):
         "kvm_entry: vcpu 0, rip 0x0",
     ]
     assert "--revision v6_12" in page(recorded(tmp_path, turn)).split("\nNext\n")[1]
+
+
+def test_storms_with_one_thing_to_look_at_share_a_line(tmp_path):
+    lines = []
+    for n, address in enumerate((0x12345000, 0x12346000)):
+        turn = [fault(address, 0x182), ENTRY]
+        lines += [event(100 + n + k / 1000, text) for k in range(8) for text in turn]
+    path = tmp_path / "trace"
+    path.write_text("".join(lines))
+    told = page(load(path)).split("\nNext\n")[1].splitlines()
+    assert sum("KVM tries again" in line for line in told) == 1
+    assert any(line.strip().startswith("0x12345000, 0x12346000: KVM tries again") for line in told)
+    assert told[-1].endswith("-e kvm:kvm_unmap_hva_range")
