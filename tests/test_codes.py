@@ -359,6 +359,15 @@ class TestPageFaultBits:
     def test_a_protection_key(self):
         assert says(0x25, "pf").endswith("mapped, but a protection key forbids it")
 
+    def test_under_shadow_paging_it_is_kvms(self):
+        """The CPU walks KVM's tables there, in which a reserved bit marks MMIO (P|RSVD, with or without U and W)."""
+        said = read(
+            "kvm_page_fault: vcpu 0 rip 0xffffffff81000000 address 0xffffc90000000000 error_code 0xd"
+        ).best.meaning
+        assert said.sentence.endswith("which under shadow paging is how KVM marks MMIO")
+        own = read("#PF: error_code(0x000b) - reserved bit violation").best.meaning
+        assert own.sentence.endswith("in the guest's own page tables")
+
 
 class TestEvents:
     def test_what_was_delivered_and_what_caused_the_exit(self):
@@ -677,6 +686,7 @@ def test_what_an_internal_error_says_of_the_fault_is_noted():
         ("         1,192,184      kvm:kvm_page_fault", "counts"),
         ("WARNING: CPU: 3 PID: 4711 at arch/x86/kvm/mmu/mmu.c:6001 kvm_mmu_page_fault+0x3a1/0x4d0", "a place"),
         ("kvm_exit: vcpu 0 reason HLT rip 0x1 info1 0x0 info2 0x0", "no fault's"),
+        ("Unhandled exit: EPT_MISCONFIG at gpa 0xfee00000", "has no code"),
         ("SW_EXITINFO1 0x100000006", "GHCB"),
         ("kvm_amd: SEV-ES guest requested termination: 0x0:0x1", "ends itself"),
         ("kvm: kvm [4145]: zapping shadow pages for mmio generation wraparound", "generation"),

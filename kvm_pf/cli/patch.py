@@ -48,6 +48,6 @@ def add(commands: Any) -> None:
     p.add_argument(
         "file", nargs="+", metavar="FILE",
         help="mail, mbox, archived page, git format-patch, show or log output, a reply that quotes it; - for "
-        "standard input; gzip, bzip2 and xz are undone",
+        "standard input; gzip, bzip2, xz and zstd are undone",
     )  # fmt: skip
     p.set_defaults(run=run)

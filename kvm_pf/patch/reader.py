@@ -142,7 +142,7 @@ def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
     That may be a mail or its attachments, a mailbox, a page of a web archive or its text, a reply that quotes
     a patch and adds its own, the output of `git format-patch`, `git show` or `git log`, a plain diff.  `source` is
     a path, "-" for standard input, or the content itself: bytes, or text of more than one line.  Base64,
-    quoted-printable, HTML, colour, CRLF, UTF-16, gzip, bzip2 and xz are undone; at most `limit` bytes are read,
+    quoted-printable, HTML, colour, CRLF, UTF-16, gzip, bzip2, xz and zstd are undone; at most `limit` bytes are read,
     and unpacked.
 
     Raises InputError, naming the file and why, if it cannot be read or holds no diff.
@@ -500,7 +500,8 @@ def _decode(payload: bytes, part: Message) -> str:
 
 def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
     """Read the patches of one message or commit; with its entities undone if more can be read so."""
-    text = _undashed(_COLOUR.sub("", text)).translate(_INVISIBLE)
+    text = _undashed(_COLOUR.sub("", text))
+    text = text if text.isascii() else text.translate(_INVISIBLE)
     walk = _Walk(text, name)
     if _ENTITY.search(text):
         other = _Walk(html.unescape(_BREAK.sub("\n", text)), name)

@@ -40,8 +40,9 @@ from kvm_pf.run.meanings import (
     Meaning,
     event,
     meaning,
+    under_shadow,
 )
-from kvm_pf.run.places import TRACED, Place, Sure, map_keys, places, refusal
+from kvm_pf.run.places import SHADOWED, TRACED, Place, Sure, map_keys, places, refusal
 
 
 class Reading(NamedTuple):
@@ -63,6 +64,8 @@ class Reading(NamedTuple):
     def meaning(self) -> Meaning:
         """What the code says in this encoding."""
         said = meaning(self.code, self.encoding)
+        if self.encoding == "pf" and self.place.why.startswith(SHADOWED):
+            said = under_shadow(said)
         cut = cut_codes(self.code) if self.encoding == "npf" else ()
         if cut and self.place.width != 64:
             whole = " or ".join(f"{code:#x}" for code in cut)

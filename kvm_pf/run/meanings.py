@@ -316,7 +316,7 @@ def _pf(code: int) -> Meaning:
     mode = "user-mode" if code & PFERR_USER_MASK else "supervisor-mode"
     what = f"a {mode} {_access(code)}"
     if code & PFERR_RSVD_MASK:
-        page = "mapped by an entry with a reserved bit set, in the guest's own page tables"
+        page = _OWN_RSVD
     elif not code & PFERR_PRESENT_MASK:
         page = NOT_MAPPED
     else:
@@ -339,6 +339,24 @@ def _pf(code: int) -> Meaning:
     )
     return Meaning(
         f"{what}, on a page that is {page}", "", page, _parts(code, PFERR, instead, undefined), tuple(clear)
+    )
+
+
+_OWN_RSVD = "mapped by an entry with a reserved bit set, in the guest's own page tables"
+_KVMS_RSVD = "mapped by an entry with a reserved bit set, which under shadow paging is how KVM marks MMIO"
+
+
+def under_shadow(said: Meaning) -> Meaning:
+    """Turn what a #PF error code says of the guest's own page tables into what it says under shadow paging.
+
+    There the CPU walks KVM's tables.  A reserved bit in the guest's own makes no entry there: KVM finds it in its walk
+    and hands the guest a #PF.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), and `paging_tmpl.h`, FNAME(walk_addr_generic)()
+    (v6.12).
+    """
+    return said._replace(
+        sentence=said.sentence.replace(_OWN_RSVD, _KVMS_RSVD), page=said.page.replace(_OWN_RSVD, _KVMS_RSVD)
     )
 
 

@@ -62,6 +62,9 @@ _EVENTS = re.compile(
 TRACED = ("npf", "ept", "pf")
 """What the code of kvm_page_fault can be."""
 
+SHADOWED = "error_code of kvm_page_fault"
+"""Where a #PF error code stands only if KVM's own page tables were walked: under shadow paging."""
+
 _INTEL, _AMD = "an Intel exit", "an AMD exit"
 
 
@@ -173,7 +176,7 @@ def _traced_place(body: str, number: str, reasons: frozenset[str], exceptions: b
     shown as 0 if the guest's state is protected: mail <20250415104821.247234-2-adrian.hunter@intel.com>.
     """
     width = 64 if number[:2].lower() == "0x" else 32
-    why = "error_code of kvm_page_fault"
+    why = SHADOWED
     encodings: tuple[str, ...] = TRACED
     if reasons & {"EPT_VIOLATION", "EPT_MISCONFIG"}:
         encodings, why = ("ept", "pf"), f"{why}, beside {_INTEL}"
@@ -507,6 +510,7 @@ _KNOWN = (
      r"kvm_tdp_mmu_\w+|mark_mmio_spte|handle_mmio_page_fault|vcpu_match_mmio)\b",
      "this event has none; kvm-pf trace reads it beside kvm_page_fault and kvm_exit"),
     (r"\bqualification=|\bexit_info_?1\b", "the dump of an exit that is no page fault"),
+    (r"\bEPT_MISCONFIG\b", "an EPT misconfiguration has no code: KVM hands in RSVD alone, 0x8"),
     (r"\breason[ :=]+[A-Za-z_]", "this exit is no fault's"),
 )  # fmt: skip
 

@@ -35,7 +35,7 @@ from kvm_pf.bits import (
     describe,
 )
 from kvm_pf.revisions import Revision, get
-from kvm_pf.run.meanings import ENCODINGS, TDX_REVISION, meaning
+from kvm_pf.run.meanings import ENCODINGS, TDX_REVISION, meaning, under_shadow
 from kvm_pf.state import PAGE_SHIFT
 from kvm_pf.trace.declared import Declared, Span
 from kvm_pf.trace.dumps import Dumps, place
@@ -563,8 +563,9 @@ def _access(code: int) -> str:
     return "fetch" if code & PFERR_FETCH_MASK else "write" if code & PFERR_WRITE_MASK else "read"
 
 
-def _sentence(code: int, encoding: str) -> str:
-    return meaning(code, encoding if code < 1 << ENCODINGS[encoding].bits else "pferr").sentence
+def _sentence(code: int, encoding: str, is_shadowed: bool = False) -> str:
+    said = meaning(code, encoding if code < 1 << ENCODINGS[encoding].bits else "pferr")
+    return (under_shadow(said) if is_shadowed else said).sentence
 
 
 @functools.lru_cache(maxsize=65536)
@@ -608,9 +609,8 @@ def sense(
         private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0
     access = "write or walk" if error_code is None else _access(known)
     mapped = known & PFERR_PRESENT_MASK != 0
-    return Sense(
-        encoding, why, error_code, describe(known), access, mapped, private, _sentence(known, encoding)
-    )
+    said = _sentence(known, encoding, is_shadowed=encoding == "pf" and source != "guest_pf")
+    return Sense(encoding, why, error_code, describe(known), access, mapped, private, said)
 
 
 def _ept(code: int, why: str, revision: Revision | str, private: bool = False) -> Sense:

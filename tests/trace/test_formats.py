@@ -488,6 +488,17 @@ def test_a_tdx_guests_accesses_are_told_apart_by_the_address(tmp_path):
     assert "a read of shared memory" in faults["meaning"].iloc[1]
 
 
+def test_a_reserved_bit_under_shadow_paging_is_kvms_mark_and_in_a_guests_report_its_own(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(
+        "kvm_page_fault: vcpu 0 rip 0xffffffff81000000 address 0xffffc90000000000 error_code 0xd\n"
+        "[    0.414047] #PF: error_code(0x000b) - reserved bit violation\n"
+    )
+    shadow, own = sorted(read(path)["meaning"], key=lambda said: "own" in said)
+    assert shadow.endswith("which under shadow paging is how KVM marks MMIO")
+    assert own.endswith("in the guest's own page tables")
+
+
 def test_counts_of_ftraces_triggers_are_counts(tmp_path):
     path = tmp_path / "hist"
     path.write_text(
