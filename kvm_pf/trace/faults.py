@@ -88,6 +88,10 @@ def _user_exit(f: dict[str, Any]) -> str:
     return f"{reason} {f['errno']}" if "errno" in f else reason
 
 
+LONGEST_WAIT = 3600.0
+"""How many seconds a fault that has not ended may go on at the trace's end to be one of the same recording."""
+
+
 class Joiner:
     """Join events into faults; what else the trace tells stands in the attributes.
 
@@ -127,6 +131,7 @@ class Joiner:
         self._address: int | None = None
         self._walk: Fault | None = None
         self._dumps = Dumps()
+        self._entering: set[object] = set()  # tasks whose entries are recorded
         self._waiting: list[tuple[int, int, Fault]] = []
         self._number = 0
         self._same: dict[object, tuple[object, int]] = {}
@@ -149,11 +154,14 @@ class Joiner:
         dumped = list(self._dumps.done())
         for row in dumped:
             place(row, self.declared)
-        self.unended = [
-            (row.line, self.last - row.time)
-            for row in self.open.values()
-            if row.time is not None and self.last is not None and self.events["kvm_entry"]
-        ]
+        if self.last is not None:
+            # Only where the task's entries are recorded does their absence tell; hours apart, it is another trace.
+            self.unended = [
+                (row.line, self.last - row.time)
+                for key, row in self.open.items()
+                if row.time is not None and key in self._entering and row.outcome == "not shown"
+                and self.last - row.time < LONGEST_WAIT
+            ]  # fmt: skip
         for row in [*self.open.values(), *([self._walk] if self._walk else []), *dumped]:
             self._wait(row)
         self.open, self._walk = {}, None
@@ -282,6 +290,8 @@ class Joiner:
         return row
 
     def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if len(self._entering) < self.OPEN:
+            self._entering.add(key)
         if key in self.open:
             row = self._ended(key, event)
             row.entered = True

@@ -222,6 +222,18 @@ def test_a_fault_that_takes_long_and_one_that_does_not_end_are_told_of(tmp_path)
     assert "sched_switch" in told.split("\nNext\n")[1]
 
 
+def test_a_fault_without_an_end_is_no_wait_where_entries_are_not_recorded_or_hours_lie_between(tmp_path):
+    path = tmp_path / "trace"
+    other = event(110, "kvm_entry: vcpu 1, rip 0x1", "CPU 1/KVM-4146")
+    path.write_text(event(100, fault(0x12345000, 0x181)) + other)
+    assert "has not ended" not in page(load(path))
+    path.write_text(event(99, ENTRY) + event(100, fault(0x12345000, 0x181)) + other)
+    assert "line 2: this fault has not ended" in page(load(path))
+    late = event(99_999, "kvm_entry: vcpu 1, rip 0x1", "CPU 1/KVM-4146")
+    path.write_text(event(99, ENTRY) + event(100, fault(0x12345000, 0x181)) + late)
+    assert "has not ended" not in page(load(path))
+
+
 def test_a_kernel_that_adds_bit_49_before_the_trace_is_pointed_out(tmp_path):
     turn = [
         exit_("npf", 0x500000006, 0x4000000, "0x0"),
