@@ -961,6 +961,51 @@ def test_a_hunk_with_other_context_is_a_part(original):
     assert verdict.what.startswith("part of this patch: hunk 2 of 3, with fewer")
 
 
+def test_a_file_more_is_no_part_of_this_patch_even_without_a_hunk(original):
+    picture = (
+        "diff --git a/x.png b/x.png\nindex 0000000..1111111\nBinary files /dev/null and b/x.png differ\n"
+    )
+    verdict = judge(picture + original.diff())
+    assert verdict.kind == "a damaged copy"
+    assert verdict.differences[0].found == "one more file, binary"
+
+
+def with_parts(*parts: str) -> str:
+    return (
+        'Subject: x\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="XX"\n\n--XX\n'
+        + "\n--XX\n".join(parts)
+        + "\n--XX--\n"
+    )
+
+
+def test_a_page_is_read_where_the_text_beside_it_says_nothing_of_a_patch(original):
+    page = "Content-Type: text/html\n\n" + "".join(
+        f"<div>{html.escape(line)}</div>" for line in original.diff().split("\n")
+    )
+    plain = "Content-Type: text/plain\n\n"
+    assert judge(with_parts(plain + "see the page\n", page)).kind == "this patch"
+    assert len(reader.read_patches(with_parts(plain + original.diff(), page)).patches) == 1
+
+
+def test_an_archive_among_the_attachments_is_told_of(original):
+    archive = (
+        'Content-Type: application/zip; name="a.zip"\nContent-Transfer-Encoding: base64\n\n'
+        + base64.encodebytes(b"PK\x03\x04" + bytes(40)).decode()
+    )
+    found = reader.read_patches(with_parts("Content-Type: text/x-patch\n\n" + original.diff(), archive))
+    assert len(found.patches) == 1
+    assert found.refused == ("an attachment is a zip archive; unpack it, and give the patch in it",)
+
+
+def test_a_combined_diff_has_one_reason():
+    text = REASONS["combined"][0]
+    with pytest.raises(InputError, match="combined") as caught:
+        reader.read_patches(text)
+    found = reader.read_patches(f"From a@b Mon Jan  1 00:00:00 2024\nSubject: x\n\n{FOREIGN}\n"
+                                f"From a@b Mon Jan  1 00:00:00 2024\nSubject: y\n\n{text}")  # fmt: skip
+    assert found.refused == (str(caught.value).removeprefix("the patch: "),)
+
+
 def test_a_lost_context_line_is_damage_as_before(original):
     at = next(n for n, (sign, _) in enumerate(original.bodies[1][1:-1], 1) if sign == " ")
     assert judge(original.edit(1, at).diff()).kind == "a damaged copy"

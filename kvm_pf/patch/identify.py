@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
 from kvm_pf.patch.ledger import MERGED, PostedHunk, Relative, digest, posted, relatives
-from kvm_pf.patch.reader import Found, Hunk, Line, Patch, likeness, read_patches
+from kvm_pf.patch.reader import UNREAD, FileChange, Found, Hunk, Line, Patch, likeness, read_patches
 from kvm_pf.revisions import HUNK_STEPS, path_modules
 
 __all__ = ("Change", "Departure", "Identity", "Touched", "identify", "report", "steps_of")
@@ -265,7 +265,19 @@ def _differences(patch: Patch, places: Sequence[int | None]) -> tuple[Departure,
             end = "the end of the patch" if number > len(posted()) else "a hunk of this patch"
             extra = f"one more hunk, {hunk.span}"
             return (*missing, Departure(hunk.file, max(number, len(posted()) + 1), 0, end, extra))
+    for other in _foreign(patch):
+        extra = f"one more file, {other.what}"
+        return (*missing, Departure(other.file, len(posted()) + 1, 0, "the end of the patch", extra))
     return tuple(missing)
+
+
+def _foreign(patch: Patch) -> list[FileChange]:
+    """List the files that a patch changes without a hunk and the posted patch does not touch."""
+    return [
+        other
+        for other in patch.others
+        if other.what != UNREAD and not any(_same_file(other.file, want.file) for want in posted())
+    ]
 
 
 def _mentioned(patch: Patch, file: str) -> bool:
@@ -294,7 +306,7 @@ def _first_line(number: int, want: PostedHunk, have: Hunk) -> Departure | None:
 
 def _part(patch: Patch, places: Sequence[int | None], differences: Sequence[Departure]) -> str:
     """Say which hunks of the posted patch a patch has, if that is all it has and they are as posted."""
-    if not patch.hunks or None in places or list(places) != sorted(p for p in places if p):
+    if not patch.hunks or _foreign(patch) or None in places or list(places) != sorted(p for p in places if p):
         return ""
     if not patch.quoted and any(_mentioned(patch, want.file) for want in posted()):
         return ""

@@ -91,6 +91,10 @@ class FileChange(NamedTuple):
     what: str
 
 
+UNREAD = "without a hunk that can be read"
+"""What is said of a file that a diff names and shows no change of."""
+
+
 class Patch(NamedTuple):
     """A patch as it was found; what was not found is "".
 
@@ -270,12 +274,16 @@ def _unpack(raw: bytes, name: str, budget: _Budget) -> bytes:
         if len(raw) > budget.left:
             raise InputError(f"{name}: unpacks to more than {budget.limit:,} bytes; a patch was expected")
         budget.left -= len(raw)
-    archive = next((what for start, what in _ARCHIVES.items() if raw.startswith(start)), "")
-    if raw[_TAR[0] :].startswith(_TAR[1]):
-        archive = "a tar archive"
-    if archive:
+    if archive := _archive(raw):
         raise InputError(f"{name}: is {archive}; unpack it, and give the patch in it")
     return raw
+
+
+def _archive(raw: bytes) -> str:
+    """Say what archive of files some bytes are, "" if none."""
+    if raw[_TAR[0] : _TAR[0] + len(_TAR[1])] == _TAR[1]:
+        return "a tar archive"
+    return next((what for start, what in _ARCHIVES.items() if raw.startswith(start)), "")
 
 
 def _wide(raw: bytes) -> str:
@@ -399,7 +407,7 @@ def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | 
     commit = re.match(rb"From ([0-9a-f]{40}) ", raw)
     before = f"Commit: {commit[1].decode()}\n" if commit else ""
     parts = list(_parts(email.message_from_bytes(raw), name))
-    plain = any(part.get_content_type() == "text/plain" for part, _ in parts)
+    plain = any(_is_read_plain(part) for part, _ in parts)
     for part, message in parts:
         head = before + _fields(message)
         kind, file = part.get_content_type(), _file_name(part)
@@ -411,12 +419,22 @@ def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | 
                 yield head + _plain(_decode(payload, part).replace("\r\n", "\n"))
         elif kind.startswith("text/"):
             yield from _inside(_decode(payload, part).encode(errors="replace"), head, name, budget, layer)
+        elif archive := _archive(payload):
+            yield InputError(f"{name}: is {archive}; unpack it, and give the patch in it")
         elif (
             file.endswith(_PATCHES)
             or _has_diff(payload)
             or kind in ("application/mbox", "application/x-patch")
         ):
             yield from _inside(payload, head, name, budget, layer)
+
+
+def _is_read_plain(part: Message) -> bool:
+    """Say whether a part is plain text, so that a page beside it is not read; not if it says nothing of a patch."""
+    if part.get_content_type() != "text/plain":
+        return False
+    payload = part.get_payload(decode=True)
+    return not isinstance(payload, bytes) or _STARTS.search(payload.decode(errors="replace")) is not None
 
 
 def _has_diff(payload: bytes) -> bool:
@@ -687,7 +705,10 @@ class _Walk:
         if _WORDS.search(text):
             every = re.search(r"^~$", text, re.MULTILINE) is not None  # words on lines of their own
             self.diffs = [diff for diff in self.diffs if diff.changes() and not every]
-        self.refused = [why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(text)]
+        self.refused = [why for form, why in _REASONS[: -1 if not self.diffs else 3] if form.search(text)]
+        alone, why = _REASONS[-1]
+        if not self.diffs and not self.refused and alone.search(text):
+            self.refused = [why]
         if not self.diffs and not self.refused and _DIFFSTAT.search(text):
             self.refused = ["holds the summary of a diff, but no diff"]
 
@@ -841,9 +862,7 @@ class _Walk:
             heads[len(diff.marks)]._replace(
                 hunks=tuple(hunk for file in diff.files for hunk in file.hunks),
                 others=tuple(
-                    FileChange(file.name, file.what or "without a hunk that can be read")
-                    for file in diff.files
-                    if not file.hunks
+                    FileChange(file.name, file.what or UNREAD) for file in diff.files if not file.hunks
                 ),
                 blobs=tuple(diff.blobs),
             )
