@@ -526,7 +526,8 @@ def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
         if other.worth() > walk.worth():
             walk = other
     patches = walk.patches()
-    if patches and len(walk.text) < LONGEST_JOINED and not any(map(_is_known, patches)):
+    alike = len(walk.text) < LONGEST_JOINED and any(likeness(patch)[0] for patch in patches)
+    if alike and not any(map(_is_known, patches)):
         joined = _Walk(_joined(walk.text), name).patches()
         if any(map(_is_known, joined)):
             patches = [patch._replace(wrapped=True) if _is_known(patch) else patch for patch in joined]
