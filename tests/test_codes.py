@@ -621,6 +621,14 @@ LINES = {
     ),
     "Python": ("{'exit_reason': 48, 'exit_qualification': 386, 'gpa': 4276093104}", [(0x182, "ept")]),
     "as manuals write numbers": ("Exit qualification 00000181h", [(0x181, "ept")]),
+    "VirtualBox": ("HM: EPT violation uExitQual=0x182 GCPhys=0xfee000b0", [(0x182, "ept")]),
+    "a name in one word": ("NPF, ErrorCode=0x100000006, GuestPhysicalAddress=0xfee00000", [(0x100000006, "npf")]),
+    "Linux's own, traced": (
+        "systemd-1 [001] d.... 100.0: page_fault_user: address=0x7f0000 ip=0x7f1 error_code=0x6", [(0x6, "pf")]
+    ),
+    "Rust, an internal error": (
+        "InternalError { suberror: 1, ndata: 6, data: [0, 1024, 4294967316, 720896, 0, 0] }", [(0x100000014, "npf")]
+    ),
     "Xen": ("(XEN) d1v0 EPT violation 0x1aa (-w-/r-x) gpa 0x000000fee000b0 mfn 0xffffffffffffffff", [(0x1AA, "ept")]),
     "a PFEC": ("FAIL: PFEC: 0x9", [(0x9, "pf")]),
     # a TDX guest: rip is shown as 0 and the linear address is hidden; a private access is traced as a write (2)
@@ -688,6 +696,7 @@ def test_what_an_internal_error_says_of_the_fault_is_noted():
         ("kvm_exit: vcpu 0 reason HLT rip 0x1 info1 0x0 info2 0x0", "no fault's"),
         ("Unhandled exit: EPT_MISCONFIG at gpa 0xfee00000", "has no code"),
         ("SW_EXITINFO1 0x100000006", "GHCB"),
+        ("kvm_vmgexit_enter: vcpu 0, exit_reason 0x80000010, exit_info1 0x100, exit_info2 0x0", "VMGEXIT"),
         ("kvm_amd: SEV-ES guest requested termination: 0x0:0x1", "ends itself"),
         ("kvm: kvm [4145]: zapping shadow pages for mmio generation wraparound", "generation"),
         ("SEV-SNP: CPU 0: RMPUPDATE failed for PFN 40fdf36, pg_level: 1, ret: 3", "the RMP"),

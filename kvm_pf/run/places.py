@@ -249,6 +249,8 @@ def _internal_error(number: int, data: list[str]) -> _Places:
     return []
 
 
+_RUST_ERROR = re.compile(r"\bsuberror: (\d{1,3}), ndata: \d{1,3}, data: \[([\d, ]{1,400})\]")
+
 _ERROR_NOTES = {
     1: "KVM had to emulate the guest's instruction, as for MMIO, and could not; a fetch can never be emulated: the "
     "guest ran into memory that no memslot backs",
@@ -261,10 +263,16 @@ _ERROR_NOTES = {
 def _internal_errors(whole: str) -> tuple[_Places, str]:
     """Find the codes of internal errors; return what is left of the text, too."""
     found: _Places = []
+    errors = []
     for number, rest in _SUBERROR.findall(whole):
         data = dict(_EXTRA.findall(rest))
-        codes = _internal_error(int(number), [data[n] for n in map(str, range(len(data))) if n in data])
-        note = _ERROR_NOTES.get(int(number))
+        errors.append((int(number), [data[n] for n in map(str, range(len(data))) if n in data]))
+    for number, rest in _RUST_ERROR.findall(whole):
+        values = [int(word) for word in rest.split(",") if word.strip().isdigit()]
+        errors.append((int(number), [f"{value:x}" for value in values if value < 1 << 64]))
+    for number, words in errors:
+        codes = _internal_error(number, words)
+        note = _ERROR_NOTES.get(number)
         if codes and note:
             first, place = codes[0]
             codes[0] = first, place._replace(notes=(*place.notes, note))
@@ -291,9 +299,13 @@ def _is_exit(rest: str, end: int, *wanted: int) -> bool:
     return not numbers or _number_of(numbers[-1]) in wanted
 
 
-_QUALIFICATION = rf"\b(?:exit[ _-]?)?qual(?:ification)?['\"]?\s*[=:(]?\s*{_NUMBER}"
+_QUALIFICATION = rf"\b(?:u?exit[ _-]?)?qual(?:ification)?['\"]?\s*[=:(]?\s*{_NUMBER}"
 _INFO_1 = rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}"
 _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
+    (
+        rf"\bpage_fault_(?:user|kernel): .{{0,100}}?\berror_code={_NUMBER}",
+        lambda m: _certain("pf", "Linux's own page fault, of the machine that was traced"),
+    ),
     (rf"#PF:? error_code\(\s*{_NUMBER}", lambda m: _certain("pf", "Linux's own report of a #PF")),
     (r"\bOops: ([0-9a-f]{4})\b", lambda m: _certain("pf", "Linux's own oops, 16 bits of the code")),
     (
@@ -428,7 +440,7 @@ def places(text: str) -> _Places:
     errors, rest = _internal_errors(rest)
     found += errors + _bare_exits(rest) + _keyed(rest)
     if not found:
-        for match in re.finditer(rf"\berror[ _]code\s*[=:(]?\s*{_NUMBER}", rest, re.I):
+        for match in re.finditer(rf"\berror[ _]?code\s*[=:(]?\s*{_NUMBER}", rest, re.I):
             width = 0 if match[1][:2].lower() == "0x" else 32
             found.append((match[1], Place((*TRACED, "pferr"), Sure.POSSIBLE, "called an error code", width)))
     found = found or _map_places(rest)
@@ -488,6 +500,7 @@ _KNOWN = (
      "KVM could not emulate an instruction, and the exit that led there is not told (kernels from 5.15 on tell it)"),
     (r"Suberror: 4\b", "an exit that KVM does not know; its number is no code of a fault"),
     (r"KVM_EXIT_INTERNAL_ERROR", "KVM gave up; the data of KVM_EXIT_INTERNAL_ERROR tell the exit that led there"),
+    (r"\bkvm_vmgexit", "a request of an SEV-ES or SNP guest (VMGEXIT); its numbers are no fault's"),
     (r"\bSW_EXIT_?INFO", "a field of the GHCB, in which a guest asks for something; it is no fault's EXITINFO1"),
     (r"guest requested termination", "an SEV-ES or SNP guest ends itself; the numbers are its reasons"),
     (r"mmio generation wrap", "KVM dropped its MMIO entries, for the memslots' generation began anew"),

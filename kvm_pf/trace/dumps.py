@@ -21,6 +21,9 @@ _EXTRA = re.compile(r"\bextra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
 _TUPLE = re.compile(r"\bMemoryFault\(\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),")
 _HIST = re.compile(r"^\s{0,40}\{ (.{1,200}?) \} hitcount:\s{1,40}(\d{1,18})\b")
 _CAST = re.compile(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)")
+_QUALIFICATION = re.compile(
+    r"\b(?:u?exit[ _]?)?qual(?:ification)?[\s:=]{1,4}(0x[0-9a-f]{1,8})\b", re.IGNORECASE
+)
 _SCRIPT = re.compile(
     r"\b(vcpu|rip|guest_rip|gpa|addr|address|fault_address|error_code)\b[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
 )
@@ -46,7 +49,7 @@ def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
     if "MemoryFault(" in text and (found := _TUPLE.search(text)):
         flags, gpa = (int(each, 16 if each[:2] == "0x" else 10) for each in found.groups())
         return [("memory_fault", {"flags": flags, "gpa": gpa, "size": None})] if gpa < 1 << 64 else []
-    if "error_code" in text and "#PF" not in text:
+    if ("error_code" in text or "qual" in text.lower()) and "#PF" not in text:
         return _scripted(text)
     return []
 
@@ -60,6 +63,8 @@ def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
 
     words = dict(_SCRIPT.findall(_CAST.sub("", text)))
     code = words.get("error_code")
+    if code is None and (qualification := _QUALIFICATION.search(text)):
+        code = qualification[1]
     address = next(
         (words[name] for name in ("gpa", "fault_address", "address", "addr") if name in words), None
     )

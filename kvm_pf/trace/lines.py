@@ -546,15 +546,8 @@ def _loose(line: Line) -> list[Event]:
 
 
 _DUMPED = (
-    "hitcount",
-    "exit_",
-    "qualification=",
-    "IDTVectoring",
-    "Suberror",
-    "extra data[",
-    "MemoryFault(",
-    "error_code",
-)
+    "hitcount", "exit_", "qual", "Qual", "IDTVectoring", "Suberror", "extra data[", "MemoryFault(", "error_code",
+)  # fmt: skip
 """What lines of dumps hold, one of them at least."""
 
 

@@ -441,6 +441,9 @@ DUMPED = {
         " info2 0x0 intr_info 0x0 error_code 0x0\n",
         [("ept", 0x181, None, "ept"), ("misconfig", None, None, "misconfig")],
     ),
+    "another hypervisor": (
+        "EPT_VIOLATION exit qual 0x182 gpa 0xfee000b0\n", [("", 0x182, 0xFEE000B0, "ept")],
+    ),
     # a TDX guest (from 6.16 on): rip 0, no linear address, private accesses traced as writes
     "TDX, private": (
         "q-1 [003] ..... 100.0: kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000012345000 error_code 0x2\n",
