@@ -186,21 +186,27 @@ class Joiner:
         self._number += 1
         heapq.heappush(self._waiting, (row.line, self._number, row))
 
-    def feed(self, event: Event) -> Iterator[Fault]:
-        """Take one event; yield the faults that it ends."""
+    def feed(self, event: Event) -> Iterable[Fault]:
+        """Take one event; give the faults that it ends."""
         self.events[event.name] += 1
-        if event.time is not None:
-            self.first = event.time if self.first is None else min(self.first, event.time)
-            self.last = event.time if self.last is None else max(self.last, event.time)
+        if (time := event.time) is not None:
+            if self.first is None or self.last is None:
+                self.first = self.last = time
+            elif time > self.last:
+                self.last = time
+            elif time < self.first:
+                self.first = time
         f = event.fields
         key: object = event.pid if event.pid is not None else event.task
         take = getattr(self, f"_{event.name}", None)
         if take is not None:
-            yield from take(event, f, key)
-        elif event.name.startswith(
+            ended: Iterable[Fault] = take(event, f, key)
+            return ended
+        if event.name.startswith(
             ("kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match")
         ):
             self._aside(event, f, self.open.get(key))
+        return ()
 
     def _begin(self, event: Event, key: object, **given: Any) -> Iterator[Fault]:
         if key in self.open:
@@ -289,13 +295,14 @@ class Joiner:
             row.took = event.time - row.time
         return row
 
-    def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+    def _kvm_entry(self, event: Event, f: dict[str, Any], key: object) -> Iterable[Fault]:
         if len(self._entering) < self.OPEN:
             self._entering.add(key)
-        if key in self.open:
-            row = self._ended(key, event)
-            row.entered = True
-            yield row
+        if key not in self.open:
+            return ()
+        row = self._ended(key, event)
+        row.entered = True
+        return (row,)
 
     def _kvm_userspace_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if key in self.open:

@@ -7,13 +7,14 @@ bounded length, by patterns that need no backtracking.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
 import select
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -50,6 +51,10 @@ class Event(NamedTuple):
     name: str
     fields: dict[str, Any]
     whole: bool = True
+
+
+FOREIGN = Event(0, None, None, None, None, "", {})
+"""An event that is none of those that are read."""
 
 
 class Unread(NamedTuple):
@@ -202,11 +207,26 @@ def _unpacking(stream: Any, packing: str) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
 
 
-def physical_lines(stream: IO[bytes]) -> Iterator[Line]:
-    """Read lines of bounded length; a longer one is cut, and said to be."""
+def physical_lines(
+    stream: IO[bytes], quick: Callable[[int, bytes], Event | None] = lambda number, data: None
+) -> Iterator[Line | Event]:
+    """Read lines of bounded length; a longer one is cut, and said to be.
+
+    What `quick` makes an event of is handed on as that, unless a soft line break may stand before it.
+    """
     number = 0
+    goes_on = False
     while data := stream.readline(LONGEST):
         number += 1
+        if not goes_on and (event := quick(number, data)) is not None:
+            yield event
+            continue
+        goes_on = (
+            not data.isascii()
+            or b"\0" in data
+            or data.rstrip(b"\r\n").endswith(b"=")
+            or (goes_on and not data.strip(b" >\t\r\n"))
+        )
         cut = len(data) == LONGEST and not data.endswith(b"\n")
         rest = data
         while cut and rest and not rest.endswith(b"\n"):
@@ -224,11 +244,15 @@ _QUOTED_BYTE = re.compile(r"=([0-9A-F]{2})")
 _GAPS = re.compile(r"CAN'?T FIND FIELD \"\w{1,40}\"|<CAN'?T FIND FIELD \w{1,40}>")
 
 
-def unpasted(lines: Iterable[Line]) -> Iterator[Line]:
+def unpasted(lines: Iterable[Line | Event]) -> Iterator[Line | Event]:
     """Undo quoting, soft line breaks of quoted-printable, foreign blanks, and perf's complaints."""
     soft: Line | None = None
     joined = 0
-    for number, text, cut in lines:
+    for line in lines:
+        if isinstance(line, Event):
+            yield line
+            continue
+        number, text, cut = line
         text = text.rstrip("\r\n") if text.isascii() and "\0" not in text else text.translate(_PASTED)
         if ">" in text[:40] and (quote := _QUOTE.match(text)):
             text = text[quote.end() :]
@@ -286,8 +310,10 @@ ENDS: dict[str, tuple[str, ...]] = {
 Source: the events' `print fmt` in Linux v5.4, v6.1, v6.12 and v7.3; older forms as in mails of the kvm list.
 """
 
+_ENDS = frozenset(name.encode() for name in ENDS)
 _NAMES = "|".join(sorted(ENDS, key=len, reverse=True))
-_EVENT = re.compile(rf"(?<![\w./:])(?:(?:kvm|kvmmmu|ftrace|kprobes|probe):)?({_NAMES})(:|\()(?!\S*\+0x)")
+_SYSTEMS = ("kvm", "kvmmmu", "ftrace", "kprobes", "probe")
+_EVENT = re.compile(rf"(?<![\w./:])(?:(?:{'|'.join(_SYSTEMS)}):)?({_NAMES})(:|\()(?!\S*\+0x)")
 _FRAME = re.compile(
     r"\[(\d{1,5})\]\s{1,40}(?:[^\s:\d][^\s:]{0,7}\s{1,40})?(\d{1,16}(?:\.\d{1,9})?):(?:\s{1,200}\d{1,12}(?=\s))?\s{0,200}"
 )
@@ -423,30 +449,53 @@ def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict
 
 
 _HEX = r"(?:0x)([0-9a-f]{1,16})"
-_USUAL = {
+_USUAL: dict[str, tuple[re.Pattern[str], Callable[..., dict[str, Any]]]] = {
     "kvm_page_fault": (
         re.compile(rf"\s*vcpu (\d{{1,10}}) rip {_HEX} address {_HEX} error_code {_HEX}\s*"),
-        ("vcpu", "rip", "address", "error_code"),
+        lambda vcpu, rip, address, code: {
+            "vcpu": int(vcpu), "rip": int(rip, 16), "address": int(address, 16), "error_code": int(code, 16),
+        },
     ),
-    "kvm_entry": (re.compile(rf"\s*vcpu (\d{{1,10}}), rip {_HEX}\s*"), ("vcpu", "rip")),
+    "kvm_entry": (
+        re.compile(rf"\s*vcpu (\d{{1,10}}), rip {_HEX}\s*"),
+        lambda vcpu, rip: {"vcpu": int(vcpu), "rip": int(rip, 16)},
+    ),
     "kvm_exit": (
         re.compile(
             rf"\s*vcpu (\d{{1,10}}) reason (\w{{1,40}}) rip {_HEX} info1 {_HEX} info2 {_HEX} intr_info {_HEX} "
             rf"error_code {_HEX}\s*"
         ),
-        ("vcpu", "reason", "rip", "info1", "info2", "intr_info", "error_code"),
+        lambda vcpu, reason, rip, info1, info2, intr, code: {
+            "vcpu": int(vcpu), "reason": reason, "rip": int(rip, 16), "info1": int(info1, 16),
+            "info2": int(info2, 16), "intr_info": int(intr, 16), "error_code": int(code, 16),
+        },
     ),
-}
+}  # fmt: skip
 """The commonest events as today's kernels print them, for speed: the same values as by `payload_fields`."""
 
 
-def _usual(name: str, payload: str) -> dict[str, Any] | None:
-    if name not in _USUAL or (found := _USUAL[name][0].fullmatch(payload)) is None:
+_QUICK = re.compile(
+    rb"([ -<>-Z\\-~]{1,80})\[(\d{1,5})\] {1,40}(?:[!-'*-/;-~][!-'*-9;-~]{0,7} {1,40})?(\d{1,16}(?:\.\d{1,9})?): {1,40}"
+    rb"(?:(\w{1,20}):)?(\w{1,60}):( [ -~]*)\r?\n"
+)
+"""A whole line as ftrace, trace-cmd and perf print it: task and pid, CPU, time, event, payload."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _quick_task(head: bytes) -> tuple[str | None, int | None] | None:
+    """Read the task and pid that a whole line begins with; None if the line may be quoted, a comment or other."""
+    text = head.decode()
+    if _QUOTE.match(text) or text.lstrip().startswith("#") or _EVENT.search(text) or "FIND FIELD" in text:
         return None
-    pairs = zip(_USUAL[name][1], found.groups(), strict=True)
-    return {
-        key: text if key == "reason" else int(text) if key == "vcpu" else int(text, 16) for key, text in pairs
-    }
+    return _task(text)
+
+
+def _usual(name: str, payload: str) -> dict[str, Any] | None:
+    if name not in _USUAL:
+        return None
+    pattern, fields = _USUAL[name]
+    found = pattern.fullmatch(payload)
+    return None if found is None else fields(*found.groups())
 
 
 def _ended(name: str, payload: str) -> bool:
@@ -501,9 +550,26 @@ def _stated(text: str) -> int | None:
     return number(text, 10)
 
 
+_DUMPED = (
+    "hitcount", "exit_", "qual", "Qual", "IDTVectoring", "Suberror", "extra data[", "MemoryFault(", "error_code",
+)  # fmt: skip
+"""What lines of dumps hold, one of them at least."""
+
+_SIGNS = (
+    "memory", "#PF", "reserved bits", "detect reserved", "spte", "exit reason", "@", "qualification", "guest",
+    *_DUMPED,
+)  # fmt: skip
+_LOOSE = re.compile("|".join(map(re.escape, _SIGNS)), re.IGNORECASE)
+"""What every line holds in which `_loose` finds anything."""
+
+_LOOSE_OR_LOST = re.compile(_LOOSE.pattern.encode() + b"|lost", re.IGNORECASE)
+
+
 def _loose(line: Line) -> list[Event]:
     """Read what a line holds besides the kernel's own events: user space's, bpftrace's and dmesg's."""
     text = line.text
+    if not _LOOSE.search(text):
+        return []
     found: list[Event] = []
     when = _LOG_TIME.search(text)
     time = float(when[1]) if when else None
@@ -545,12 +611,6 @@ def _loose(line: Line) -> list[Event]:
     return found
 
 
-_DUMPED = (
-    "hitcount", "exit_", "qual", "Qual", "IDTVectoring", "Suberror", "extra data[", "MemoryFault(", "error_code",
-)  # fmt: skip
-"""What lines of dumps hold, one of them at least."""
-
-
 class Reader:
     """Read events from lines, one pass, and remember what could not be read.
 
@@ -580,8 +640,18 @@ class Reader:
         carry: str = ""
         open_record: list[str] = []  # a memory fault spread over lines
         start = 0
-        for line in unpasted(physical_lines(stream)):
+        for line in unpasted(physical_lines(stream, functools.partial(self._quick, open_record))):
             self.lines += 1
+            if isinstance(line, Event):
+                if pending:
+                    yield from self._event(*pending[:4])
+                    pending = None
+                carry = ""
+                if line is FOREIGN:
+                    self.foreign += 1
+                else:
+                    yield line
+                continue
             text = line.text
             if line.cut:
                 self.cut += 1
@@ -636,7 +706,7 @@ class Reader:
                     if not joined:
                         self.refuse(start, " ".join(open_record), "a memory fault without flags or gpa")
                     yield from joined
-                    open_record = []
+                    open_record.clear()
                 continue
             loose = _loose(line)
             yield from loose
@@ -648,7 +718,8 @@ class Reader:
             elif "LOST" in text.upper() and (lost := _LOST.search(text.upper())):
                 self.lost += int(lost[1] or lost[2])
             elif text.rstrip().endswith("{") and _MEMORY_FAULT.search(text):
-                open_record, start = [text], line.number
+                open_record.append(text)
+                start = line.number
             elif _FRAME.search(text):
                 self.foreign += 1  # an event that is none of ours
             elif _OURS.search(text) and not text.lstrip().startswith("#"):
@@ -659,6 +730,36 @@ class Reader:
             yield from self._event(*pending[:4])
         if open_record:
             self.refuse(start, " ".join(open_record), "the file ends within it")
+
+    @staticmethod
+    def _quick(open_record: list[str], number: int, data: bytes) -> Event | None:
+        """Read a whole line as tools print it, for speed: what `read` would make of it, or None if that must look."""
+        found = _QUICK.fullmatch(data)
+        if found is None:
+            return None
+        head, cpu, time, system, event, rest = found.groups()
+        if (who := _quick_task(head)) is None or rest.endswith((b"=", b"=20")):
+            return None
+        if b"=3D" in rest or b"FIND FIELD" in rest:
+            return None
+        name, payload = event.decode(), rest.decode()
+        if name not in ENDS:
+            may_say_more = open_record or "[" in payload or data.rstrip().endswith(b":") or system in _ENDS
+            if may_say_more or _EVENT.search(payload) or _LOOSE_OR_LOST.search(data):
+                return None
+            return FOREIGN
+        if system is not None and system.decode() not in _SYSTEMS:
+            return None
+        fields: dict[str, Any] | None
+        fields, whole = _usual(name, payload), True
+        if fields is None:
+            if b"memory" in data or b"kvm_convert" in data or not _ended(name, payload):
+                return None
+            read = payload_fields(name, payload, "[FAILED TO PARSE]" in payload)
+            if read is None:
+                return None
+            fields, whole = read
+        return Event(number, float(time), int(cpu), *who, name, fields, whole)
 
     def _event(self, line: int, prefix: str, name: str, payload: str) -> Iterator[Event]:
         decimal, name = name.endswith("("), name[:-1]
