@@ -81,6 +81,6 @@ def damaged(draw):
 
 
 @given(damaged())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_damaged_lines_tell_the_same_either_way(text):
     assert told(text) == told(text, is_quick=False)
