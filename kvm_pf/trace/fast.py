@@ -33,28 +33,69 @@ _SHORTEST = 40
 _WHOLE, _VCPU, _RIP, _TIME = 1, 2, 4, 8
 
 
+_NAME = b"kvm_page_fault:"
+
+
+def _finder() -> Callable[..., Any]:
+    """Compile a search for the event's name: the C library's, which uses vectors, or one's own where it has none."""
+    import ctypes
+
+    import numba
+    import numpy as np
+
+    size = len(_NAME)
+    needle = np.frombuffer(_NAME, dtype=np.uint8)
+    try:
+        memmem = ctypes.CDLL(None).memmem
+    except (AttributeError, OSError, TypeError):  # Windows
+        skip = np.full(256, size, dtype=np.int64)
+        skip[[*_NAME[:-1]]] = range(size - 1, 0, -1)
+
+        @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
+        def find(text: Any, start: int, end: int) -> int:
+            """Give the place of the first name that lies in [start, end); -1 if there is none."""
+            last = start + size - 1
+            while last < end:
+                n = 0
+                while n < size and text[last - n] == needle[size - 1 - n]:
+                    n += 1
+                if n == size:
+                    return last - size + 1
+                last += skip[text[last]]
+            return -1
+
+    else:
+        memmem.restype = ctypes.c_ssize_t  # addresses, which numba is to add to int64
+        memmem.argtypes = [ctypes.c_ssize_t] * 4
+
+        @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
+        def find(text: Any, start: int, end: int) -> int:
+            """Give the place of the first name that lies in [start, end); -1 if there is none."""
+            if start >= end:
+                return -1
+            first = np.int64(text.ctypes.data)
+            found = memmem(first + start, end - start, np.int64(needle.ctypes.data), size)
+            return found - first if found else -1
+
+    compiled: Callable[..., Any] = find
+    return compiled
+
+
 @functools.cache
 def _scanner() -> Callable[..., Any]:
     """Compile the scanner, once."""
     import numba
     import numpy as np
 
-    needle = np.frombuffer(b"kvm_page_fault:", dtype=np.uint8)
-    size = len(needle)
-    skip = np.full(256, size, dtype=np.int64)
-    for n in range(size - 1):
-        skip[needle[n]] = size - 1 - n
+    size = len(_NAME)
+    find = _finder()
+    value_of = np.full(256, 99, dtype=np.uint8)
+    value_of[[*b"0123456789"]] = range(10)
+    value_of[[*b"abcdef"]] = value_of[[*b"ABCDEF"]] = range(10, 16)
     words = np.zeros((4, 10), dtype=np.uint8)
     lengths = np.array([4, 3, 7, 10], dtype=np.int64)
     for n, word in enumerate((b"vcpu", b"rip", b"address", b"error_code")):
         words[n, : len(word)] = list(word)
-
-    @numba.njit(nogil=True, cache=False, inline="always")  # type: ignore[untyped-decorator]
-    def digit(c: int) -> int:
-        if 48 <= c <= 57:
-            return c - 48
-        c |= 32
-        return c - 87 if 97 <= c <= 102 else 99
 
     @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
     def scan(
@@ -72,22 +113,14 @@ def _scanner() -> Callable[..., Any]:
         """Fill the columns with the faults whose name begins in [start, end); return how many, and how many not."""
         count, unread = 0, 0
         stop = len(text)
-        at = start + size - 1
-        while at < end + size - 1 and at < stop:
-            c = text[at]
-            if c != 58:  # the last byte of the name
-                at += skip[c]
-                continue
-            same = True
-            for n in range(size - 1):
-                if text[at - size + 1 + n] != needle[n]:
-                    same = False
-                    break
-            if not same:
-                at += 1
-                continue
-            name = at - size + 1
-            p = at + 1
+        at = start
+        limit = min(end + size - 1, stop)
+        while True:
+            name = find(text, at, limit)
+            if name < 0:
+                break
+            at = name + size
+            p = at
             have[count] = 0
             found = 0
             values_ok = True
@@ -114,7 +147,7 @@ def _scanner() -> Callable[..., Any]:
                 value = np.uint64(0)
                 first = p
                 while p < stop:
-                    d = digit(text[p])
+                    d = value_of[text[p]]
                     if d > (9 if which == 0 else 15):
                         break
                     value = (
@@ -142,7 +175,7 @@ def _scanner() -> Callable[..., Any]:
                         have[count] |= 1
             if not values_ok:
                 unread += 1
-                at = max(p, at + 1) + size - 1
+                at = max(p, at)
                 continue
             q = name - 1
             if q >= 3 and text[q] == 58 and text[q - 1] == 109:  # "kvm:"
@@ -168,7 +201,7 @@ def _scanner() -> Callable[..., Any]:
                     have[count] |= 8
             offset[count] = name
             count += 1
-            at = p + size - 1
+            at = p
         return count, unread
 
     compiled: Callable[..., Any] = scan
@@ -202,7 +235,7 @@ def _table(
         },
         copy=False,
     )
-    frame = classified(raw, vendor, False, revision, as_text=False)[list(_COLUMNS)]
+    frame = classified(raw, vendor, False, revision, as_text=False, only=_COLUMNS)[list(_COLUMNS)]
     frame.attrs["unread"] = unread
     return frame
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
@@ -704,12 +704,13 @@ def classified(
     tdp: bool = False,
     revision: Revision | str = "posted",
     as_text: bool = True,
+    only: Container[str] = COLUMNS,
 ) -> pd.DataFrame:
     """Say what the codes of a table are and say: the table, with every column that follows from a code.
 
     `faults` has `raw_code` (u64), and may have `source`, `cut`, `address`, `mmio` and others, with the dtypes of
     `read`; `vendor`, `tdp` and `revision` as in `sense`.  Each different code is looked at once.  Words are text, or
-    categories if `as_text` is False, which takes less memory.  Columns that the table already has for what follows
+    categories if `as_text` is False, which takes less memory; `only` names the columns that are made.  Columns that the table already has for what follows
     from a code are made anew.
     """
     import numpy as np
@@ -717,7 +718,7 @@ def classified(
 
     array: Any = pd.array
     given = faults.assign(**{
-        name: array([default] * len(faults), dtype=DTYPES[name])
+        name: array([default], dtype=DTYPES[name]).take(np.zeros(len(faults), dtype=np.int64))
         for name, default in (("source", ""), ("cut", False)) if name not in faults
     })  # fmt: skip
     by = ["source", "raw_code", "cut"]
@@ -733,6 +734,8 @@ def classified(
     given = given.drop(columns=by[3:])
     made: dict[str, Any] = {}
     for name in _SAID:
+        if name not in only:
+            continue
         values = [one.why if name == "encoding_why" else getattr(one, name) for one in said]
         if DTYPES[name] == "string":
             labels = list(dict.fromkeys(value for value in values if value is not None))
@@ -745,7 +748,7 @@ def classified(
         else:
             made[name] = array(values or [None], dtype=DTYPES[name]).take(codes)
     is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
-    if "address" in given:
+    if "address" in given and "gpa" in only:
         address = array(given["address"], dtype="UInt64")
         made["gpa"] = pd.arrays.IntegerArray(address._data, address._mask | ~is_gpa)
         made["gfn"] = pd.arrays.IntegerArray(address._data >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)

@@ -6,11 +6,13 @@ import gzip
 import io
 import json
 import lzma
+import random
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.trace import chunks, conversions, load, page, read, storms
+from kvm_pf.trace.fast import _finder
 from kvm_pf.trace.lines import LONGEST, Reader
 
 NEW = "vcpu 3 rip 0xffffffff81000000 address 0x00000000fee000b0 error_code 0x182"
@@ -334,6 +337,23 @@ def test_the_compiled_scanner_gives_the_same_values(tmp_path):
             assert (
                 table[name].astype(object).fillna(0).tolist() == whole[name].astype(object).fillna(0).tolist()
             ), name
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_the_name_is_found_at_every_place_with_and_without_the_c_librarys_search(library, monkeypatch):
+    if not library:
+        monkeypatch.setattr("ctypes.CDLL", lambda name: None)
+    find, name = _finder(), b"kvm_page_fault:"
+    chance = random.Random(2)
+    parts = [name, name[:-1], name[1:], b"kvm_", b":", b"fault:", b"x" * 20]
+    text = b"".join(chance.choice(parts) for _ in range(200))
+    data = np.frombuffer(text, dtype=np.uint8)
+    for start, end in [
+        (0, len(text)),
+        (len(text), len(text)),
+        *((chance.randrange(900), chance.randrange(900, 1500)) for _ in range(99)),
+    ]:
+        assert find(data, start, end) == text.find(name, start, end)
 
 
 def test_the_compiled_scanner_counts_what_it_cannot_read(tmp_path):
