@@ -24,11 +24,17 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from kvm_pf.cli import COMMANDS, main
+from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
+from kvm_pf.conformance.cases import differences, read_cases
 from kvm_pf.conformance.corpus import load_corpus
+from kvm_pf.proof.edit import read_step, step_text, steps
 from kvm_pf.revisions import REVISIONS
 from kvm_pf.run.tables import CASE_INPUTS
+from kvm_pf.trace.pasted import load_text, read_text
 
 SLOW = 10.0
 """Seconds of the processor after which a case has hung."""
@@ -121,7 +127,37 @@ BITS = [
     b"NaN",
     b" <- ",
     b"(",
+    b"\0" * 8,
+    b"\xff" * 8,
+    b"\xff\xff\xff\x7f",
 ]
+
+POSTED = (
+    "kvm_page_fault: vcpu 0 rip 0xffffffff81000000 address 0x0000000001234000 error_code 0x181",
+    "t-1 [000] ..... 1.000000: kvm_page_fault: vcpu 0 rip 0x1 address 0x0000000000001050 error_code 0x181",
+    "BUG: unable to handle page fault for address: ffffc90000000000\n#PF: error_code(0x000b) - reserved bit violation",
+    "KVM: entry failed, hardware error 0x80000021\nKVM_EXIT_MEMORY_FAULT: gpa=0x1000 size=0x1000 flags=0x8",
+    "MemoryFault { flags: 8, gpa: 4096, size: 4096 }",
+    "exit_qualification = 0x683, IDT-vectoring info 0x80000301",
+    "PRESENT|WRITE|USER",
+    "0x500000004",
+)
+"""Lines as people post them."""
+
+ODD: tuple[Callable[[int], list[Any]], ...] = (
+    lambda n: [float(each) for each in range(n)],
+    lambda n: [None] * n,
+    lambda n: [-1 - each for each in range(n)],
+    lambda n: [2**64 - 1] * n,
+    lambda n: [f"\x1b[2J{each}" for each in range(n)],
+    lambda n: [[each, each] for each in range(n)],
+    lambda n: [{"a": [each]} for each in range(n)],
+    lambda n: [b"\xff"] * n,
+    lambda n: [float("nan"), float("inf")] * (n // 2) + [0.5] * (n % 2),
+    lambda n: [True] * n,
+    lambda n: [pd.Timestamp("2026-01-01")] * n,
+)
+"""Columns of n rows of kinds that a table of faults may not have."""
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -173,6 +209,14 @@ class Inputs:
             else path.read_bytes()
             for path in sorted(folder.iterdir())
             if path.name.startswith(("2-swprot.", "dmesg", "console"))
+        }
+        recorded = Path(__file__).parent.parent / "tests" / "trace" / "data"
+        self.dat = {path.name: path.read_bytes() for path in sorted(recorded.glob("*.dat"))}
+        self.faults = load_text(self.recording["2-swprot.trace"][:40_000]).faults
+        self.cases = {
+            path.name: path.read_bytes()
+            for path in sorted((data_dir() / "cases").glob("*.toml"))
+            if path.name != "flags.toml"
         }
 
 
@@ -232,7 +276,90 @@ def line(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
     return [command, *rng.choices(WORDS, k=rng.randrange(7))]
 
 
-KINDS: tuple[Callable[[Inputs, Path, random.Random], list[str]], ...] = (table, recording, mail, text, line)
+def binary(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read a damaged trace.dat, the damage mostly where its lengths and offsets stand."""
+    content = rng.choice(list(inputs.dat.values()))
+    end = rng.choice((60, 300, 20_000, len(content)))
+    path = _maybe_packed(folder / "trace.dat", damaged(content[:end], rng) + content[end:], rng)
+    return [
+        "trace",
+        str(path),
+        *rng.choice(([], ["--json"], ["--out", str(folder / "out.parquet")], ["--limit", "1"])),
+    ]
+
+
+def faults(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read a table of faults with columns that are not what they should be, are not there, or are damaged."""
+    frame, path = inputs.faults.copy(), folder / "faults.parquet"
+    for name in rng.sample(list(frame), rng.choice((0, 1, 1, 3))):
+        frame[name] = pd.Series(rng.choice(ODD)(len(frame)), index=frame.index)
+    if rng.random() < 0.3:
+        frame = frame.drop(columns=rng.sample(list(frame), 2))
+    frame.to_parquet(path)
+    if rng.random() < 0.3:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    return ["trace", str(path), *rng.choice(([], ["--json"], ["--out", str(folder / "out.parquet")]))]
+
+
+def several(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read a folder with traces of all kinds, some of them damaged."""
+    for make in (text, binary, faults):
+        make(inputs, folder, rng)
+    return ["trace", str(folder), *rng.choice(([], ["--json"], ["--out", str(folder / "out")]))]
+
+
+def code(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Decode or explain a damaged line of somebody's."""
+    posted = damaged(rng.choice(POSTED).encode(), rng).decode(errors="replace")
+    return [rng.choice(("decode", "explain")), *rng.choice(([], ["--"])), posted]
+
+
+class Asked(list[str]):
+    """What a person gives to a widget or a notebook, where there is no command: its words, and what is then done."""
+
+    def __init__(self, words: list[str], done: Callable[[], object]) -> None:
+        super().__init__(words)
+        self.done = done
+
+    def answer(self) -> int:
+        """Do it; say what is wrong as a command does."""
+        try:
+            print(repr(self.done())[:100_000].encode("ascii", "backslashreplace").decode())
+        except InputError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+
+
+def pasted(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Paste damaged lines, or the bytes of a damaged file, where the widgets take them."""
+    choices = (
+        "\n".join(rng.choices(POSTED, k=5)).encode(),
+        inputs.recording["2-swprot.trace"][:9000],
+        *inputs.dat.values(),
+    )
+    content = damaged(rng.choice(choices), rng)
+    return Asked(["read_text", repr(content[:80])], lambda: read_text(content).kinds())
+
+
+def step(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Edit a step of the path."""
+    name = rng.choice(steps("posted"))
+    content = damaged(step_text(name).encode(), rng).decode(errors="replace")
+    return Asked(["read_step", name, content], lambda: read_step(content, name))
+
+
+def cases(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read and run a damaged file of curated cases."""
+    name = rng.choice(list(inputs.cases))
+    (folder / "cases").mkdir()
+    (folder / "cases" / name).write_bytes(damaged(inputs.cases[name], rng))
+    return Asked(["read_cases", name], lambda: differences(read_cases(folder)[:40]))
+
+
+KINDS: tuple[Callable[[Inputs, Path, random.Random], list[str]], ...] = (
+    table, recording, mail, text, line, binary, faults, several, code, pasted, step, cases,
+)  # fmt: skip
 
 
 @contextmanager
@@ -258,7 +385,7 @@ def run(inputs: Inputs, seed: str, number: int) -> tuple[list[str], str, str]:
         arguments = rng.choice(KINDS)(inputs, folder, rng)
         sys.stdin = io.TextIOWrapper(io.BytesIO(damaged(MAIL.encode(), rng)))
         with redirect_stdout(out), redirect_stderr(err), _ended_after(SLOW):
-            status: object = main(arguments)
+            status: object = arguments.answer() if isinstance(arguments, Asked) else main(arguments)
     except BaseException as error:
         status = f"{type(error).__name__}: {error}"
     finally:

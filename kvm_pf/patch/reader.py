@@ -210,6 +210,8 @@ def _read(source: str | Path, limit: int) -> bytes:
     """Read a regular file, or standard input, but no more than one byte over the limit."""
     try:
         if str(source) == "-":
+            if sys.stdin is None:
+                raise InputError("standard input: it is closed")
             return sys.stdin.buffer.read(limit + 1)
         path = Path(source)
         mode = path.stat().st_mode

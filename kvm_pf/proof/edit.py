@@ -298,25 +298,38 @@ def _is_text(statement: ast.stmt) -> bool:
 def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
     """Stop the steps that a derived revision changes if one has not returned after so many seconds.
 
-    Raises DoesNotEnd naming the line that was run then, also if a value has grown too far.  Only steps that loop, add
-    or multiply are watched, in this thread: it takes time, and others end by themselves.
+    Raises DoesNotEnd naming the line that was run then, also if a value, or what is returned, has grown too far.  In
+    this thread only.  Lines are watched in steps that loop, add or multiply: it takes time, and others end by
+    themselves.  Raises InputError for such a step that catches exceptions: it could catch this one for ever.
     """
-    places: dict[tuple[str, int], str] = {}
+    places: dict[tuple[str, int], tuple[str, bool]] = {}
     derived: Revision | None = revision
     while derived is not None and REVISIONS.get(derived.name) is not derived:
         for name, step in derived.changes.items():
-            if isinstance(step, FunctionType) and _is_watched(step):
-                places[step.__code__.co_filename, step.__code__.co_firstlineno] = name
+            if isinstance(step, FunctionType):
+                watched = _is_watched(step)
+                if watched and any(i.opname == "PUSH_EXC_INFO" for i in get_instructions(step)):
+                    raise InputError(
+                        f"{name}: try and with have no place in a step that loops, adds or multiplies"
+                    )
+                places[step.__code__.co_filename, step.__code__.co_firstlineno] = name, watched
         derived = derived.base
 
     def called(frame: FrameType, event: str, argument: Any) -> Any:
-        name = places.get((frame.f_code.co_filename, frame.f_code.co_firstlineno))
-        if name is None:
+        name, watched = places.get((frame.f_code.co_filename, frame.f_code.co_firstlineno), ("", False))
+        if not name:
             return None
         end = time.monotonic() + seconds
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:
-            if event == "line" and (local := _too_large(frame.f_locals)):
+            seen = (
+                frame.f_locals
+                if event == "line"
+                else {"what it returns": argument}
+                if event == "return"
+                else {}
+            )
+            if local := _too_large(seen):
                 raise DoesNotEnd(f"{name}, line {frame.f_lineno}: {local} grows too far")
             if time.monotonic() > end:
                 raise DoesNotEnd(
@@ -324,7 +337,8 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
                 )
             return at_line
 
-        frame.f_trace_opcodes = True  # a loop that stands on one line comes to no other
+        frame.f_trace_lines = watched
+        frame.f_trace_opcodes = watched  # a loop that stands on one line comes to no other
         return at_line
 
     if not places:
@@ -344,9 +358,14 @@ def _is_watched(step: FunctionType) -> bool:
 
 
 def _too_large(values: dict[str, Any]) -> str:
-    """Name a value of more than LARGEST bits or items; "" if there is none."""
+    """Name a value of more than LARGEST bits or items, those of its items counted; "" if there is none."""
     for name, value in values.items():
-        size = value.bit_length() if isinstance(value, int) else len(value) if isinstance(value, tuple) else 0
-        if size > LARGEST:
-            return name
+        left, items = [value], 0
+        while left:
+            value = left.pop()
+            if isinstance(value, tuple):
+                left += value[:LARGEST]
+                items += len(value)
+            if items > LARGEST or (isinstance(value, int) and value.bit_length() > LARGEST):
+                return name
     return ""

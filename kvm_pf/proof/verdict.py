@@ -30,7 +30,7 @@ from kvm_pf.proof.edit import DoesNotEnd, ending
 from kvm_pf.proof.mutants import ENTRIES, Apart, Doubt, behind
 from kvm_pf.proof.terms import TIMEOUT_MS, Unknown, alone, has_solver, patience
 from kvm_pf.revisions import Revision, get, steps_of
-from kvm_pf.run.inputs import ANSWERS, answers, row_values
+from kvm_pf.run.inputs import ANSWERS, answers, brief, row_values
 from kvm_pf.run.tables import ENTRY_POINTS
 from kvm_pf.run.watch import Record, flat
 
@@ -41,6 +41,9 @@ NO_SOLVER = "z3, the solver, is not installed here"
 
 RAISES = "raises"
 """What stands for the output of a case whose run ended in an error."""
+
+STRAY = (Exception, SystemExit, GeneratorExit)
+"""What a changed step may raise to no other effect than that a case fails; Ctrl-C still ends all."""
 
 SECONDS = 60.0
 """So long cases are run, and claims asked, unless somebody says otherwise."""
@@ -123,7 +126,7 @@ class Verdict:
 def _shown(value: object) -> str:
     if value is None:
         return "not reached"
-    return write_number(value) if isinstance(value, int) else repr(value)
+    return write_number(value) if isinstance(value, int) and value.bit_length() <= 128 else brief(value)
 
 
 def in_words(difference: CaseDifference) -> str:
@@ -196,7 +199,7 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
                 answer = prove(claim, revision)
         except DoesNotEnd:
             raise
-        except Exception as error:  # the change cannot be fed with solver terms
+        except STRAY as error:  # the change cannot be fed with solver terms
             unasked[claim.name] = _why(error)
             continue
         if answer.holds is None:
@@ -219,7 +222,11 @@ def _left(end: float) -> int:
 
 
 def _why(error: Exception) -> str:
-    return one_line(error if isinstance(error, InputError) else f"{type(error).__name__}: {error}", 200)
+    try:
+        said = str(error)
+    except Exception as other:  # it is the change's own
+        said = f"its text cannot be had: {type(other).__name__}"
+    return one_line(said if isinstance(error, InputError) else f"{type(error).__name__}: {said}", 200)
 
 
 def _differences(row: Mapping[str, Any], revision: Revision) -> list[CaseDifference]:
@@ -228,7 +235,7 @@ def _differences(row: Mapping[str, Any], revision: Revision) -> list[CaseDiffere
         return differences([row], revision)
     except DoesNotEnd:
         raise
-    except Exception as error:  # whatever a changed step does, or makes others do
+    except STRAY as error:  # whatever a changed step does, or makes others do
         steps = {name for name, value in revision.changes.items() if isinstance(value, FunctionType)}
         frames = [frame for frame in extract_tb(error.__traceback__) if frame.name in steps]
         place = f" in {frames[-1].name}, line {frames[-1].lineno}" if frames else ""
@@ -280,6 +287,6 @@ def witness(revision: Revision, end: float = float("inf")) -> tuple[Apart | None
             why = OUT_OF_TIME if time.monotonic() > end else GAVE_UP
         except DoesNotEnd:
             raise
-        except Exception as error:  # the change cannot be fed with solver terms
+        except STRAY as error:  # the change cannot be fed with solver terms
             why = _why(error)
     return unmet, f"no fault of {revision.base.name} can meet it" if unmet else why

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, Event, Reader
+from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, UNPACKED, Event, Reader
 
 MAGIC = b"\x17\x08\x44tracing"
 _OPTION_DONE, _OPTION_BUFFER, _HEADER_INFO, _FTRACE, _FORMATS, _CMDLINES = 0, 3, 16, 17, 18, 21
@@ -73,7 +73,11 @@ def _unpack(name: str, packing: str, data: bytes, size: int) -> bytes:
 
             return bytes(pa.Codec("zstd").decompress(data, size, asbytes=True))
         if packing == "zlib":
-            return zlib.decompress(data)
+            unpacking = zlib.decompressobj()
+            content = unpacking.decompress(data, size) if size else b""
+            if len(content) == size and not unpacking.decompress(unpacking.unconsumed_tail, 1):
+                return content
+            raise zlib.error(f"it does not hold the {size} bytes that it declares")
     except (OSError, zlib.error) as error:
         raise InputError(f"{name}: a compressed section cannot be unpacked: {error}") from error
     raise InputError(f"{name}: compression {packing!r:.40} is not known; zlib and zstd are")
@@ -123,12 +127,13 @@ def _format(text: str) -> tuple[int, _Format] | None:
 class TraceDat:
     """A trace.dat, its formats and buffers found; `events` reads them in the order of time.
 
-    Takes the whole file as bytes or a memory map, and its name for messages.  Raises InputError for a file that
-    is none, is cut, or is of a version or compression that is not known.
+    Takes the whole file as bytes or a memory map, and its name for messages.  `limit` is the most bytes that its
+    compressed sections may hold together.  Raises InputError for a file that is none, is cut, holds more, or is of a
+    version or compression that is not known.
     """
 
-    def __init__(self, name: str, data: Any, reader: Reader | None = None) -> None:
-        self.name, self.data = name, data
+    def __init__(self, name: str, data: Any, reader: Reader | None = None, limit: int = UNPACKED) -> None:
+        self.name, self.data, self.limit, self.left = name, data, limit, limit
         self.reader = reader or Reader()
         self.formats: dict[int, _Format] = {}
         self.tasks: dict[int, str] = {}
@@ -151,6 +156,8 @@ class TraceDat:
             self.packing = head.text()
             head.text()
             self._options(head.number(8))
+        if sum(size for _, _, size, _ in self.cpus) > len(data):
+            raise InputError(f"{name}: its CPUs have more bytes than the file: it was cut, or they overlap")
 
     def _at(self, offset: int) -> _Bytes:
         return _Bytes(self.name, self.data, self.order, offset)
@@ -183,10 +190,17 @@ class TraceDat:
         return kind, _Bytes(self.name, at.take(size), self.order), bool(flags & 1)
 
     def _unpacked(self, section: _Bytes, packed: bool) -> _Bytes:
-        if not packed:
-            return section
-        size, whole = section.number(4), section.number(4)
-        return _Bytes(self.name, _unpack(self.name, self.packing, section.take(size), whole), self.order)
+        return _Bytes(self.name, self._unpack(section), self.order) if packed else section
+
+    def _unpack(self, at: _Bytes) -> bytes:
+        """Unpack what stands here: its packed size, its whole size, its bytes."""
+        size, whole = at.number(4), at.number(4)
+        self.left -= whole
+        if self.left < 0:
+            raise InputError(
+                f"{self.name}: it unpacks to more than {self.limit:,} bytes; --limit raises that"
+            )
+        return _unpack(self.name, self.packing, at.take(size), whole)
 
     def _options(self, offset: int) -> None:
         seen: set[int] = set()
@@ -222,6 +236,8 @@ class TraceDat:
         option.text()
         option.text()
         self.page_size = option.number(4) or self.page_size
+        if not 512 <= self.page_size <= 1 << 26:
+            raise InputError(f"{self.name}: pages of {self.page_size} bytes; 512 to {1 << 26} are read")
         for _ in range(option.number(4)):
             cpu, offset, size = option.number(4), option.number(8), option.number(8)
             if size:
@@ -254,7 +270,7 @@ class TraceDat:
     def _cmdlines(self, data: bytes) -> None:
         for line in data.decode(errors="replace").splitlines():
             pid, _, task = line.partition(" ")
-            if pid.isascii() and pid.isdigit():
+            if pid.isascii() and pid.isdigit() and len(pid) <= 10:
                 self.tasks[int(pid)] = task
 
     # --- events ---
@@ -266,8 +282,7 @@ class TraceDat:
                 yield at.take(self.page_size)
             return
         for _ in range(at.number(4)):
-            small, large = at.number(4), at.number(4)
-            chunk = _unpack(self.name, self.packing, at.take(small), large)
+            chunk = self._unpack(at)
             for start in range(0, len(chunk), self.page_size):
                 yield chunk[start : start + self.page_size]
 

@@ -103,7 +103,8 @@ def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple
         head = stream.read(len(MAGIC)) if str(file) != "-" else stream.peek(len(MAGIC))[: len(MAGIC)]  # type: ignore[attr-defined]
         if head == MAGIC:
             head = stream.read(len(MAGIC)) if str(file) == "-" else head
-            return "trace.dat", _paced(TraceDat(name, _seekable(name, stream, head), reader).events(), pace)
+            dat = TraceDat(name, _seekable(name, stream, head), reader, pace.limit)
+            return "trace.dat", _paced(dat.events(), pace)
     except (OSError, EOFError) as error:
         raise InputError(f"{name}: cannot be read: {error}") from error
     text: Any = stream if str(file) == "-" else _Joined(head, stream)
