@@ -343,6 +343,9 @@ def _damage(scenario: Scenario, results: Mapping[int, Any], wanted: bool) -> Ite
     for number, text in trace.unparsed[:1]:
         others = f", nor are {len(trace.unparsed) - 1} others" if trace.unparsed[1:] else ""
         yield f"{name}: line {number} of the trace is no event ({one_line(text, 60)}){others}"
+    seen = {event.fields["vcpu"] for event in trace if isinstance(event.fields.get("vcpu"), int)}
+    if seen and not trace.lost and (absent := min(set(range(len(seen))) - seen, default=None)) is not None:
+        yield f"{name}: the trace shows vCPU {max(seen)} and no vCPU {absent}; the recorder counts them from 0"
     marks = [event.payload for event in trace if event.name == "tracing_mark_write"]
     refused = bool(steps) and (steps[-1].result or {}).get("rc", 0) != 0  # nothing could follow
     if marks and marks[-1] != "end" and not refused and not trace.lost:

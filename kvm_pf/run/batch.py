@@ -544,6 +544,7 @@ def parquet_batches(
     Raises InputError naming the file if it is not readable, or if one of its row groups, which are read as a
     whole, unpacks to more than GROUP_BYTES.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def named(batch: Any) -> Any:
@@ -554,8 +555,8 @@ def parquet_batches(
     if regular(path) is None:
         raise InputError(f"{path}: not readable as a table: there is no such file")
     with _readable(path):
-        there = pq.read_schema(path).names if words else ()
-        dictionaries = [name for name in words if name in there]
+        there = {field.name: field.type for field in pq.read_schema(path)} if words else {}
+        dictionaries = [name for name in words if name in there and not pa.types.is_nested(there[name])]
         # What is buffered ahead is kept until the file is closed: memory would grow with it.
         with pq.ParquetFile(path, read_dictionary=dictionaries, pre_buffer=False) as file:
             rows = file.metadata.num_rows

@@ -139,10 +139,14 @@ def _frame(path: str | Path, batch: Any) -> pd.DataFrame:
                 if pa.types.is_floating(column.type) and kind != "Float64":
                     raise pa.ArrowInvalid(f"{column.type} cannot hold whole numbers of 64 bits")
                 column = column.cast(wanted[kind])
-            elif kind == "string" and not pa.types.is_dictionary(column.type):
+            elif kind == "string" and not (
+                pa.types.is_dictionary(column.type) and column.type.value_type == pa.string()
+            ):
                 column = column.cast(pa.string()).dictionary_encode()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise InputError(f"{path}: column {name}: {kind} is wanted ({error})") from None
+        if name == "raw_code" and column.null_count:
+            raise InputError(f"{path}: column raw_code: {column.null_count} of the faults have none")
         columns.append(column)
     table: pd.DataFrame = pa.table(columns, names=names).to_pandas(types_mapper=kinds.get)
     return table
