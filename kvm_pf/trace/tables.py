@@ -145,8 +145,6 @@ def _frame(path: str | Path, batch: Any) -> pd.DataFrame:
                 column = column.cast(pa.string()).dictionary_encode()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise InputError(f"{path}: column {name}: {kind} is wanted ({error})") from None
-        if name == "raw_code" and column.null_count:
-            raise InputError(f"{path}: column raw_code: {column.null_count} of the faults have none")
         columns.append(column)
     table: pd.DataFrame = pa.table(columns, names=names).to_pandas(types_mapper=kinds.get)
     return table
