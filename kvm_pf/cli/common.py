@@ -84,6 +84,9 @@ class Shown(io.TextIOBase):
         """Whether somebody is looking."""
         return self.stream is not None and self.stream.isatty()
 
+    def close(self) -> None:
+        """Leave the stream open, which is another's: Python closes at the end what it no longer needs."""
+
     def close_quietly(self) -> None:
         """Let what cannot be written go, so that Python does not try again when it ends."""
         with suppress(OSError, AttributeError):
