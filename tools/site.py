@@ -128,6 +128,7 @@ dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
   .output_area table.diff { min-width: 36rem } td:first-child:has(> br) { min-width: 9rem }
   .text_cell table { font-size: .8rem }
   .text_cell :is(th, td) { padding: .15rem .3rem } .text_cell td code { overflow-wrap: anywhere }
+  .text_cell td:first-child:has(> code) { min-width: 5.5rem }
   pre.line { white-space: pre-wrap; overflow-wrap: anywhere } }
 @media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }
   .input_area, img, tr { break-inside: avoid } .wide img { min-width: 0 !important }
