@@ -111,6 +111,11 @@ class Progress:
             self._write(ERASE)
             self.shown = False
 
+    def note(self, line: str) -> None:
+        """Say what happened, in a line that stays, also if nobody is looking."""
+        self.done()
+        self._write(f"kvm-pf: {visible(line)}\n")
+
     @staticmethod
     def _is_seen() -> bool:
         return sys.__stderr__ is not None and sys.stderr.isatty()

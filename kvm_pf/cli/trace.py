@@ -44,7 +44,7 @@ def _many(args: argparse.Namespace) -> int:
         raise InputError("standard input and --every are for one trace alone")
     progress = Progress("trace")
     if args.workers or args.scheduler:
-        with cluster(args.workers, args.scheduler) as client:
+        with cluster(args.workers, args.scheduler, progress.note) as client:
             fleet = read_all(args.files, args.revision, args.out, client, progress.show, args.limit << 20)
     else:
         fleet = read_all(args.files, args.revision, args.out, None, progress.show, args.limit << 20)

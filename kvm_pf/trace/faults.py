@@ -710,8 +710,8 @@ def classified(
 
     `faults` has `raw_code` (u64), and may have `source`, `cut`, `address`, `mmio` and others, with the dtypes of
     `read`; `vendor`, `tdp` and `revision` as in `sense`.  Each different code is looked at once.  Words are text, or
-    categories if `as_text` is False, which takes less memory; `only` names the columns that are made.  Columns that the table already has for what follows
-    from a code are made anew.
+    categories if `as_text` is False, which takes less memory; `only` names the columns that are made.  Columns that
+    the table already has for what follows from a code are made anew.
     """
     import numpy as np
     import pandas as pd

@@ -11,6 +11,7 @@ are read again.  The tables that `--out` writes are partitions for `dask.datafra
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -165,7 +166,12 @@ def _on_workers(
     """Have the workers read the files; give the answers in the order of the files, each as soon as it can be."""
     futures = client.map(_survey, names, [revision] * len(names), targets, [limit] * len(names), pure=False)
     for n, future in enumerate(futures):
-        yield client.gather(future)
+        try:
+            yield client.gather(future)
+        except Exception as error:
+            if type(error).__name__ != "KilledWorker":  # Dask's, which need not be there
+                raise
+            yield Refused(names[n], f"{names[n]}: the workers that read it died, again and again")
         futures[n] = None  # the worker need not keep it
 
 
@@ -205,13 +211,16 @@ def _targets(names: list[str], out: str | Path | None) -> Iterator[list[str | No
 
 
 @contextmanager
-def cluster(workers: int = 0, scheduler: str = "") -> Iterator[Any]:
+def cluster(
+    workers: int = 0, scheduler: str = "", died: Callable[[str], None] = lambda line: None
+) -> Iterator[Any]:
     """Give a Dask client: of `workers` processes of this machine, or of the cluster at `scheduler` (an address).
 
-    Raises InputError if Dask is not installed, or if nobody answers at the address.
+    `died` is called with a line for the user if one of these processes dies.  Raises InputError if Dask is not
+    installed, or if nobody answers at the address.
     """
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, SchedulerPlugin
     except ImportError:
         raise InputError("this needs Dask: python -m pip install 'kvm_pf[dask]'") from None
     if scheduler:
@@ -222,11 +231,28 @@ def cluster(workers: int = 0, scheduler: str = "") -> Iterator[Any]:
         with client:
             yield client
         return
+
+    class Deaths(SchedulerPlugin):  # type: ignore[misc]
+        """Say so when a worker goes before the end."""
+
+        is_end = False
+
+        def remove_worker(self, scheduler: Any, worker: str, **more: Any) -> None:
+            if not self.is_end:
+                died("a worker died; another takes its place, and the file that it was reading is read again")
+
+    deaths = Deaths()
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
+        ) as local,
         Client(local) as client,
     ):
-        yield client
+        local.scheduler.add_plugin(deaths)
+        try:
+            yield client
+        finally:
+            deaths.is_end = True
 
 
 def fleet_page(fleet: Fleet, most: int = 8) -> str:

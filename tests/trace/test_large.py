@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -375,6 +376,77 @@ def test_workers_give_the_same_and_a_killed_one_is_survived(traces, tmp_path):
     assert len(names) == 7
     for name in names:
         assert pq.read_table(tmp_path / "alone" / name).equals(pq.read_table(tmp_path / "together" / name))
+
+
+def test_a_file_that_kills_its_workers_is_named_beside_the_others(traces):
+    class KilledWorker(Exception):
+        """As Dask has it."""
+
+    class Client:
+        def map(self, function, *columns, **options):
+            return [(function, *values) for values in zip(*columns, strict=True)]
+
+        def gather(self, future):
+            function, file, *rest = future
+            if "host2" in file:
+                raise KilledWorker
+            return function(file, *rest)
+
+    fleet = read_all([traces], client=Client())
+    assert [Path(one.name).name for one in fleet.refused] == ["host2.txt"]
+    assert "died" in fleet.refused[0].why
+    assert len(fleet.surveys) == 6
+
+
+def started(traces, out):
+    """Start reading with two workers; give the process, and the numbers of the workers once they are at work."""
+    command = [sys.executable, "-m", "kvm_pf", "trace", traces, "--workers", "2", "--out", out]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not out.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+    return process, [pid for pid in children.split() if b"dask worker" in command_of(pid)]
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture(scope="module")
+def long_trace(tmp_path_factory):
+    path = tmp_path_factory.mktemp("long") / "long.txt"
+    path.write_text(text(700) * 40)
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_a_killed_parent_leaves_no_workers(long_trace, tmp_path):
+    process, workers = started(long_trace, tmp_path / "out")
+    with process:
+        process.kill()
+        process.communicate(timeout=30)
+    assert len(workers) == 2
+    until = time.monotonic() + 30
+    while any(b"dask worker" in command_of(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(b"dask worker" in command_of(pid) for pid in workers)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_of_a_killed_worker_one_line_is_said(long_trace, tmp_path):
+    process, workers = started(long_trace, tmp_path / "out")
+    with process:
+        os.kill(int(workers[0]), signal.SIGKILL)
+        said, error = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert b"28000 faults" in said
+    assert error.decode() == (
+        "kvm-pf: a worker died; another takes its place, and the file that it was reading is read again\n"
+    )
 
 
 def test_a_scheduler_that_is_not_there_is_named(capsys, traces, monkeypatch):
