@@ -12,7 +12,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,53 +245,68 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+def _part(path: str, start: int, end: int, vendor: str | None, revision: Revision | str) -> pd.DataFrame:
+    """Read the faults whose name begins in these bytes of a file; their values may go on behind them."""
+    import numpy as np
+
+    with open(path, "rb") as file:
+        text = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    rows = (end - start) // _SHORTEST + 2
+    kinds = {
+        "time": np.float64, "vcpu": np.uint64, "rip": np.uint64, "address": np.uint64, "code": np.uint64,
+        "have": np.uint8, "offset": np.int64,
+    }  # fmt: skip
+    columns = {name: np.empty(rows, dtype=dtype) for name, dtype in kinds.items()}
+    count, unread = _scanner()(text, start, end, *columns.values())
+    return _table({name: column[:count].copy() for name, column in columns.items()}, unread, vendor, revision)
+
+
 def scan(
     path: str | Path,
     threads: int = 0,
     vendor: str | None = None,
     revision: Revision | str = "posted",
     chunk: int = CHUNK,
+    client: Any = None,
 ) -> Iterator[pd.DataFrame]:
     """Yield the `kvm_page_fault` events of an unpacked text file as tables, in its order; memory stays bounded.
 
-    `threads` of them read chunks of `chunk` bytes at once (0: as many as there are CPUs); `vendor` is "amd",
-    "intel" or None, as in `kvm_pf.trace.faults.sense`, for codes that were cut to 32 bits.  Columns: `offset` of the
-    event's name in the file, in bytes, and as in `read`, words as categories: `time` (s), `vcpu`, `rip`, `address`,
-    `raw_code`, `cut`, `encoding`, `error_code`, `access`.
+    `threads` of them read chunks of `chunk` bytes at once (0: as many as there are CPUs), or with a Dask `client` its
+    workers, which see the same file: the tables are the same.  `vendor` is "amd", "intel" or None, as in
+    `kvm_pf.trace.faults.sense`, for codes that were cut to 32 bits.  Columns: `offset` of the event's name in the
+    file, in bytes, and as in `read`, words as categories: `time` (s), `vcpu`, `rip`, `address`, `raw_code`, `cut`,
+    `encoding`, `error_code`, `access`.
     `attrs["unread"]` counts the events of that name that have other values (wrapped, damaged).  Raises InputError
     if the file cannot be read.
     """
-    import numpy as np
-
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 return
-            text = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).close()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
+    parts = (
+        (os.path.abspath(path), start, min(start + chunk, size), vendor, revision)
+        for start in range(0, size, chunk)
+    )
+    if client is not None:
+        most = 2 * sum(client.nthreads().values())
+        yield from _in_order((client.submit(_part, *part, pure=False) for part in parts), most)
+        return
     threads = threads or os.cpu_count() or 1
-    run = _scanner()
-
-    def part(start: int) -> pd.DataFrame:
-        end = min(start + chunk, size)
-        rows = (end - start) // _SHORTEST + 2
-        kinds = {
-            "time": np.float64, "vcpu": np.uint64, "rip": np.uint64, "address": np.uint64, "code": np.uint64,
-            "have": np.uint8, "offset": np.int64,
-        }  # fmt: skip
-        columns = {name: np.empty(rows, dtype=dtype) for name, dtype in kinds.items()}
-        count, unread = run(text, start, end, *columns.values())
-        return _table(
-            {name: column[:count].copy() for name, column in columns.items()}, unread, vendor, revision
-        )
-
+    _scanner()
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[pd.DataFrame]] = deque()
-        for start in range(0, size, chunk):
-            waiting.append(pool.submit(part, start))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
+        yield from _in_order((pool.submit(_part, *part) for part in parts), threads)
+
+
+def _in_order(futures: Iterator[Any], most: int) -> Iterator[pd.DataFrame]:
+    """Give the results in order; at most so many, and one, are under way at once."""
+    waiting: deque[Any] = deque()
+    for future in futures:
+        waiting.append(future)
+        if len(waiting) > most:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -6,7 +6,9 @@
     kvm-pf trace traces/ --workers 2 --out faults/        # each file's table as well, as Parquet
 
 The answers are the same to the row as without Dask.  A worker that dies costs the files that it was reading: they
-are read again.  The tables that `--out` writes are partitions for `dask.dataframe.read_parquet("faults/")`.
+are read again.  A file is not split, since the events around a fault are joined; `kvm_pf.trace.scan` with a client,
+which joins nothing, splits one plain file among the workers.  The tables that `--out` writes are partitions for
+`dask.dataframe.read_parquet("faults/")`.
 """
 
 from __future__ import annotations

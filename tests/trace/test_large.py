@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
-from kvm_pf.trace import chunks, cluster, convert, load, page, read, read_all, storms
+from kvm_pf.trace import chunks, cluster, convert, load, page, read, read_all, scan, storms
 from kvm_pf.trace import digest as digests
 from kvm_pf.trace.declared import Declared, Span
 from kvm_pf.trace.digest import Digest
@@ -378,11 +378,25 @@ def test_workers_give_the_same_and_a_killed_one_is_survived(traces, tmp_path):
         assert pq.read_table(tmp_path / "alone" / name).equals(pq.read_table(tmp_path / "together" / name))
 
 
+def test_one_file_split_among_workers_gives_the_same(traces):
+    from distributed import Client
+
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+        split = list(scan(traces / "host0.txt", chunk=1001, client=client))
+    (unsplit,) = scan(traces / "host0.txt")
+    assert len(split) > 50
+    assert sum(part.attrs["unread"] for part in split) == 0
+    plain = dict.fromkeys(("encoding", "access"), "object")
+    pd.testing.assert_frame_equal(
+        pd.concat([part.astype(plain) for part in split], ignore_index=True), unsplit.astype(plain)
+    )
+
+
 def test_a_file_that_kills_its_workers_is_named_beside_the_others(traces):
     class KilledWorker(Exception):
         """As Dask has it."""
 
-    class Client:
+    class Deadly:
         def map(self, function, *columns, **options):
             return [(function, *values) for values in zip(*columns, strict=True)]
 
@@ -392,7 +406,7 @@ def test_a_file_that_kills_its_workers_is_named_beside_the_others(traces):
                 raise KilledWorker
             return function(file, *rest)
 
-    fleet = read_all([traces], client=Client())
+    fleet = read_all([traces], client=Deadly())
     assert [Path(one.name).name for one in fleet.refused] == ["host2.txt"]
     assert "died" in fleet.refused[0].why
     assert len(fleet.surveys) == 6
