@@ -221,7 +221,7 @@ def _left(end: float) -> int:
     return max(1, int(1000 * min(TIMEOUT_MS / 1000, end - time.monotonic())))
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     try:
         said = str(error)
     except Exception as other:  # it is the change's own

@@ -239,7 +239,7 @@ def cluster(
 
         is_end = False
 
-        def remove_worker(self, scheduler: Any, worker: str, **more: Any) -> None:
+        def remove_worker(self, *_: Any, **__: Any) -> None:
             if not self.is_end:
                 died("a worker died; another takes its place, and the file that it was reading is read again")
 
