@@ -531,17 +531,14 @@ class Summary:
     _made: ClassVar[dict[str, dict[Any, tuple[Any, Any]]]] = {}
 
     def __init__(self, function: FunctionType) -> None:
-        code, defaults = function.__code__, function.__defaults__ or ()
         self.function = function
-        self.names = code.co_varnames[: code.co_argcount]
-        self.defaults = dict(zip(reversed(self.names), reversed(defaults), strict=False))
         self.key = digest(function, {})
         self.made = self._made.setdefault(self.key, {})
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """The result, as one value of terms."""
-        named = self.defaults | named
-        args += tuple(named[name] for name in self.names[len(args) :])
+        code = self.function.__code__
+        args += tuple(named[name] for name in code.co_varnames[len(args) : code.co_argcount])
         key = _identity(args)
         if key not in self.made:
             result = merge(all_paths(self.function, *args))
