@@ -185,7 +185,7 @@ def vcpu_cache_mmio_info(
     return MmioCache(gva=0 if nested else gva & ~PAGE_OFFSET_MASK, gfn=gfn, gen=gen, access=access)
 
 
-def mmio_format(mmio_cfg: int, caching: bool = True) -> MmioFormat:
+def mmio_format(mmio_cfg: int, caching: bool) -> MmioFormat:
     """The MMIO SPTE formats that the tables' `mmio_cfg` numbers: MMIO_EPT, MMIO_EPT_L1TF, MMIO_NPT, MMIO_TDX.
 
     `caching` is enable_mmio_caching: without it KVM makes no such SPTEs.

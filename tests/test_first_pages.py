@@ -196,7 +196,7 @@ class TestReservedAndMmio:
     def test_the_mark_is_the_one_that_the_recorded_kernel_made(self):
         (seen,) = follow("posted-on-6.12", "2-swprot", step=48)
         posted = REVISIONS["posted"]
-        npt = posted.link("mmio_format")(2)
+        npt = posted.link("mmio_format")(2, True)
         assert seen.row.check_spte == self.MARK
         assert posted.link("make_mmio_spte")(npt, gen=4, gfn=0x60010, access=6) == self.MARK
 

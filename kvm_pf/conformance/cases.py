@@ -163,7 +163,7 @@ def _result(function: str) -> Callable[..., dict[str, Any]]:
 
 def _with_format(function: str) -> Callable[..., dict[str, Any]]:
     def called(revision: Any, mmio_cfg: int, **given: int) -> dict[str, Any]:
-        return {"result": revision.link(function)(revision.link("mmio_format")(mmio_cfg), **given)}
+        return {"result": revision.link(function)(revision.link("mmio_format")(mmio_cfg, True), **given)}
 
     return called
 

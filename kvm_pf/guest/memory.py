@@ -297,11 +297,9 @@ class GuestMemory:
         self._track = self.linked(mark_spte_for_access_track)
         self._restore = self.linked(restore_acc_track_spte)
         ept = hardware == "ept"
-        made = self.linked(mmio_format)(MMIO_EPT if ept else MMIO_NPT)
+        made = self.linked(mmio_format)(MMIO_EPT if ept else MMIO_NPT, options.mmio_caching)
         kept = made.lower_gfn_mask & ~(options.l1tf_mask | options.l1tf_mask << 5)
-        self.format = made._replace(
-            caching=options.mmio_caching, nonpresent_or_rsvd_mask=options.l1tf_mask, lower_gfn_mask=kept
-        )
+        self.format = made._replace(nonpresent_or_rsvd_mask=options.l1tf_mask, lower_gfn_mask=kept)
         self.accessed = EPT_SPTE_ACCESSED if ept else NPT_SPTE_ACCESSED
         self.dirty = EPT_SPTE_DIRTY if ept else NPT_SPTE_DIRTY
         if not options.accessed_dirty:

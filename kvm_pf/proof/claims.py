@@ -842,7 +842,7 @@ def _(c: Case, r: Revision) -> Any:
     ALL,
 )
 def _(c: Case, r: Revision) -> Any:
-    form = c.step("mmio_format", r)(c.mmio_cfg)
+    form = c.step("mmio_format", r)(c.mmio_cfg, True)
     fits = (c.mmio_gfn << 12 & U64_MAX) & ~(form.lower_gfn_mask | form.nonpresent_or_rsvd_mask) == 0
     spte = c.step("make_mmio_spte", r)(form, c.gen, c.mmio_gfn, c.mmio_access)
     gfn = c.step("get_mmio_spte_gfn", r)(form, spte)

@@ -137,7 +137,7 @@ def case_vcpu(
             direct_bits=direct_bits,
             gen=gen,
         ),
-        mmio_format=mmio_format(mmio_cfg),
+        mmio_format=mmio_format(mmio_cfg, True),
         walk=Walk(
             root=walk_root, leaf=walk_leaf, spte5=spte5, spte4=spte4, spte3=spte3, spte2=spte2, spte1=spte1
         ),

@@ -748,7 +748,7 @@ def spte_fields(mmio_cfg: int, revision: str | Revision) -> dict[int, str]:
     with L1TF mask, NPT, TDX.
     """
     link = get(revision).link
-    mmio = link("mmio_format")(mmio_cfg)
+    mmio = link("mmio_format")(mmio_cfg, True)
     plain = link("make_mmio_spte")(mmio, 0, 0, 0)
     fields = {}
     for n in range(64):
@@ -791,7 +791,7 @@ def mmio_spte_layout(
     ]
     top = 1.15
     paper = Paper(ax, _LANES_WIDTH, top + sum(_lanes_height(cells, 0.82)) + 0.55)
-    mmio = revision.link("mmio_format")(mmio_cfg)
+    mmio = revision.link("mmio_format")(mmio_cfg, True)
     gen, gfn = revision.link("get_mmio_spte_generation")(spte), revision.link("get_mmio_spte_gfn")(mmio, spte)
     bits = sum(name.startswith("gen") for name in fields.values())
     says = f"generation {gen:#x} ({bits} bits), gfn {gfn:#x}"

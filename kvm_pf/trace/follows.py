@@ -278,7 +278,11 @@ def _mode(q: Question) -> str:
 
 def _spte(walk: str, mmio_cfg: int) -> int:
     generation = _WALKS[walk]
-    return 0 if generation is None else make_mmio_spte(mmio_format(mmio_cfg), generation, 0x100000, ACC_ALL)
+    return (
+        0
+        if generation is None
+        else make_mmio_spte(mmio_format(mmio_cfg, True), generation, 0x100000, ACC_ALL)
+    )
 
 
 def _memory_fault(flags: int) -> str:

@@ -318,7 +318,7 @@ def with_late(revision, late):
     environment = Environment(True, 0, False, 0, False, False, False)
     walk, cache = Walk(4, -1, 0, 0, 0, 0, 0), MmioCache(0, 0, 0, 0)
     r = revisions.get(revision)
-    vcpu = Vcpu(mmu, vm, r.link("mmio_format")(MMIO_NPT), walk, cache, environment)
+    vcpu = Vcpu(mmu, vm, r.link("mmio_format")(MMIO_NPT, True), walk, cache, environment)
     memory = MEMORY._replace(late_invalidation=late)
     fault = r.link("new_fault")(vcpu, 0x100000000, 0, False, False)
     return r.link("kvm_faultin_pfn")(vcpu, fault, 7, memory)

@@ -20,7 +20,7 @@ def walk(leaf, **sptes):
 
 def lowest(leaf, mmio_cfg=MMIO_EPT, **sptes):
     path = get("posted")
-    return path.link("get_mmio_spte")(path.link("mmio_format")(mmio_cfg), walk(leaf, **sptes))
+    return path.link("get_mmio_spte")(path.link("mmio_format")(mmio_cfg, True), walk(leaf, **sptes))
 
 
 @pytest.mark.parametrize("leaf", LEVELS)

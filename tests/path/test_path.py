@@ -183,7 +183,7 @@ class TestGeneration:
     @fixed
     @given(st.integers(0, 2**40 - 1), u64, st.integers(0, 7), st.integers(0, 2))
     def test_a_gfn_and_its_access_survive_an_mmio_spte(self, gfn, gen, access, mmio_cfg):
-        shape = get("posted").link("mmio_format")(mmio_cfg)
+        shape = get("posted").link("mmio_format")(mmio_cfg, True)
         gfn &= (1 << (36 if mmio_cfg == 2 else 34)) - 1
         spte = mmio.make_mmio_spte(shape, gen, gfn, access)
         assert mmio.is_mmio_spte(shape, spte)
@@ -192,7 +192,7 @@ class TestGeneration:
         assert not mmio.is_shadow_present_pte(spte)
 
     def test_without_mmio_caching_no_spte_is_an_mmio_spte(self):
-        shape = get("posted").link("mmio_format")(0, caching=False)
+        shape = get("posted").link("mmio_format")(0, False)
         assert not mmio.is_mmio_spte(shape, MMIO_EPT_NOW)
 
 

@@ -63,7 +63,7 @@ def mmio_state(preset: str, revision: Revision, addr: int) -> Given:
         cached = {"mmio_gva": addr & ~PAGE_OFFSET_MASK, "mmio_gfn": gfn, "mmio_gen": gen}
         return {**state, **cached, "mmio_access": NPT_ACCESS_MASK}
     made = gen - 2 if preset == "MMIO SPTE, stale" else gen
-    spte = revision.link("make_mmio_spte")(mmio_format(MMIO_NPT), made, gfn, NPT_ACCESS_MASK)
+    spte = revision.link("make_mmio_spte")(mmio_format(MMIO_NPT, True), made, gfn, NPT_ACCESS_MASK)
     if preset == "slots being updated":
         state["gen"] = gen | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
     return {**state, "walk_leaf": 1, "spte1": spte}
