@@ -298,9 +298,8 @@ def test_a_page_that_is_installed_although_it_was_taken_away_is_a_difference(cha
 )
 def test_another_answer_in_the_same_order_is_a_difference(changed, name, step, old, new):
     def trace(lines):
-        return [
-            re.sub(old, new, line) if at in step_lines(lines, step) else line for at, line in enumerate(lines)
-        ]
+        mine = step_lines(lines, step)
+        return [re.sub(old, new, line) if at in mine else line for at, line in enumerate(lines)]
 
     differences = replay(changed(name, trace)).differences
     assert {int(re.search(r"step (\d+)", difference.fault)[1]) for difference in differences} == {step}
