@@ -321,8 +321,10 @@ def _or(words: list[str]) -> str:
 # --- beside what the trace shows ---
 
 
-def _seen(outcome: str) -> set[str] | None:
+def _seen(outcome: str | None) -> set[str] | None:
     """Say which of ENDS an outcome that a trace shows can be; None if it shows none, or something beyond the path."""
+    if outcome is None:  # as a table of others may have it
+        return None
     if outcome == "resumed":
         return {"handled", "goes on"}
     if outcome == "mapped":

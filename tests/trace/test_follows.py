@@ -187,3 +187,9 @@ def test_loops_are_told_first_after_disagreements(tmp_path):
     assert table["faults"].tolist() == [10, 1]
     assert table["again"].tolist() == [9, 0]
     assert "9 of them the very same fault again" in page(traced)
+
+
+def test_an_ending_that_a_table_of_others_lacks_is_not_judged(tmp_path):
+    faults = load(trace(tmp_path, ("npf", READ), "mapped", "entry")).faults
+    table = follows(faults.assign(outcome=[None]))
+    assert table["seen"].isna().tolist() == table["agrees"].isna().tolist() == [True]
