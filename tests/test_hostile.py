@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_cli import refused, run
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
+from kvm_pf.proof.verdict import verdict
 from kvm_pf.revisions import get
 from kvm_pf.trace import load
 from kvm_pf.trace.lines import Pace
@@ -106,6 +109,18 @@ class TestTraces:
         end = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True)
         assert (end.returncode, end.stderr) == (2, "kvm-pf: standard input: it is closed\n")
 
+    @pytest.mark.parametrize("cell", [[1], {"a": [1]}], ids=["a list", "a struct"])
+    @pytest.mark.parametrize("column", ["source", "time", "raw_code"])
+    def test_a_table_with_a_nested_column_is_refused(self, column, cell, tmp_path):
+        path = tmp_path / "faults.parquet"
+        pd.DataFrame({"raw_code": [6], column: [cell]}).to_parquet(path)
+        assert f"column {column}: " in refused("trace", str(path))
+
+    def test_words_that_are_bytes_in_a_dictionary_are_read_as_text_or_refused(self, tmp_path):
+        path = tmp_path / "faults.parquet"
+        pd.DataFrame({"raw_code": [6], "source": pd.Categorical([b"\xff"])}).to_parquet(path)
+        assert "column source: string is wanted" in refused("trace", str(path))
+
     def test_traces_that_are_not_read_are_told_of_on_the_error_stream(self, trace, tmp_path):
         (tmp_path / "empty").write_bytes(b"")
         status, out, err = run("trace", str(trace), str(tmp_path / "empty"))
@@ -140,3 +155,35 @@ class TestSteps:
     def test_one_that_would_fill_the_memory_is_refused(self, value):
         with pytest.raises(InputError, match="has no place in a step"):
             called(f"    x = {value}\n")
+
+    @pytest.mark.parametrize(
+        "value", ["1 << 5_000_000", "10**5000", "nested()"], ids=["shifted", "a power", "shared tuples"]
+    )
+    def test_one_that_returns_what_is_huge_is_stopped(self, value):
+        def nested():
+            shared = (0, 0)
+            for _ in range(60):
+                shared = (shared, shared)
+            return shared
+
+        scope = {"nested": nested}
+        exec(f"def sanitize(error_code):\n    return {value}, 0\n", scope)
+        with pytest.raises(DoesNotEnd, match="what it returns grows too far"):
+            verdict(scope["sanitize"])
+
+    def test_one_that_catches_what_would_stop_it_is_refused(self):
+        def sanitize(error_code):
+            while True:
+                with suppress(BaseException):
+                    error_code += 1
+
+        with pytest.raises(InputError, match="try and with have no place"):
+            verdict(sanitize)
+
+    def test_one_that_would_end_the_program_fails_its_cases(self):
+        def sanitize(error_code):
+            raise SystemExit(0)
+
+        judged = verdict(sanitize, ["sanitiser-is-a-mask"])
+        assert judged.cases
+        assert "raises SystemExit" in str(judged)

@@ -354,6 +354,13 @@ def test_a_malformed_json_is_refused_with_its_line(tmp_path, line, message):
         read_recording(tmp_path)
 
 
+def test_vcpus_that_do_not_begin_at_0_are_told(recording):
+    other = [mark.replace("vcpu 0", "vcpu 7") for mark in (*MARKS, "tracing_mark_write: end")]
+    said = "1-hand: the trace shows vCPU 7 and no vCPU 0; the recorder counts them from 0"
+    assert said in recording(other).damage
+    assert said not in recording([*MARKS, "tracing_mark_write: end"]).damage
+
+
 def test_a_directory_without_traces_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no N-NAME\.trace"):
         read_recording(tmp_path)

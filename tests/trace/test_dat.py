@@ -165,3 +165,25 @@ def test_a_compression_that_is_not_known_is_named():
     out = bytes(Packed(PLAIN, "zlib").out).replace(b"zlib\x001.0\0", b"lzxx\x001.0\0", 1)
     with pytest.raises(InputError, match=r"compression 'lzxx' is not known; zlib and zstd are"):
         TraceDat("other", out)
+
+
+def test_what_is_unpacked_is_bounded_by_what_is_declared_and_by_the_limit():
+    made = Packed(PLAIN, "zlib")
+    with pytest.raises(InputError, match="more than 1,000 bytes; --limit raises that"):
+        list(TraceDat("large", bytes(made.out), limit=1000).events())
+    struct.pack_into("<I", made.out, made.first_chunk - 4, 4096)  # less than is packed
+    with pytest.raises(InputError, match="does not hold the 4096 bytes that it declares"):
+        list(TraceDat("lying", bytes(made.out)).events())
+
+
+def test_cpus_have_no_more_than_the_file_together():
+    out = bytearray(Packed(PLAIN, "zlib").out)
+    count = len(out)
+    dat = TraceDat("whole", bytes(out))
+    assert sum(size for _, _, size, _ in dat.cpus) <= count
+    plain = bytearray(PLAIN)
+    cpu = next(each for each in TraceDat("plain", PLAIN).cpus)
+    at = plain.index(struct.pack("<QQ", cpu[1], cpu[2]))
+    struct.pack_into("<Q", plain, at + 8, 1 << 60)
+    with pytest.raises(InputError, match="its CPUs have more bytes than the file"):
+        TraceDat("lying", bytes(plain))
