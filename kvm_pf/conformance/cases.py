@@ -85,7 +85,7 @@ def changed_at(file: Path) -> int:
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
         cases = tomllib.loads(path.read_text(encoding="utf-8"))["case"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a file of cases ({error})") from None
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
         raise InputError(f"{path}: not a file of cases (case is no array of tables)")
