@@ -175,6 +175,22 @@ def test_constants_and_truth_values_are_numbers_of_their_size(text, row, answer)
     assert in_solver_terms(step_of(text))(*row) == answer
 
 
+def test_small_constants_that_grow_are_numbers_of_64_bits():
+    def step(a, b, c):
+        one = 1
+        high = one << 63
+        return high >> 3
+
+    assert in_compiled_code(step)(0, 0, 0) == 1 << 60
+
+
+def test_constants_alone_are_not_compared_as_signed_where_others_are_unsigned():
+    step = step_of("(1 if 5 >= -4 else 2) if c >= (1 << 63) else 3")
+    assert step(0, 0, U64_MASK) == 1
+    with pytest.raises(InputError, match="step 'step', operator >=:"):
+        in_compiled_code(step)
+
+
 @pytest.mark.parametrize("text", ["sum((a, b))", "(lambda x: x + (1 << 63))(a)", "a ** 2", "a / 2", "abs(a)"])
 def test_what_computes_unseen_is_not_compiled(text):
     with pytest.raises(InputError, match=r"step 'step' .*engine='plain' runs it"):

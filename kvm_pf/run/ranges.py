@@ -442,7 +442,7 @@ class Uses:
         """Watch a function of the path."""
         code = function.__code__
         _check_names(function)
-        wrapped = [c if type(c) is not int or abs(c) < 1 << 62 else self.constant(c) for c in code.co_consts]
+        wrapped = [self.constant(c) if type(c) is int else c for c in code.co_consts]
         copy = _with(function, code.replace(co_consts=tuple(wrapped)), self.constant)
         return _Watched(copy, code, self.check)
 
