@@ -151,7 +151,7 @@ def _frame(path: str | Path, batch: Any) -> pd.DataFrame:
 
 
 def _filled(part: pd.DataFrame, done: int) -> pd.DataFrame:
-    """Add the columns that a table of `read` has, as gaps; the rows are numbered if they have no lines."""
+    """Add the columns that a table of `read` has, as gaps; rows without a line get the number of the row."""
     import numpy as np
     import pandas as pd
 
@@ -160,10 +160,11 @@ def _filled(part: pd.DataFrame, done: int) -> pd.DataFrame:
     absent: dict[str, Any] = {}
     for name in COLUMNS:
         dtype = DTYPES[name]
-        if name in part:
-            continue
         if name == "line":
-            absent[name] = pd.array(np.arange(done + 1, done + count + 1), dtype="Int64")
+            numbers = pd.Series(np.arange(done + 1, done + count + 1), index=part.index, dtype="Int64")
+            absent[name] = part[name].fillna(numbers) if name in part else numbers
+        elif name in part:
+            continue
         elif dtype == "string":
             default = {"outcome": "not shown", "source": ""}.get(name)
             codes = np.full(count, -1 if default is None else 0, dtype=np.int8)

@@ -3,6 +3,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from kvm_pf.trace import chunks, cluster, convert, load, page, read, read_all, s
 from kvm_pf.trace import digest as digests
 from kvm_pf.trace.declared import Declared, Span
 from kvm_pf.trace.digest import Digest
+from kvm_pf.trace.faults import COLUMNS
 from kvm_pf.trace.fleet import fleet_page
 from kvm_pf.trace.reading import Stream
 from kvm_pf.trace.storms import COMPILED_ROWS, Finder
@@ -310,6 +312,17 @@ def peak(source, target):
     )
     command = [sys.executable, "-c", code, source, target]
     return [int(word) for word in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+
+
+@pytest.mark.parametrize("gap", [[0], slice(None)], ids=["one", "all"])
+@pytest.mark.parametrize("column", sorted(set(COLUMNS) - {"raw_code"}))
+def test_gaps_in_any_column_of_a_table_of_others_leave_the_rest_readable(column, gap, tmp_path, capsys):
+    faults = read(data_dir() / "recordings" / "6.12" / "2-swprot.trace.gz")
+    values = faults[column].array.copy()
+    values[gap] = None
+    faults.assign(**{column: values}).to_parquet(tmp_path / "x.parquet")
+    assert main(["trace", str(tmp_path / "x.parquet")]) in (0, 1)
+    assert re.search(rf"^faults: +{len(faults)}\b", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_memory_does_not_grow_with_a_tables_rows(tmp_path):
