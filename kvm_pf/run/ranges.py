@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from opcode import opmap
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, NoReturn
 
@@ -442,8 +443,9 @@ class Uses:
         """Watch a function of the path."""
         code = function.__code__
         _check_names(function)
-        wrapped = [self.constant(c) if type(c) is int else c for c in code.co_consts]
-        copy = _with(function, code.replace(co_consts=tuple(wrapped)), self.constant)
+        whole = _with_all_constants(code)
+        wrapped = [self.constant(c) if type(c) is int else c for c in whole.co_consts]
+        copy = _with(function, whole.replace(co_consts=tuple(wrapped)), self.constant)
         return _Watched(copy, code, self.check)
 
     def unsigned(self, code: CodeType) -> frozenset[str]:
@@ -451,6 +453,28 @@ class Uses:
         return frozenset(
             kind for (of, kind), span in self.check.spans.items() if of == code and span.unsigned
         )
+
+
+def _with_all_constants(code: CodeType) -> CodeType:
+    """Return code that loads every number from its constants: from Python 3.14 on, small ones are in the code."""
+    small = opmap.get("LOAD_SMALL_INT")
+    if small is None:
+        return code
+    raw, constants, places = bytearray(code.co_code), list(code.co_consts), {}
+    for at in range(
+        0, len(raw), 2
+    ):  # an instruction has two bytes, and what is kept behind one begins with 0
+        if raw[at] == small:
+            if raw[at + 1] not in places:
+                places[raw[at + 1]] = len(constants)
+                constants.append(raw[at + 1])
+            place = places[raw[at + 1]]
+            if place > 255:
+                raise InputError(
+                    f"step {code.co_name!r} has too many constants to be compiled; engine='plain' runs it"
+                )
+            raw[at : at + 2] = opmap["LOAD_CONST"], place
+    return code.replace(co_code=bytes(raw), co_consts=tuple(constants))
 
 
 def _with(function: FunctionType, code: CodeType, number: Callable[[int], Any]) -> FunctionType:
