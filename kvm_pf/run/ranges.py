@@ -461,9 +461,7 @@ def _with_all_constants(code: CodeType) -> CodeType:
     if small is None:
         return code
     raw, constants, places = bytearray(code.co_code), list(code.co_consts), {}
-    for at in range(
-        0, len(raw), 2
-    ):  # an instruction has two bytes, and what is kept behind one begins with 0
+    for at in range(0, len(raw), 2):  # two bytes an instruction; what is kept behind one is 0
         if raw[at] == small:
             if raw[at + 1] not in places:
                 places[raw[at + 1]] = len(constants)

@@ -403,9 +403,8 @@ def _compare(row: Any, q: Question | None, model: Model) -> dict[str, Any]:
     of = "an EPT misconfiguration" if code is None else f"{code:#x}"
     if row.handler_code is not None and row.handler_code not in expected.codes:
         return said | _another_code(of, "the MMU gets", row.handler_code, expected.codes)
-    traced = (
-        None if row.cut or row.exit_code is None else row.raw_code
-    )  # which a table of others may not hold
+    # a table of others may not hold the exit's code
+    traced = None if row.cut or row.exit_code is None else row.raw_code
     if traced is not None and traced not in {row.exit_code, *expected.traced}:
         return said | _another_code(of, "kvm_page_fault shows", row.raw_code, expected.traced)
     if (seen := _seen(row.outcome)) is not None:
