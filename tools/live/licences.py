@@ -33,12 +33,12 @@ def python() -> list[Named]:
 
 def _licence(name: str) -> str:
     about = distribution(name).metadata
-    if about["License-Expression"]:
+    if about.get("License-Expression"):  # [] raises in importlib_metadata, which may have taken over
         return str(about["License-Expression"])
     kinds = [
         each.rpartition(" :: ")[2] for each in about.get_all("Classifier", []) if each.startswith("License")
     ]
-    return ", ".join(kinds) or str(about["License"] or "see the package").splitlines()[0]
+    return ", ".join(kinds) or str(about.get("License") or "see the package").splitlines()[0]
 
 
 def front() -> list[Named]:
