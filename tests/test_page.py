@@ -56,20 +56,6 @@ def test_a_line_that_runs_has_a_case_that_tells_before_from_posted(row):
     assert any(tells)
 
 
-class TestLines:
-    def test_a_notebook_shows_its_lines_and_no_others(self):
-        shown = page.lines("02_sanitising")
-        assert repr(shown) == "12 lines of the patch"
-        assert re.findall(r"<b>(h\d[+-]\d\d)</b>", shown._repr_html_()) == list(ROWS.id[11:23])
-
-    def test_lines_can_be_named_one_by_one(self):
-        assert repr(page.lines("h1+10", "h1+11")) == "2 lines of the patch"
-
-    def test_another_notebook_is_refused(self):
-        with pytest.raises(InputError, match="no line of the ledger is explained in '99_no'"):
-            page.lines("99_no")
-
-
 class TestAsk:
     def test_each_fault_is_asked_of_each_revision(self):
         asked = page.ask("sanitize", {"49": 1 << 49, "none": {"error_code": 4}})
@@ -98,7 +84,7 @@ class TestAsk:
 
 
 def test_what_is_folded_opens_to_all_of_it():
-    shown = page.lines("h1+10")
+    shown = page.change("sanitize")
     html = page.folded("one line", shown)._repr_html_()
     assert f"<details><summary>one line</summary>{shown.html}</details>" in html
 
@@ -220,19 +206,6 @@ def test_the_moments_of_an_mmio_spte_are_those_of_the_trace():
     wanted = [(45, 4, 4, None), (48, 4, 4, True), (50, 5, 4, False), (52, 5, 4, False), (52, 5, 5, None)]
     assert mmio_moments(guest, 0x60010) == wanted
     assert mmio_moments(guest, 0x12345) == []
-
-
-class TestCases:
-    def test_cases_and_values_are_counted(self):
-        frame = page.cases("root", "sanitize")
-        assert list(frame.index) == ["root", "sanitize"]
-        assert list(frame["cases"]) == [6, 16]
-        assert list(frame.columns) == ["cases", "values compared", "of them different"]
-        assert not frame["of them different"].any()
-
-    def test_an_unknown_topic_is_refused(self):
-        with pytest.raises(InputError, match=r"no case is about 'rot'; they are about .*root"):
-            page.cases("rot")
 
 
 def test_a_machine_beside_a_recording():

@@ -12,7 +12,7 @@ from kvm_pf.cli.common import OK, PLAIN
 from kvm_pf.common.errors import InputError
 from kvm_pf.run.codes import NAMES, Reading, cut_codes, read
 from kvm_pf.run.meanings import TDX_REVISION
-from kvm_pf.run.places import Sure, address
+from kvm_pf.run.places import LINUX, Sure, address
 from kvm_pf.run.watch import explain
 
 MMU = "mmu"
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"note: not a whole code; it was {' or '.join(map(hex, whole))} if an old kernel cut it to 32 bits"
         )
-    if reading.place.why.startswith("Linux's own"):
+    if reading.place.stood == LINUX:
         print("note: Linux's own page fault; KVM sees it only where it shadows the guest's page tables")
     print(rest)
     return OK

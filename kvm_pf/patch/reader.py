@@ -607,6 +607,9 @@ _EXTENDED = {
 _TRIMMED = ("...", "…", "[...]", "[…]", "[snip]", "<snip>", "[cut]", "(...)")
 """What a replier leaves where a part of a hunk was cut out."""
 
+_WORDS = re.compile(r"\[-[^][\n]*-\]|\{\+[^{}\n]*\+\}|^~$", re.MULTILINE)
+"""Marks of a word diff, whose hunks have no lines that are added or removed."""
+
 _REASONS = (
     (
         re.compile(rf"^{_QUOTE}(?:diff --cc |diff --combined |@@@ -)", re.MULTILINE),
@@ -631,7 +634,7 @@ _REASONS = (
         "a diff without context names neither files nor neighbouring lines; make it anew with diff -u",
     ),
     (
-        re.compile(r"\[-[^][\n]*-\]|\{\+[^{}\n]*\+\}|^~$", re.MULTILINE),
+        _WORDS,
         "a word diff marks words, not lines; make it anew without --word-diff",
     ),
     (
@@ -646,17 +649,14 @@ _REASONS = (
         re.compile(r"^<{7} .*\n(?:(?!<{7} ).*\n){0,200}?={7}\n", re.MULTILINE),
         "marks of a merge conflict are no diff",
     ),
-    (
-        re.compile(
-            rf"^{_QUOTE}(?:diff --git \S|--- \S.*\n{_QUOTE.replace('quote', 'next')}\+\+\+ \S)", re.MULTILINE
-        ),
-        "names a file, and has no hunk of it: lines such as @@ -267,7 +267,18 @@ and those behind them are missing",
-    ),
 )
 """Forms that are recognised and not read, and why."""
 
-_WORDS = _REASONS[4][0]
-"""Marks of a word diff, whose hunks have no lines that are added or removed."""
+_HEAD_OF_FILE = re.compile(
+    rf"^{_QUOTE}(?:diff --git \S|--- \S.*\n{_QUOTE.replace('quote', 'next')}\+\+\+ \S)", re.MULTILINE
+)
+_HEADER_ALONE = "names a file, and has no hunk of it: lines such as @@ -267,7 +267,18 @@ and those behind them are missing"
+"""Why a text with the head of a file, and nothing else that could be read or told, is not read."""
 
 _DIFFSTAT = re.compile(r"^[> \t]*\d+ files? changed\b", re.MULTILINE)
 
@@ -708,10 +708,9 @@ class _Walk:
         if _WORDS.search(text):
             every = re.search(r"^~$", text, re.MULTILINE) is not None  # words on lines of their own
             self.diffs = [diff for diff in self.diffs if diff.changes() and not every]
-        self.refused = [why for form, why in _REASONS[: -1 if not self.diffs else 3] if form.search(text)]
-        alone, why = _REASONS[-1]
-        if not self.diffs and not self.refused and alone.search(text):
-            self.refused = [why]
+        self.refused = [why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(text)]
+        if not self.diffs and not self.refused and _HEAD_OF_FILE.search(text):
+            self.refused = [_HEADER_ALONE]
         if not self.diffs and not self.refused and _DIFFSTAT.search(text):
             self.refused = ["holds the summary of a diff, but no diff"]
 

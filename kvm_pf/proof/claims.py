@@ -199,7 +199,7 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "cpu-cannot-forge",
-    "A bit 48 or 49 that a CPU reports gets past the exit's handler and the sanitiser only if KVM put it there.",
+    "Behind the exit's handler and the sanitiser, a bit 48 or 49 is KVM's own, never one that a CPU reported.",
     "h2+04 h2+05",
     f"{STRIPS} {CALLERS_STRIP}",
     LEAVES_49,
@@ -624,8 +624,8 @@ def _clean(c: Case) -> Any:
 
 @claim(
     "other-vms-see-nothing",
-    "For a VM that is not software-protected, and without a caller's bit 48 or 49, nothing differs from before but "
-    "the number of attribute look-ups.",
+    "For a VM that is not software-protected, in states that can exist and without a caller's bit 48 or 49, nothing "
+    "differs from before but the number of attribute look-ups.",
     "h2+16 h3-01 h3+01",
     "posted merged_patch guest_enc_gated",
     "posted_u32 posted_series v6_10 guest_enc_ungated",

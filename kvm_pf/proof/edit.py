@@ -322,13 +322,11 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         end = time.monotonic() + seconds
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:
-            seen = (
-                frame.f_locals
-                if event == "line"
-                else {"what it returns": argument}
-                if event == "return"
-                else {}
-            )
+            seen: dict[str, Any] = {}
+            if event == "line":
+                seen = frame.f_locals
+            elif event == "return":
+                seen = {"what it returns": argument}
             if local := _too_large(seen):
                 raise DoesNotEnd(f"{name}, line {frame.f_lineno}: {local} grows too far")
             if time.monotonic() > end:

@@ -100,10 +100,8 @@ def digests() -> dict[str, str]:
                 and ast.get_docstring(node) is not None
             ):
                 node.body = node.body[1:] or [ast.Pass()]
-        text = ast.unparse(tree).replace(
-            '"', "'"
-        )  # which quotation marks it writes depends on Python's version
-        logic.update(text.encode())
+        # Which quotation marks it writes depends on Python's version.
+        logic.update(ast.unparse(tree).replace('"', "'").encode())
     for row in load_corpus().cases[["id", "revision", "function", "input", "expect"]].itertuples(index=False):
         cases.update(repr(tuple(row)).encode())
     return {"logic": logic.hexdigest()[:16], "cases": cases.hexdigest()[:16]}

@@ -42,7 +42,7 @@ from kvm_pf.run.meanings import (
     meaning,
     under_shadow,
 )
-from kvm_pf.run.places import SHADOWED, TRACED, Place, Sure, map_keys, places, refusal
+from kvm_pf.run.places import ASKED, TRACED, TRACED_FAULT, Place, Sure, map_keys, places, refusal
 
 
 class Reading(NamedTuple):
@@ -64,7 +64,7 @@ class Reading(NamedTuple):
     def meaning(self) -> Meaning:
         """What the code says in this encoding."""
         said = meaning(self.code, self.encoding)
-        if self.encoding == "pf" and self.place.why.startswith(SHADOWED):
+        if self.encoding == "pf" and self.place.stood == TRACED_FAULT:
             said = under_shadow(said)
         cut = cut_codes(self.code) if self.encoding == "npf" else ()
         if cut and self.place.width != 64:
@@ -178,7 +178,7 @@ def _judge_tdx(code: int, place: Place) -> tuple[Sure, str]:
         return Sure.NO, "a TDX guest's linear address is hidden: bit 7 is clear, and none above 16 is set"
     if not code & 7 or code & EPT_VIOLATION_ACC_INSTR:
         return Sure.NO, "neither a read nor a write: a TDX guest fetches from private memory only"
-    return Sure.LIKELY if "tdx" in place.encodings and place.why else Sure.HARDLY, _TDX_WHY
+    return Sure.LIKELY if "tdx" in place.encodings and place.sure else Sure.HARDLY, _TDX_WHY
 
 
 _TDX_WHY = (
@@ -197,7 +197,7 @@ def _judge_pf(code: int, place: Place) -> tuple[Sure, str]:
         return Sure.NO, "bits 3 and 5 come only with bit 0"
     if code & PFERR_WRITE_MASK and code & PFERR_FETCH_MASK:
         return Sure.NO, "a write and a fetch at once"
-    if "tdx" in place.encodings and place.why and _judge_tdx(code, place)[0]:
+    if "tdx" in place.encodings and place.sure and _judge_tdx(code, place)[0]:
         return Sure.POSSIBLE, "only under shadow paging, with a guest that runs at address 0"
     if place.width == 64 and place.encodings[-3:] == TRACED:
         return Sure.VERY_LIKELY, "printed whole, with neither bit 7 nor 32 nor 33: shadow paging"
@@ -368,7 +368,7 @@ def _from_number(text: str, place: Place, base: int) -> list[Reading]:
             if len(spellings) > 1 and reading.sure > Sure.NO:
                 reading = reading._replace(why=f"{reading.why}; {_SPELLED[spelled]}")
             readings.append(reading)
-    if place.sure == Sure.CERTAIN and place.why != "asked for":
+    if place.sure == Sure.CERTAIN and place.stood != ASKED:
         return _without_doubt(readings)
     return readings
 
@@ -383,7 +383,7 @@ def _readings(text: str, place: Place, base: int = 0) -> list[Reading]:
     readings = _from_number(text, place, base)
     if not base:
         named = _from_names(text, place)
-        if named and place.sure == Sure.CERTAIN and place.why != "asked for":
+        if named and place.sure == Sure.CERTAIN and place.stood != ASKED:
             return named
         # A lone capital F is the kernel's letter for a fetch; other letters are no digits.
         readings = named + readings if text.isupper() or not readings else readings + named
@@ -416,7 +416,8 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
     short = text.strip()
     place = ANYWHERE
     if encoding:
-        place = Place((encoding,), Sure.CERTAIN, "asked for", 64 if short[:2].lower() == "0x" else 0)
+        width = 64 if short[:2].lower() == "0x" else 0
+        place = Place((encoding,), Sure.CERTAIN, "asked for", width, stood=ASKED)
     found = _readings(short, place, base)
     if found:
         return Answer(_fitting(found, encoding, short))

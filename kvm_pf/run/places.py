@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
     `encodings` are the possible ones, `sure` how sure that alone makes it, `why` in words.  `width` is the number
     of bits that were printed, `base` that of the digits (0: not known).  Of the numbers of one `group` (0: none) one
-    only is the code.
+    only is the code.  `stood` is ASKED, TRACED_FAULT, LINUX or "".
     """
 
     encodings: tuple[str, ...] = tuple(ENCODINGS)
@@ -48,7 +48,17 @@ class Place(NamedTuple):
     base: int = 0
     notes: tuple[str, ...] = ()
     group: int = 0
+    stood: str = ""
 
+
+ASKED = "asked"
+"""Nowhere: somebody said which encoding it is."""
+
+TRACED_FAULT = "kvm_page_fault"
+"""In the event; a #PF error code there comes from a walk of KVM's own page tables: under shadow paging."""
+
+LINUX = "linux"
+"""In Linux's report of a page fault of its own."""
 
 _Places = list[tuple[str, Place]]
 
@@ -62,21 +72,21 @@ _EVENTS = re.compile(
 TRACED = ("npf", "ept", "pf")
 """What the code of kvm_page_fault can be."""
 
-SHADOWED = "error_code of kvm_page_fault"
-"""Where a #PF error code stands only if KVM's own page tables were walked: under shadow paging."""
-
 _INTEL, _AMD = "an Intel exit", "an AMD exit"
+
+CAST = re.compile(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)")
+"""What debuggers put before a number: its type."""
 
 
 def _unwrapped(text: str) -> str:
     """Undo what mail does to a line, quoting, wrapping, quoted-printable, and what debuggers put before a number."""
     text = re.sub(r"=\r?\n", "", text)
-    text = re.sub(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)", "", re.sub(r"\n\$\d+ = ", " = ", text))
+    text = CAST.sub("", re.sub(r"\n\$\d+ = ", " = ", text))
     return re.sub(r"\s+", " ", re.sub(r"\r?\n[> ]*", " ", text))
 
 
-def _certain(encoding: str, why: str, *notes: str, base: int = 16) -> Place:
-    return Place((encoding,), Sure.CERTAIN, why, 0, base, notes)
+def _certain(encoding: str, why: str, *notes: str, base: int = 16, stood: str = "") -> Place:
+    return Place((encoding,), Sure.CERTAIN, why, 0, base, notes, stood=stood)
 
 
 def _value(key: str, text: str) -> str:
@@ -86,7 +96,7 @@ def _value(key: str, text: str) -> str:
 
 # --- exits ---
 
-_EXIT_NUMBERS = {
+EXIT_NUMBERS = {
     0x30: "EPT_VIOLATION",
     0x31: "EPT_MISCONFIG",
     0x400: "NPF",
@@ -98,6 +108,19 @@ _EXIT_NUMBERS = {
 Source: Linux `arch/x86/include/uapi/asm/vmx.h` and `svm.h`: EXIT_REASON_EPT_VIOLATION 48, EXIT_REASON_EPT_MISCONFIG
 49, EXIT_REASON_EXCEPTION_NMI 0, SVM_EXIT_NPF 0x400, SVM_EXIT_EXCP_BASE 0x40 (v6.12).
 """
+
+FAULT_EXITS = {"NPF": "npf", "EPT_VIOLATION": "ept", "EPT_MISCONFIG": "misconfig", "PF EXCP": "pf"}
+"""Which kind of fault an exit of that name is."""
+
+
+def fault_exit(number: int) -> str | None:
+    """Say which kind of fault an exit is by its number, npf, ept or misconfig; None for another.
+
+    A #PF's has none: on Intel 0x4e is another exit.
+    """
+    kind = FAULT_EXITS.get(EXIT_NUMBERS.get(number, ""))
+    return None if kind == "pf" else kind
+
 
 _HIDDEN = "rip 0 and bit 7 clear: a TDX guest's registers and linear address are hidden"
 
@@ -162,7 +185,7 @@ def _is_hidden(text: str) -> bool:
 
 def _reason(text: str) -> str:
     if number := re.search(r"\breason[ :=]+(?:UNKNOWN \()?(0x[0-9a-f]+|\d+)\b", text):
-        return _EXIT_NUMBERS.get(_number_of(number[1]), "")
+        return EXIT_NUMBERS.get(_number_of(number[1]), "")
     found = re.search(r"\breason[ :=]+(PF excp|[A-Za-z_]\w*)", text)
     return found[1] if found else ""
 
@@ -176,20 +199,21 @@ def _traced_place(body: str, number: str, reasons: frozenset[str], exceptions: b
     shown as 0 if the guest's state is protected: mail <20250415104821.247234-2-adrian.hunter@intel.com>.
     """
     width = 64 if number[:2].lower() == "0x" else 32
-    why = SHADOWED
+    why = "error_code of kvm_page_fault"
     encodings: tuple[str, ...] = TRACED
     if reasons & {"EPT_VIOLATION", "EPT_MISCONFIG"}:
         encodings, why = ("ept", "pf"), f"{why}, beside {_INTEL}"
     elif "NPF" in reasons:
         encodings, why = ("npf", "pf", "pferr"), f"{why}, beside {_AMD}"
     elif exceptions:
-        return Place(("pf",), Sure.VERY_LIKELY, f"{why}, beside an intercepted #PF", width, 16)
+        beside = f"{why}, beside an intercepted #PF"
+        return Place(("pf",), Sure.VERY_LIKELY, beside, width, 16, stood=TRACED_FAULT)
     code = int(number, 16)
     if code & PFERR_SYNTHETIC_MASK and "npf" in encodings:
         encodings = (*encodings, "pferr")
     if width == 64 and "ept" in encodings and _is_hidden(body):
         encodings = ("tdx", *encodings)
-    return Place(encodings, Sure.LIKELY, why, width, 16)
+    return Place(encodings, Sure.LIKELY, why, width, 16, stood=TRACED_FAULT)
 
 
 def _exceptions(whole: str) -> bool:
@@ -207,7 +231,7 @@ def _exceptions(whole: str) -> bool:
 # --- QEMU's words on KVM_EXIT_INTERNAL_ERROR ---
 
 _SUBERROR = re.compile(r"KVM internal error\. Suberror: (\d{1,3})(.*?)(?=KVM internal error\. Suberror|\Z)")
-_EXTRA = re.compile(r"extra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
+EXTRA = re.compile(r"extra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
 _HAS_BYTES = 1
 """KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES."""
 
@@ -228,7 +252,7 @@ def _internal_error(number: int, data: list[str]) -> _Places:
     if number == 1 and words and int(words[0], 16) in (0, _HAS_BYTES):
         exit_ = words[3 if int(words[0], 16) & _HAS_BYTES else 1 :]
         if len(exit_) >= 5:
-            reason = _EXIT_NUMBERS.get(int(exit_[0], 16) & 0xFFFF, "")
+            reason = EXIT_NUMBERS.get(int(exit_[0], 16) & 0xFFFF, "")
             return _of_exit(reason, exit_[1], exit_[2], exit_[3], exit_[4], name)
     if number == 2 and len(words) >= 2:
         found = [
@@ -239,7 +263,7 @@ def _internal_error(number: int, data: list[str]) -> _Places:
             found.append((words[2], _certain("pf", f"third datum of {name}")))
         return found
     if number == 3 and len(words) >= 2 and int(words[0], 16) & EVENT_VALID:
-        reason = _EXIT_NUMBERS.get(int(words[1], 16) & 0xFFFF, "")
+        reason = EXIT_NUMBERS.get(int(words[1], 16) & 0xFFFF, "")
         info1 = words[2] if len(words) > 2 else ""
         if reason not in ("EPT_VIOLATION", "EPT_MISCONFIG") or not info1:
             return [(words[0], _certain("vectoring", f"first datum of {name}"))]
@@ -265,7 +289,7 @@ def _internal_errors(whole: str) -> tuple[_Places, str]:
     found: _Places = []
     errors = []
     for number, rest in _SUBERROR.findall(whole):
-        data = dict(_EXTRA.findall(rest))
+        data = dict(EXTRA.findall(rest))
         errors.append((int(number), [data[n] for n in map(str, range(len(data))) if n in data]))
     for number, rest in _RUST_ERROR.findall(whole):
         values = [int(word) for word in rest.split(",") if word.strip().isdigit()]
@@ -277,7 +301,7 @@ def _internal_errors(whole: str) -> tuple[_Places, str]:
             first, place = codes[0]
             codes[0] = first, place._replace(notes=(*place.notes, note))
         found += codes
-    return found, _SUBERROR.sub(lambda m: _EXTRA.sub(" ", m[0]), whole)
+    return found, _SUBERROR.sub(lambda m: EXTRA.sub(" ", m[0]), whole)
 
 
 # --- numbers with a name before them ---
@@ -304,13 +328,19 @@ _INFO_1 = rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}"
 _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
     (
         rf"\bpage_fault_(?:user|kernel): .{{0,100}}?\berror_code={_NUMBER}",
-        lambda m: _certain("pf", "Linux's own page fault, of the machine that was traced"),
+        lambda m: _certain("pf", "Linux's own page fault, of the machine that was traced", stood=LINUX),
     ),
-    (rf"#PF:? error_code\(\s*{_NUMBER}", lambda m: _certain("pf", "Linux's own report of a #PF")),
-    (r"\bOops: ([0-9a-f]{4})\b", lambda m: _certain("pf", "Linux's own oops, 16 bits of the code")),
+    (
+        rf"#PF:? error_code\(\s*{_NUMBER}",
+        lambda m: _certain("pf", "Linux's own report of a #PF", stood=LINUX),
+    ),
+    (
+        r"\bOops: ([0-9a-f]{4})\b",
+        lambda m: _certain("pf", "Linux's own oops, 16 bits of the code", stood=LINUX),
+    ),
     (
         rf"\bsegfault at .{{0,200}}?\berror {_NUMBER}",
-        lambda m: _certain("pf", "Linux's own report of a segfault"),
+        lambda m: _certain("pf", "Linux's own report of a segfault", stood=LINUX),
     ),
     (
         rf"\bEPT violation:? {_NUMBER}",
@@ -377,7 +407,7 @@ def _bare_exits(rest: str) -> _Places:
         found += _exit_places("kvm_exit", match[0])
     for match in re.finditer(r"\bexit_reason = (\d+), .{0,80}?\binfo1 = (\d+), info2 = (\d+)", rest):  # LTTng
         reason, info1, info2 = (int(number) for number in match.groups())
-        name = _EXIT_NUMBERS.get(reason, "")
+        name = EXIT_NUMBERS.get(reason, "")
         found += _of_exit(name, f"{info1:#x}", f"{info2:#x}", "", "", "LTTng's kvm_exit")
     return found
 
@@ -471,7 +501,7 @@ def address(text: str) -> int | None:
     """Find the address of the fault (u64) that a pasted line is about; None if it tells none."""
     whole = _unwrapped(text)
     if (error := _SUBERROR.search(whole)) and error[1] == "3":
-        data = dict(_EXTRA.findall(error[2]))
+        data = dict(EXTRA.findall(error[2]))
         gpa = int(data["3"], 16) if len(data) > 4 else (1 << 64) - 1
         return gpa if gpa < 1 << 52 else None
     base = 10 if re.search(r"kvm_page_fault\((?!.{0,200}0x)|\bfault_address = \d", whole) else 16

@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every page of the walkthrough shows: lines of the patch, a step before and after, what it does, its cases."""
+"""What the pages of the walkthrough show: a step before and after, what it does, what became of claims."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kvm_pf.common.errors import InputError
-from kvm_pf.conformance.corpus import differences, load_corpus
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.follow import Seen, carried, scenario_of, shown
 from kvm_pf.conformance.recordings import L2_BLOCKS, read_recording
 from kvm_pf.guest.machine import Access, Machine
 from kvm_pf.patch.diff import step_diff
-from kvm_pf.patch.ledger import ledger
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.batch import evaluate
 from kvm_pf.run.inputs import answer, case_values
 from kvm_pf.run.watch import Record, explain
 from kvm_pf.show.diff import diff_html
 from kvm_pf.show.markup import Html, Shown, bold, code, element, framed, join, table
-from kvm_pf.show.widgets.hunks import lines_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,24 +25,9 @@ if TYPE_CHECKING:
     from kvm_pf.proof.claims import Claim
 
 __all__ = (
-    "Asked", "Claimed", "answers", "ask", "beside", "cases", "change", "claims", "differ", "faults", "folded", "lines",
+    "Asked", "Claimed", "answers", "ask", "beside", "change", "claims", "differ", "faults", "folded",
     "log", "results", "story", "witness",
 )  # fmt: skip
-
-
-def lines(*which: str) -> Shown:
-    """Show what lines of the patch do, by the ledger: those that a notebook explains, or those of some ids.
-
-    A notebook is named by its file's name without the ending.  Raises InputError if the ledger does not know it.
-    """
-    rows = ledger()
-    ids: list[str] = []
-    for name in which:
-        found = rows.id[(rows.id == name) | rows.notebook.str.startswith(f"notebooks/{name}.ipynb#")]
-        if found.empty:
-            raise InputError(f"no line of the ledger is explained in {name!r}")
-        ids.extend(found)
-    return Shown(f"{len(ids)} lines of the patch", framed(lines_table("", ids)))
 
 
 def folded(summary: str, shown: Shown) -> Shown:
@@ -306,25 +287,3 @@ def log(recording: str) -> list[str]:
     """List the WARNs in the kernel log of a recording that the package carries, in order: function, file and line."""
     found = read_recording(carried(recording)).warnings
     return [f"WARNING in {warn.function}, {warn.file}:{warn.line}" for warn in found]
-
-
-def cases(*topics: str) -> pd.DataFrame:
-    """Run the curated cases of some topics, each on every revision that it is for, and count.
-
-    Columns: topic (index), cases, values compared, and how many of them are different in the model.
-    Raises InputError if there is no such topic.
-    """
-    import pandas as pd
-
-    every = load_corpus().cases
-    rows = []
-    for topic in topics:
-        mine = every[every["topic"] == topic]
-        if mine.empty:
-            raise InputError(
-                f"no case is about {topic!r}; they are about {', '.join(every['topic'].unique())}"
-            )
-        values = sum(map(len, mine["expect"]))
-        rows.append((topic, mine["id"].nunique(), values, len(differences(mine))))
-    columns = ["topic", "cases", "values compared", "of them different"]
-    return pd.DataFrame(rows, columns=columns).set_index("topic")

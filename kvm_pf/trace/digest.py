@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from kvm_pf.bits import PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import kinds, table
 from kvm_pf.trace.follows import Model, compared
@@ -58,12 +59,17 @@ class Kept:
         return iter(()) if self.rows is None else self.rows.itertuples(index=False)
 
 
-_PRIVATE = 1 << 49
 _CAUGHT = 1 << 31
 """The valid bit of IDT-vectoring information.  Source: Intel SDM vol. 3, section 25.9.3."""
 
 LONG = 0.1
 """From so many seconds on, a fault that took that long is told of."""
+
+
+def _has(codes: Any, mask: int) -> Any:
+    """Say which of a column's codes have a bit of a mask; gaps have none."""
+    return codes.fillna(0) & mask != 0
+
 
 WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
     "first MMIO by EPT": (1, lambda f: f["mmio"] & (f["encoding"] == "ept") & ~f["mapped"].fillna(True)),
@@ -75,18 +81,14 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
     "the guest's own": (1, lambda f: f["outcome"] == "#PF injected"),
     "memory fault": (1, lambda f: f["encoding"] == "memfault"),
     "EFAULT": (1, lambda f: f["outcome"] == "to user space: error 14"),
-    "RSVD": (
-        1,
-        lambda f: (f["source"] == "guest_pf") & f["flags"].astype("string").str.contains("RSVD", na=False),
-    ),
-    "RMP": (
-        1,
-        lambda f: (f["source"] == "guest_pf") & f["flags"].astype("string").str.contains("RMP", na=False),
-    ),
+    "RSVD": (1, lambda f: (f["source"] == "guest_pf") & _has(f["raw_code"], PFERR_RSVD_MASK)),
+    "RMP": (1, lambda f: (f["source"] == "guest_pf") & _has(f["raw_code"], PFERR_GUEST_RMP_MASK)),
     "bit 49": (
         1,
         lambda f: (
-            (f["raw_code"].fillna(0) & _PRIVATE != 0) & (f["exit_code"].fillna(_PRIVATE) & _PRIVATE == 0)
+            _has(f["raw_code"], PFERR_PRIVATE_ACCESS)
+            & f["exit_code"].notna()
+            & ~_has(f["exit_code"], PFERR_PRIVATE_ACCESS)
         ),
     ),
     "TDX": (1, lambda f: f["encoding"] == "tdx"),

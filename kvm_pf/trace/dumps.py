@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from kvm_pf.run.places import CAST, EXTRA, fault_exit
 from kvm_pf.trace.declared import Declared
 from kvm_pf.trace.record import Fault
 
@@ -17,10 +18,8 @@ _VMCB = re.compile(r"\b(exit_code|exit_info1|exit_info2):\s{1,20}([0-9a-f]{1,16}
 _VMCS = re.compile(r"\breason=([0-9a-f]{8}) qualification=([0-9a-f]{1,16})\b")
 _VECTORING = re.compile(r"\bIDTVectoring: info=([0-9a-f]{8})\b")
 _SUBERROR = re.compile(r"\bKVM internal error\. Suberror: (\d{1,3})\b")
-_EXTRA = re.compile(r"\bextra data\[(\d{1,2})\]: (?:0x)?([0-9a-fA-F]{1,16})\b")
 _TUPLE = re.compile(r"\bMemoryFault\(\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),")
 _HIST = re.compile(r"^\s{0,40}\{ (.{1,200}?) \} hitcount:\s{1,40}(\d{1,18})\b")
-_CAST = re.compile(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)")
 _QUALIFICATION = re.compile(
     r"\b(?:u?exit[ _]?)?qual(?:ification)?[\s:=]{1,4}(0x[0-9a-f]{1,8})\b", re.IGNORECASE
 )
@@ -28,15 +27,12 @@ _SCRIPT = re.compile(
     r"\b(vcpu|rip|guest_rip|gpa|addr|address|fault_address|error_code)\b[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
 )
 
-MISCONFIG, VIOLATION, NPF = 49, 48, 0x400
-"""Numbers of the exits for faults.  Source: Linux `arch/x86/include/uapi/asm/vmx.h`, `svm.h` (v6.12)."""
-
 
 def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Read a line of a dump: events of the names that `Dumps` and the joiner know, with their values."""
     if "hitcount" in text and (found := _HIST.search(text)):
         return [("count", {"map": "hist", "key": found[1], "count": int(found[2])})]
-    if "extra data[" in text and (found := _EXTRA.search(text)):
+    if "extra data[" in text and (found := EXTRA.search(text)):
         return [("extra", {"n": int(found[1]), "value": int(found[2], 16)})]
     if "Suberror" in text and (found := _SUBERROR.search(text)):
         return [("suberror", {"number": int(found[1])})]
@@ -61,7 +57,7 @@ def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
     """
     from kvm_pf.run.codes import HEX, read
 
-    words = dict(_SCRIPT.findall(_CAST.sub("", text)))
+    words = dict(_SCRIPT.findall(CAST.sub("", text)))
     code = words.get("error_code")
     if code is None and (qualification := _QUALIFICATION.search(text)):
         code = qualification[1]
@@ -94,7 +90,7 @@ class Dumps:
 
     def __init__(self) -> None:
         self.row: Fault | None = None
-        self._exit: int | None = None
+        self._exit = -1
         self._data: dict[int, int] = {}
         self._number = 0
 
@@ -108,7 +104,7 @@ class Dumps:
             self._internal_error(line, time)
         elif name == "vmcs":
             yield from self.done()
-            kind = {VIOLATION: "ept", MISCONFIG: "misconfig"}.get(f["reason"])
+            kind = fault_exit(f["reason"])
             if kind:
                 code = f["qualification"] if kind == "ept" else None
                 self.row = Fault(line, time, raw_code=code, exit_code=code, source=kind)
@@ -121,7 +117,7 @@ class Dumps:
         if "exit_code" in f:
             yield from self.done()
             self._exit = f["exit_code"]
-        elif "exit_info1" in f and self._exit == NPF:
+        elif "exit_info1" in f and fault_exit(self._exit) == "npf":
             self.row = Fault(line, time, raw_code=f["exit_info1"], exit_code=f["exit_info1"], source="npf")
         elif "exit_info2" in f and self.row is not None and self.row.source == "npf":
             self.row.address = f["exit_info2"]
@@ -136,7 +132,7 @@ class Dumps:
             first = {0: 1, 1: 3}.get(data.get(0, -1), 99)
         elif self._number != 3:
             return
-        kind = {VIOLATION: "ept", MISCONFIG: "misconfig", NPF: "npf"}.get(data.get(first, -1) & 0xFFFF)
+        kind = fault_exit(data.get(first, -1) & 0xFFFF)
         if kind is None or (self._number == 3 and kind == "npf"):
             return
         code = None if kind == "misconfig" else data.get(first + 1)
@@ -155,7 +151,7 @@ class Dumps:
 
     def done(self) -> Iterator[Fault]:
         """Yield the fault of the dump that has ended."""
-        row, self.row, self._exit, self._number = self.row, None, None, 0
+        row, self.row, self._exit, self._number = self.row, None, -1, 0
         if row is not None:
             yield row
 

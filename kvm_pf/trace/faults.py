@@ -36,6 +36,7 @@ from kvm_pf.bits import (
 )
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.meanings import ENCODINGS, TDX_REVISION, meaning, under_shadow
+from kvm_pf.run.places import FAULT_EXITS, fault_exit
 from kvm_pf.state import PAGE_SHIFT
 from kvm_pf.trace.declared import Declared, Span
 from kvm_pf.trace.dumps import Dumps, place
@@ -58,17 +59,10 @@ _LEAF = 1 << 7
 """PT_PAGE_SIZE_MASK: an entry above level 1 that maps memory.  Source: Linux `arch/x86/kvm/mmu/spte.h` (v6.8)."""
 
 
-_FAULT_EXITS = {
-    "NPF": "npf", "EPT_VIOLATION": "ept", "EPT_MISCONFIG": "misconfig", "PF EXCP": "pf",
-    "48": "ept", "49": "misconfig", "1024": "npf",
-}  # fmt: skip
-"""Exits for faults, by name and by number.  Source: Linux `arch/x86/include/uapi/asm/vmx.h`, `svm.h` (v6.12)."""
-
-
 def fault_kind(fields: dict[str, Any]) -> str | None:
     """Say which kind of fault an exit is; None for any other exit."""
     reason = str(fields.get("reason", "")).upper().removeprefix("EXIT_")
-    kind = _FAULT_EXITS.get(reason)
+    kind = fault_exit(int(reason)) if reason.isdecimal() else FAULT_EXITS.get(reason)
     if kind is None and reason == "EXCEPTION_NMI":
         info = fields.get("intr_info", fields.get("int_info", fields.get("info2", 0)))  # the last: up to 5.9
         if info >> 31 & 1 and info & 0xFF == 14 and info >> 8 & 7 == 3:

@@ -166,13 +166,13 @@ def _on_workers(
     client: Any, names: list[str], revision: str, targets: list[str | None], limit: int
 ) -> Iterator[Survey | Refused]:
     """Have the workers read the files; give the answers in the order of the files, each as soon as it can be."""
+    from distributed import KilledWorker
+
     futures = client.map(_survey, names, [revision] * len(names), targets, [limit] * len(names), pure=False)
     for n, future in enumerate(futures):
         try:
             yield client.gather(future)
-        except Exception as error:
-            if type(error).__name__ != "KilledWorker":  # Dask's, which need not be there
-                raise
+        except KilledWorker:
             yield Refused(names[n], f"{names[n]}: the workers that read it died, again and again")
         futures[n] = None  # the worker need not keep it
 

@@ -556,7 +556,7 @@ _DUMPED = (
 """What lines of dumps hold, one of them at least."""
 
 _SIGNS = (
-    "memory", "#PF", "reserved bits", "detect reserved", "spte", "exit reason", "@", "qualification", "guest",
+    "memory", "#PF", "reserved bits", "spte", "exit reason", "@", "guest",
     *_DUMPED,
 )  # fmt: skip
 _LOOSE = re.compile("|".join(map(re.escape, _SIGNS)), re.IGNORECASE)

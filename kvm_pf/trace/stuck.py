@@ -65,7 +65,7 @@ def _why(end: str, meaning: str, storm: Storm) -> str:
         return f"each time KVM_RUN fails ({end.removeprefix('to user space: ')}) and user space runs the vCPU again"
     if end.startswith("emulation failed"):
         return f"KVM cannot emulate the instruction ({end})"
-    if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
+    if _is_mmio(end):
         if "not mapped for writing" in meaning:
             return (
                 "each time the write is emulated as MMIO: the page can be read and not written, as of a read-only "
@@ -78,6 +78,11 @@ def _why(end: str, meaning: str, storm: Storm) -> str:
     if end == "mapped":
         return _mapped(meaning, storm.zapped)
     return _WHY.get(end, f"each ends so: {end}")
+
+
+def _is_mmio(end: str) -> bool:
+    """Say whether a fault ended as MMIO, in the kernel or in user space."""
+    return end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO"
 
 
 def _mapped(meaning: str, zapped: bool) -> str:
@@ -157,7 +162,7 @@ def _look_at(storm: Storm) -> str | None:
             f"who takes the mapping away: record {UNMAP} and kvmmmu, and on the host compaction:*, migrate:*, ksm and "
             f"NUMA balancing (perf record -g -e {UNMAP})"
         )
-    if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
+    if _is_mmio(end):
         return "which device of the VMM is there, or which memslot should be (QEMU: info mtree)"
     if end.startswith("emulation failed"):
         return f"should that be memory? And the instruction at rip {hexadecimal(storm.turn[0].rip)}"

@@ -314,15 +314,21 @@ def peak(source, target):
     return [int(word) for word in subprocess.run(command, capture_output=True, check=True).stdout.split()]
 
 
+@pytest.fixture(scope="module")
+def recorded():
+    return read(data_dir() / "recordings" / "6.12" / "2-swprot.trace.gz")
+
+
 @pytest.mark.parametrize("gap", [[0], slice(None)], ids=["one", "all"])
 @pytest.mark.parametrize("column", sorted(set(COLUMNS) - {"raw_code"}))
-def test_gaps_in_any_column_of_a_table_of_others_leave_the_rest_readable(column, gap, tmp_path, capsys):
-    faults = read(data_dir() / "recordings" / "6.12" / "2-swprot.trace.gz")
-    values = faults[column].array.copy()
+def test_gaps_in_any_column_of_a_table_of_others_leave_the_rest_readable(
+    column, gap, recorded, tmp_path, capsys
+):
+    values = recorded[column].array.copy()
     values[gap] = None
-    faults.assign(**{column: values}).to_parquet(tmp_path / "x.parquet")
-    assert main(["trace", str(tmp_path / "x.parquet")]) in (0, 1)
-    assert re.search(rf"^faults: +{len(faults)}\b", capsys.readouterr().out, re.MULTILINE)
+    recorded.assign(**{column: values}).to_parquet(tmp_path / "x.parquet")
+    assert main(["trace", str(tmp_path / "x.parquet")]) == 0
+    assert re.search(rf"^faults: +{len(recorded)}\b", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_memory_does_not_grow_with_a_tables_rows(tmp_path):
@@ -406,8 +412,11 @@ def test_one_file_split_among_workers_gives_the_same(traces):
 
 
 def test_a_file_that_kills_its_workers_is_named_beside_the_others(traces):
-    class KilledWorker(Exception):
-        """As Dask has it."""
+    from distributed import KilledWorker
+
+    class Killed(KilledWorker):
+        def __init__(self):
+            """Take nothing: which task, and whose, does not matter."""
 
     class Deadly:
         def map(self, function, *columns, **options):
@@ -416,7 +425,7 @@ def test_a_file_that_kills_its_workers_is_named_beside_the_others(traces):
         def gather(self, future):
             function, file, *rest = future
             if "host2" in file:
-                raise KilledWorker
+                raise Killed
             return function(file, *rest)
 
     fleet = read_all([traces], client=Deadly())
