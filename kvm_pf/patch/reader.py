@@ -655,7 +655,9 @@ _REASONS = (
 _HEAD_OF_FILE = re.compile(
     rf"^{_QUOTE}(?:diff --git \S|--- \S.*\n{_QUOTE.replace('quote', 'next')}\+\+\+ \S)", re.MULTILINE
 )
-_HEADER_ALONE = "names a file, and has no hunk of it: lines such as @@ -267,7 +267,18 @@ and those behind are missing"
+_HEADER_ALONE = (
+    "names a file, and has no hunk of it: lines such as @@ -267,7 +267,18 @@ and those behind are missing"
+)
 """Why a text with the head of a file, and nothing else that could be read or told, is not read."""
 
 _DIFFSTAT = re.compile(r"^[> \t]*\d+ files? changed\b", re.MULTILINE)
