@@ -18,6 +18,8 @@ from kvm_pf.common.text import one_line
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_Taker = Callable[[Any], Any]
+
 _NAMES = {int: "a whole number", str: "text", bool: "True or False", type(None): "None", float: "a number"}
 
 
@@ -30,25 +32,38 @@ def typed(**bits: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        signature = inspect.signature(function)
+        parameters = inspect.signature(function).parameters.values()
 
         @functools.cache
-        def wanted() -> dict[str, Any]:
+        def takers() -> tuple[list[_Taker], _Taker | None, dict[str, _Taker]]:
+            """Give what takes each argument by place, those that are more, and each by name."""
             spaces = (getattr(function, "__globals__", {}), vars(builtins))
-            return {name: _evaluated(p.annotation, spaces) for name, p in signature.parameters.items()}
+            by_place, more, by_name = [], None, {}
+            for each in parameters:
+                taker = _taker(
+                    f"{function.__qualname__}: {each.name}",
+                    _evaluated(each.annotation, spaces),
+                    bits.get(each.name, 0),
+                )
+                if each.kind == each.VAR_POSITIONAL:
+                    more = taker
+                elif each.kind != each.VAR_KEYWORD:
+                    by_name[each.name] = taker
+                    if each.kind != each.KEYWORD_ONLY:
+                        by_place.append(taker)
+            return by_place, more, by_name
 
         @functools.wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            bound = signature.bind(*args, **kwargs)
-            for name, value in bound.arguments.items():
-                kind = signature.parameters[name].kind
-                if kind == inspect.Parameter.VAR_KEYWORD:
-                    continue
-                if kind == inspect.Parameter.VAR_POSITIONAL:
-                    bound.arguments[name] = tuple(_taken(function, name, v, wanted()[name], 0) for v in value)
-                else:
-                    bound.arguments[name] = _taken(function, name, value, wanted()[name], bits.get(name, 0))
-            return function(*bound.args, **bound.kwargs)
+        def checked(*args: Any, **kwargs: Any) -> T:
+            by_place, more, by_name = takers()
+            taken = [take(value) for take, value in zip(by_place, args, strict=False)]
+            rest = args[len(taken) :]
+            taken += [more(value) for value in rest] if more else rest
+            for name in kwargs.keys() & by_name.keys():
+                kwargs[name] = by_name[name](kwargs[name])
+            return function(
+                *taken, **kwargs
+            )  # what does not fit its parameters is a TypeError, here as without us
 
         return checked
 
@@ -66,10 +81,21 @@ def check(what: str, value: object, wanted: Any, bits: int = 0) -> Any:
     raise InputError(f"{what}={_brief(value)}: {_words(wanted, bits)} is wanted")
 
 
-def _taken(function: Callable[..., Any], name: str, value: object, wanted: Any, bits: int) -> Any:
+def _taker(what: str, wanted: Any, bits: int) -> _Taker:
+    """Give a function that returns a value as `check` does, at once where its type says that it is right."""
     if wanted is inspect.Parameter.empty or wanted is Any:
-        return value
-    return check(f"{function.__qualname__}: {name}", value, wanted, bits)
+        return lambda value: value
+    kinds = typing.get_args(wanted) if _is_union(wanted) else (wanted,)
+    right = {kind for kind in kinds if isinstance(kind, type)} - ({int} if bits or bool in kinds else set())
+    limit = 1 << bits
+
+    def take(value: Any) -> Any:
+        kind = type(value)
+        if kind in right or (kind is int and bits and int in kinds and 0 <= value < limit):
+            return value
+        return check(what, value, wanted, bits)
+
+    return take
 
 
 def _evaluated(annotation: Any, spaces: tuple[dict[str, Any], dict[str, Any]]) -> Any:
