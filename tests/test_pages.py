@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvm_pf import REVISIONS, compare, describe, explain, follow
@@ -78,6 +80,15 @@ class TestYourTraces:
     def test_exercise_3_is_a_write_to_private_memory(self):
         sentence = codes.read("0x2000500000006").best.meaning.sentence
         assert sentence == "a write (private memory), on a page that is not mapped"
+
+    def test_every_tool_records_the_same_events(self):
+        named = "page_fault exit entry userspace_exit mmio emulate_insn inj_exception hypercall unmap_hva_range"
+        wanted = {*(f"kvm_{name}" for name in named.split()), "kvmmmu:*"}
+        cells = notebooks.read(notebooks.FOLDER / "09_your_traces.ipynb").cells
+        told, table = cells[1].outputs[0].text, cells[2].source
+        for tool in told.replace("-e kvmmmu ", "-e kvmmmu:* ").split("\n\n"):
+            assert {*re.findall(r"kvm_\w+|kvmmmu:\*", tool)} == wanted
+        assert wanted <= {*re.findall(r"`(\S+)`", table)}
 
     @pytest.mark.parametrize(
         ("revision", "fault", "printed"),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from kvm_pf.common.text import visible
 from kvm_pf.run.codes import map_code
 from kvm_pf.trace.digest import LONG, Digest, storm_table
+from kvm_pf.trace.events import ENDINGS, FAULTS, HYPERCALL, UNMAP, trace_cmd
 from kvm_pf.trace.faults import table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
-from kvm_pf.trace.stuck import UNMAP, hexadecimal, look_next
+from kvm_pf.trace.stuck import hexadecimal, look_next
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,13 +241,11 @@ _ERRORS = {
 }
 """Why KVM gives up.  Source: Linux `include/uapi/linux/kvm.h`, KVM_INTERNAL_ERROR_* (v6.12)."""
 
-_RECORD = "trace-cmd record -e kvm:kvm_page_fault -e kvm:kvm_exit -e kvm:kvm_entry -e kvm:kvm_userspace_exit"
-
 
 def next_steps(traced: Survey) -> list[str]:
     """Say what to record to know more, the last being a line to copy."""
     digest, joiner = traced.digest, traced.joiner
-    steps, events = [], ""
+    steps, events, larger = [], [*FAULTS], ""
     if not digest.rows:
         steps.append("no fault is here: record the events below while the guest misbehaves")
     others = sum(digest.sources[name] for name in ("memory_fault", "guest_pf", "hvf"))
@@ -259,10 +258,10 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append("this kernel prints 32 bits of a code: info1 of kvm_exit has all of them")
     if kernel and (digest.bare["not shown"] + digest.bare["resumed"]) / kernel > 0.5:
         steps.append("how faults end is not shown: record kvm_mmio, kvm_emulate_insn and the kvmmmu events")
-        events += " -e kvm:kvm_mmio -e kvm:kvm_emulate_insn -e kvm:kvm_inj_exception -e kvmmmu"
+        events += ENDINGS
     if digest.worth["memory fault"].count or joiner.declared.spans:
         steps.append("conversions: record kvm_hypercall, and with QEMU -trace 'kvm_convert_memory'")
-        events += " -e kvm:kvm_hypercall"
+        events.append(HYPERCALL)
     if digest.worth["RSVD"].count:
         steps.append(
             "a guest's own #PF with a reserved bit is no fault of KVM's: compare the guest's physical-address width "
@@ -278,11 +277,11 @@ def next_steps(traced: Survey) -> list[str]:
         )
     looks = look_next(digest.finder.found[:8])
     steps += looks
-    events += f" -e {UNMAP}" if any(UNMAP in look for look in looks) else ""
+    events += [UNMAP] if any(UNMAP in look for look in looks) else []
     if traced.reader.lost:
         steps.append("events were lost: record fewer, or with a larger buffer (-b)")
-        events += " -b 65536"
-    return [*steps, _RECORD + events]
+        larger = " -b 65536"
+    return [*steps, trace_cmd(events) + larger]
 
 
 def _ranges(mask: int) -> str:

@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from kvm_pf.trace.events import UNMAP
 from kvm_pf.trace.storms import Ask, Storm
-
-UNMAP = "kvm:kvm_unmap_hva_range"
-"""The event that tells that the host takes pages away."""
 
 _MEMORY_FAULT, _EFAULT = "KVM_EXIT_MEMORY_FAULT", "to user space: error 14"
 
