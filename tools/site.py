@@ -18,8 +18,10 @@ from collections.abc import Iterator, Sequence
 from html import unescape
 from os.path import relpath
 from pathlib import Path
+from shutil import copyfile
 from struct import unpack
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html_mistune
@@ -259,11 +261,12 @@ def contents(pages: Sequence[Page]) -> Page:
 def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "") -> None:
     """Write the pages into the folder, the index first, each linked to the one before and the one after.
 
+    Files of the repository that they link to (`../data/…`) are copied beside them, so that no link leads out.
+
     `scripts` is what brings a page's widgets to life, as HTML, and `about` says at a page's end what runs it, or why
     nothing does; pages without a widget go without them.
     """
     exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_output_prompt=True)
-    root = relpath(notebooks.FOLDER.parent, folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = next((page for page in pages if page.name == "index"), None) or contents(pages)
     pages = [page for page in pages if page is not first]
@@ -277,11 +280,19 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "
         }  # fmt: skip
         html, _ = exporter.from_notebook_node(page.notebook, resources)
         html = re.sub(r'(href="[^":]+)\.ipynb\b', r"\1.html", html)
-        html = html.replace('href="../', f'href="{root}/')
+        html = re.sub(r'(?<=href=")\.\./([^"#]+)', lambda link: carried(link[1], folder), html)
         html = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', html, flags=re.DOTALL)
         html = re.sub(r"<pre>(?=[^\n]*\n?</pre>)", '<pre class="line">', html)
         html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
         (folder / f"{page.name}.html").write_text(html)
+
+
+def carried(name: str, folder: Path) -> str:
+    """Copy a file of the repository that a page links to beside the pages; return where it is there."""
+    copy = folder / unquote(name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copyfile(notebooks.FOLDER.parent / unquote(name), copy)
+    return name
 
 
 def bring_to_life(pages: Sequence[Page], folder: Path) -> tuple[str, str]:
