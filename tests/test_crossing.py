@@ -23,7 +23,7 @@ def guest():
 def test_the_second_party_acts_just_before_the_step_at_which_the_first_is_held(guest):
     told = cross(guest, "r 0x40000000 | priv 0x40000000", "kvm_mem_is_private")
     assert [(moment.party, moment.step) for moment in told] == [
-        *((0, place) for place in PLACES[:3]), (1, "priv"), (0, "kvm_mem_is_private"), (0, "__kvm_faultin_pfn"),
+        *((0, place) for place in PLACES[:3]), (1, "priv"), (0, "kvm_mem_is_private"), (0, "kvm_faultin_pfn"),
     ]  # fmt: skip
     assert [(moment.private, moment.seq) for moment in told] == [(False, 0)] * 3 + [(True, 1)] * 3
     assert [moment.answer for moment in told if moment.answer] == ["exit: shared"]
@@ -36,6 +36,50 @@ def test_an_answer_stands_at_the_last_step_of_each_fault(guest):
         (0, "SPURIOUS"),
     ]
     assert [moment.entry for moment in told][-3:] == ["read-only"] * 3  # the zero page
+
+
+@pytest.mark.parametrize(
+    ("revision", "op", "held", "last"),
+    [
+        ("posted", "r 0x40000000 | priv 0x40000000", "kvm_mem_is_private", "__kvm_faultin_pfn: they differ"),
+        ("v6_12", "r 0x40000000 | priv 0x40000000", "kvm_mem_is_private", "kvm_faultin_pfn: they differ"),
+        (
+            "v6_12",
+            "r 0x40000000 | zap 0x40000000",
+            "kvm_mem_is_private",
+            "kvm_faultin_pfn: the count has moved",
+        ),
+        (
+            "v6_12",
+            "r 0x40000000 | zap 0x40000000",
+            "__kvm_faultin_pfn",
+            "__kvm_faultin_pfn: looks for the page",
+        ),
+        ("v6_12", "r 0x40000000 | r 0x40000000", "kvm_tdp_mmu_map", "kvm_tdp_mmu_map: finds the same entry"),
+        ("v6_12", "w 0x40000000 | w 0x40000000", "kvm_tdp_mmu_map", "kvm_tdp_mmu_map: makes the entry"),
+    ],
+)
+def test_the_last_step_names_the_kernels_function_and_what_it_did(revision, op, held, last):
+    """As `arch/x86/kvm/mmu/mmu.c` has it: v6.9 compares in __kvm_faultin_pfn(), v6.12 in kvm_faultin_pfn()."""
+    machine = Machine("sw-protected", revision=revision)
+    machine.run("slot 1 0x40000000 0x200000 gmem")
+    moment = cross(machine, op, held)[-1]
+    assert f"{moment.step}: {moment.text}".startswith(last)
+
+
+@pytest.mark.parametrize(
+    ("given", "last"),
+    [
+        ("slot 1 0x40000000 0x200000 touch", "__kvm_faultin_pfn: no private memory"),
+        ("slot 1 0x60000000 0x200000 gmem", "kvm_faultin_pfn: no private memory"),
+    ],
+)
+def test_a_private_page_without_private_memory(given, last):
+    machine = Machine("sw-protected", revision="v6_12")
+    assert machine.run(given) == machine.run("attr 0x40000000 0x1000 private") == 0
+    moment = cross(machine, "r 0x40000000 | zap 0x40008000", "fast_page_fault")[-1]
+    assert f"{moment.step}: {moment.text}".startswith(last)
+    assert moment.answer == "exit: private"
 
 
 def test_a_party_that_does_not_fault_says_so(guest):

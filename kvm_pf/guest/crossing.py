@@ -13,11 +13,11 @@ from typing import NamedTuple
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import typed
 from kvm_pf.guest.machine import PARTY_OPS, Machine, Taken, Underway
-from kvm_pf.guest.memory import PLACES
+from kvm_pf.guest.memory import PLACES, Handler
 from kvm_pf.run.inputs import answer
 from kvm_pf.run.inputs import number as read_number
 from kvm_pf.spte import SPTE_MMU_PRESENT_MASK
-from kvm_pf.state import KVM_MEMORY_EXIT_FLAG_PRIVATE, PAGE_SHIFT
+from kvm_pf.state import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_MEMORY_EXIT_FLAG_PRIVATE, PAGE_SHIFT
 
 
 class Moment(NamedTuple):
@@ -33,31 +33,52 @@ class Moment(NamedTuple):
     entry: str  # the same in words: none, MMIO, or what it allows
 
 
-def _spoken(fault: Underway, before: str, machine: Machine, gfn: int) -> str:
-    """Say what a fault learnt at the step `before`."""
+def _spoken(fault: Underway, before: str, machine: Machine, gfn: int) -> tuple[str, str]:
+    """Say in which of PLACES a fault was at the step `before`, and what it learnt there."""
     h, o = fault.handler, fault.taken
     kind = {True: "private", False: "shared"}
     if before == "kvm_mmu_page_fault":
         private = h.fault.is_private if h else machine.private(gfn)
-        return f"first look-up: {kind[private]}"
+        return before, f"first look-up: {kind[private]}"
     if h is None or (o is not None and before == "fast_page_fault"):
-        return "answered without a lock" if h else "answered before the handler"
+        return before, "answered without a lock" if h else "answered before the handler"
     match before:
         case "fast_page_fault":
-            return "nothing to mend without a lock"
+            return before, "nothing to mend without a lock"
         case "kvm_faultin_pfn":
-            return f"notes the count: {h.mmu_seq}"
+            return before, f"notes the count: {h.mmu_seq}"
         case "kvm_mem_is_private":
             refused = h.fault.is_private != machine.private(gfn)
-            return f"second look-up: {kind[machine.private(gfn)]}" + (", not the same" if refused else "")
+            return before, f"second look-up: {kind[machine.private(gfn)]}" + (
+                ", not the same" if refused else ""
+            )
         case "__kvm_faultin_pfn":
-            if h.finished and h.finished.exit.exit_reason:
-                return "they differ: user space is told"
-            return "looks for the page frame" if h.fault.slot else "there is no slot: emulated memory"
+            return _looked(h, machine)
         case "is_page_fault_stale":
             seq = machine.invalidations.mmu_invalidate_seq
-            return f"the count is {seq}" + (", as noted" if seq == h.mmu_seq else f", not {h.mmu_seq}")
-    return "makes the entry"
+            return before, f"the count is {seq}" + (
+                ", as noted" if seq == h.mmu_seq else f", not {h.mmu_seq}"
+            )
+    return before, "finds the same entry" if h.ret == machine.constant(
+        "RET_PF_SPURIOUS"
+    ) else "makes the entry"
+
+
+def _looked(h: Handler, machine: Machine) -> tuple[str, str]:
+    """Say what the fault-in did after its look-up of the attribute, and in which of its two functions.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn(), __kvm_faultin_pfn() (v6.9, v6.12).
+    """
+    outer, inner = "kvm_faultin_pfn", "__kvm_faultin_pfn"
+    assert h.finished is not None
+    if h.finished.calls.gup or h.finished.calls.gmem:
+        return inner, "looks for the page frame"
+    if h.fault.is_private != (h.faultin_found & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0):
+        first = machine.revision.has("compares-first")
+        return outer if first else inner, "they differ: user space is told"
+    if h.finished.exit.exit_reason:
+        return inner if h.fault.slot else outer, "no private memory: user space is told"
+    return outer, "the count has moved" if h.fault.slot else "there is no slot: emulated memory"
 
 
 def _entry(machine: Machine, spte: int) -> str:
@@ -120,7 +141,7 @@ def cross(machine: Machine, op: str, held: str) -> list[Moment]:
         for step in _between(fault, to):
             fault.go_on((*PLACES, "done")[PLACES.index(step) + 1])
             ended = _last(fault.taken, machine) if fault.taken else ""
-            told(party, step, _spoken(fault, step, machine, gfn), ended)
+            told(party, *_spoken(fault, step, machine, gfn), ended)
 
     def fault_of(party: int, kind: str, address: int) -> Underway:
         event = machine.exit_for(kind, address)
