@@ -253,4 +253,4 @@ def test_storms_with_one_thing_to_look_at_share_a_line(tmp_path):
     told = page(load(path)).split("\nNext\n")[1].splitlines()
     assert sum("KVM tries again" in line for line in told) == 1
     assert any(line.strip().startswith("0x12345000, 0x12346000: KVM tries again") for line in told)
-    assert told[-1].endswith("-e kvm:kvm_unmap_hva_range")
+    assert "-e kvm:kvm_unmap_hva_range" in told[-1]
