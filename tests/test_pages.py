@@ -82,7 +82,9 @@ class TestYourTraces:
         assert sentence == "a write (private memory), on a page that is not mapped"
 
     def test_every_tool_records_the_same_events(self):
-        named = "page_fault exit entry userspace_exit mmio emulate_insn inj_exception hypercall unmap_hva_range"
+        named = (
+            "page_fault exit entry userspace_exit mmio emulate_insn inj_exception hypercall unmap_hva_range"
+        )
         wanted = {*(f"kvm_{name}" for name in named.split()), "kvmmmu:*"}
         cells = notebooks.read(notebooks.FOLDER / "09_your_traces.ipynb").cells
         told, table = cells[1].outputs[0].text, cells[2].source
