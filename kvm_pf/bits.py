@@ -86,7 +86,7 @@ _V73 = f"{_HOST_H}, Linux 7.3.4"
 PFERR: tuple[Bit, ...] = (
     Bit(0, "PRESENT", CPU, "before", "a translation was there: a protection fault", _BASE),
     Bit(1, "WRITE", CPU, "before", "the access was a write", _BASE),
-    Bit(2, "USER", CPU, "before", "user-mode access (for EPT, until 7.3: a read)", _BASE),
+    Bit(2, "USER", CPU, "before", "user-mode access (for EPT, before 7.3: a read)", _BASE),
     Bit(3, "RSVD", CPU, "before", "a reserved bit was set in the SPTE, which is how KVM marks MMIO", _BASE),
     Bit(4, "FETCH", CPU, "before", "the access was an instruction fetch", _BASE),
     Bit(5, "PK", CPU, "before", "a protection key forbade the access", _BASE),

@@ -218,7 +218,7 @@ _CALL = re.compile(r"(\w+)\((.*)\)")
 
 def outputs(kind: str, revision: str | Revision) -> list[Output]:
     """List the output columns that tables of `kind` have for `revision`, in order."""
-    unwanted = "until 7.3" if get(revision).has("tdx") else "from 7.3"
+    unwanted = "before 7.3" if get(revision).has("tdx") else "from 7.3"
     return [o for o in ENTRY_POINTS[kind].outputs if o.revisions != unwanted]
 
 

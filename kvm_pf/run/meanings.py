@@ -290,7 +290,7 @@ def _nested(code: int, inside: bool) -> Meaning:
         34: "the access was encrypted (C-bit): for an SNP guest, to private memory",
     }
     if inside:
-        instead[2] = "user access; from EPT until 7.3: a read; from #NPF: nearly always set"
+        instead[2] = "user access; from EPT before 7.3: a read; from #NPF: nearly always set"
     undefined: dict[int, str] = {}
     if not inside:
         undefined = dict.fromkeys((5, 15), _NO_WAY)

@@ -79,7 +79,7 @@ class Output(NamedTuple):
     `path` is an attribute path on the outcome, or a call of one of the path's functions on input columns.
     `kind`: u64, int (16 bits), long (64 bits, signed), bool, warns (bits, shown as names joined by "|") or label (one
     of `labels`).
-    `revisions`: the column exists "always", "until 7.3" (not in v7_3) or "from 7.3".
+    `revisions`: the column exists "always", "before 7.3" (not in v7_3) or "from 7.3".
     """
 
     column: str
@@ -242,7 +242,7 @@ CASE_OUTPUTS = (
     Output("f_slot", "handled.fault.slot", "bool", _FAULT),
     Output("f_mmu_seq", "handled.fault.mmu_seq", "u64", _FAULT),
     Output("f_pfn", "handled.fault.pfn", "u64", _FAULT),
-    Output("f_hva", "handled.fault.hva", "u64", _FAULT, revisions="until 7.3"),
+    Output("f_hva", "handled.fault.hva", "u64", _FAULT, revisions="before 7.3"),
     Output("f_refcounted_page", "handled.fault.refcounted_page", "bool", _FAULT, revisions="from 7.3"),
     Output("f_map_writable", "handled.fault.map_writable", "bool", _FAULT),
     Output("f_write_to_sp", "handled.fault.write_fault_to_shadow_pgtable", "bool", _FAULT),
@@ -342,7 +342,7 @@ SOURCE_INPUTS = (
     Input("decode_assists", "bool", 0, "npf: the CPU gives instruction bytes"),
     Input("insn_len", "int", 0, "npf, pf: length of the instruction's bytes", span=(0, 15)),
     Input("guest_mode", "bool", 0, "the vCPU runs L2"),
-    Input("aux_flag", "bool", 0, "miscfg, npf: the fast-MMIO bus takes it; pf: an event waits (until 6.10)"),
+    Input("aux_flag", "bool", 0, "miscfg, npf: the fast-MMIO bus takes it; pf: an event waits (up to 6.10)"),
     Input("apf_flags", "int", 0, "pf: host_apf_flags, 0 none, bit 0: page not present"),
     Input("mmu_ret", "int", 1, "kvm_mmu_page_fault()'s answer"),
     Input("direct_bits", "u64", 0, "kvm->arch.gfn_direct_bits (from 7.3)"),
@@ -374,7 +374,7 @@ SOURCE_OUTPUTS = (
     Output("rmp_error_code", "rmp.error_code", "u64", "rmp.called"),
     Output("skip_insn", "fast_mmio", "bool"),
     Output("fast_mmio", "fast_mmio", "bool"),
-    Output("unprotect_virt", "unprotect_virt", "bool", revisions="until 7.3"),
+    Output("unprotect_virt", "unprotect_virt", "bool", revisions="before 7.3"),
     Output("apf_wait", "apf_wait", "bool"),
     Output("mmu_calls", "mmu.calls", "int", revisions="from 7.3"),
     Output("vm_dead", "vm_dead", "bool", revisions="from 7.3"),
@@ -597,7 +597,7 @@ FAULTIN_OUTPUTS = (
     Output("vm_bugged", "vm_bugged", "bool", revisions="from 7.3"),
     Output("o_slot", "found.slot", "bool"),
     Output("o_pfn", "found.pfn", "u64"),
-    Output("o_hva", "found.hva", "u64", revisions="until 7.3"),
+    Output("o_hva", "found.hva", "u64", revisions="before 7.3"),
     Output("o_refcounted_page", "found.refcounted_page", "bool", revisions="from 7.3"),
     Output("o_map_writable", "found.map_writable", "bool"),
     Output("o_max_level", "found.max_level", "int"),

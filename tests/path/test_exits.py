@@ -233,7 +233,7 @@ class TestGmet:
 
 
 class TestEptViolation:
-    # qualification, code until 6.10, in 6.12, in 7.3
+    # qualification, code up to 6.10, in 6.12, in 7.3
     SEEN = (
         (0x181, 0x100000004, 0x100000004, 0x100000000),  # read
         (0x182, 0x100000002, 0x100000002, 0x100000002),  # write

@@ -365,7 +365,7 @@ class TestHostErrors:
 
 
 class TestWhatTheHostAnswers:
-    """The stand-in for __gfn_to_pfn_memslot(), until 7.3, asked when an earlier look-up had said "writable"."""
+    """The stand-in for __gfn_to_pfn_memslot(), before 7.3, asked when an earlier look-up had said "writable"."""
 
     @staticmethod
     def ask(flags=0, slot=True, may_wait=True, **host):

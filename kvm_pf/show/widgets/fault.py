@@ -138,7 +138,7 @@ class FaultExplorer(Panel):
             case "revision":
                 revision = self._own.get(value) or get(value)
                 if given["pf_ret"] == "WRITE_PROTECTED" and "WRITE_PROTECTED" not in ret_pf_names(revision):
-                    given["pf_ret"] = "EMULATE"  # of which it is a part until 6.10
+                    given["pf_ret"] = "EMULATE"  # of which it is a part up to 6.10
             case "error_code":
                 given[name] = read_code(value)
             case "bits":
