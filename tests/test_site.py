@@ -3,6 +3,7 @@
 
 import re
 import sys
+import tarfile
 from base64 import b64encode
 from io import BytesIO
 from itertools import pairwise
@@ -210,6 +211,15 @@ def test_a_notebook_called_index_is_the_first_page(tmp_path):
 def test_the_first_page_leads_to_every_other(walkthrough):
     links = {tag["href"].partition("#")[0] for tag in parse(walkthrough / "index.html").main("a")}
     assert {page.name for page in walkthrough.glob("*.html")} - links == {"index.html"}
+
+
+def test_the_first_page_hands_out_the_project(walkthrough):
+    (link,) = (
+        tag["href"] for tag in parse(walkthrough / "index.html").main("a") if tag["href"].endswith(".gz")
+    )
+    with tarfile.open(walkthrough / link) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"Makefile", "README.md", "kvm_pf/entry.py", "notebooks/index.ipynb", "requirements.lock"} <= names
 
 
 @pytest.mark.parametrize("tag", ["fold", "twin"])

@@ -23,6 +23,7 @@ from struct import unpack
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from hatchling.builders.sdist import SdistBuilder
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html_mistune
 from nbformat import NotebookNode
@@ -288,10 +289,16 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "
 
 
 def carried(name: str, folder: Path) -> str:
-    """Copy a file of the repository that a page links to beside the pages; return where it is there."""
+    """Copy a file of the repository that a page links to beside the pages; return where it is there.
+
+    The README stands for the project: in its place goes the source archive, which holds all of it.
+    """
+    root = notebooks.FOLDER.parent
+    if name == "README.md":
+        return next(Path(archive).name for archive in SdistBuilder(str(root)).build(directory=str(folder)))
     copy = folder / unquote(name)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    copyfile(notebooks.FOLDER.parent / unquote(name), copy)
+    copyfile(root / unquote(name), copy)
     return name
 
 
