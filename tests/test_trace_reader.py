@@ -64,6 +64,41 @@ def test_faults_that_are_alike_are_one_row_and_told_with_their_rate():
     assert "not shown 0x683 0x5000 0x1000 0" in said(widget)
 
 
+SPTES = """\
+[   22.859768] get_mmio_spte: reserved bits set on MMU-present spte, addr 0xfffff000, hierarchy:
+[   22.860631] ------ spte = 0x8913827 level = 2, rsvd bits = 0xffff000000000000
+[   22.860633] ------ spte = 0xfffffc4465825 level = 1, rsvd bits = 0xffff000000000000
+"""
+MAPS = "@pf[CPU 0/KVM]: 52\n@pf[CPU 1/KVM]: 262\n"
+CONVERSION = "kvm_convert_memory start 0x4000000 size 0x1000 shared_to_private\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (SPTES, "level 1: SPTE 0xfffffc4465825, reserved bits that are set: bits 48-51"),
+        (MAPS, "262 @pf[CPU 1/KVM]"),
+        (CONVERSION, "line 1: 0x4000000 + 0x1000 to private"),
+        (
+            "KVM: unknown exit reason 24 EAX=00000000 EBX=00000000\n",
+            "user space met KVM_EXIT 24, SYSTEM_EVENT",
+        ),
+    ],
+)
+def test_events_that_are_no_faults_are_told_alone_and_beside_faults(lines, told):
+    """The first two from posted logs: a 32-bit AMD host of 2022, and counts by bpftrace."""
+    assert "No fault among" in said(trace_reader(lines))
+    assert told in said(trace_reader(lines))
+    beside = said(trace_reader(lines + ONE))
+    assert told.partition(":")[2] in beside
+    assert "1 fault in the box" in beside
+
+
+def test_many_events_of_a_kind_are_counted():
+    lines = "".join(f"@pf[CPU {n}/KVM]: {n + 1}\n" for n in range(12))
+    assert "4 more are not shown" in said(trace_reader(lines))
+
+
 def test_a_code_alone_is_decoded():
     widget = trace_reader("0x500000004")
     assert "0x500000004 : a read (encrypted), on a page that is not mapped" in said(widget)

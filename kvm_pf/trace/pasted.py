@@ -18,6 +18,7 @@ from kvm_pf.trace.faults import Joiner, Sense, protected, sense
 from kvm_pf.trace.lines import Pace, Reader, Unread
 from kvm_pf.trace.reading import Traced, _events, load, vendor_of
 from kvm_pf.trace.record import Fault
+from kvm_pf.trace.report import aside, ended
 
 LARGEST = 1 << 24
 """The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""
@@ -69,7 +70,7 @@ class Pasted:
     """What some lines hold: `faults` in their order, `unread` the lines that look like ours and cannot be read.
 
     `lines` counts all lines (0 for a trace.dat), `events` all events of ours, `vendor` is "amd", "intel", "both" or
-    None.
+    None.  `aside` is what the events tell that are no faults: titles, lines, and how many there are of each.
     """
 
     faults: list[Told]
@@ -77,6 +78,7 @@ class Pasted:
     events: int = 0
     vendor: str | None = None
     unread: list[Unread] = field(default_factory=list)
+    aside: list[tuple[str, list[str], int]] = field(default_factory=list)
 
     def kinds(self) -> list[Kind]:
         """Put faults together that are alike, in the order in which they came first."""
@@ -109,7 +111,9 @@ def read_text(given: str | bytes, name: str = "text", revision: Revision | str =
         )
         for f in faults
     ]
-    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread)
+    gave_up = ended(joiner)
+    others = [part for part in (*aside(joiner), ("To know", gave_up, len(gave_up))) if part[1]]
+    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread, others)
 
 
 def load_text(given: str | bytes, name: str = "pasted lines", revision: Revision | str = "posted") -> Traced:

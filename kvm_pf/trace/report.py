@@ -10,7 +10,7 @@ from kvm_pf.common.text import visible
 from kvm_pf.run.codes import map_code
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import ENDINGS, FAULTS, HYPERCALL, UNMAP, trace_cmd
-from kvm_pf.trace.faults import table
+from kvm_pf.trace.faults import Joiner, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
 from kvm_pf.trace.stuck import hexadecimal, look_next
@@ -216,6 +216,13 @@ def notes(traced: Survey) -> list[str]:
             f"line {row.line}: Linux's own #PF, refused by the RMP: it touched a page that belongs to an SNP guest, or "
             "whose size in the RMP is another"
         )
+    said += ended(joiner)
+    return said
+
+
+def ended(joiner: Joiner) -> list[str]:
+    """Say why KVM gave up and what user space did not know: a sentence each."""
+    said = []
     for line, number in joiner.errors[:3]:
         said.append(
             f"line {line}: KVM gives up (internal error {number}): {_ERRORS.get(number, 'see linux/kvm.h')}"
@@ -357,36 +364,8 @@ def page(traced: Survey, most: int = 8) -> str:
         )
         lines.append(f"         stuck on {row.stuck_on}")
     out += section("Storms: the same again and again", lines)
-    changed = conversions(traced)
-    out += section(
-        "Conversions",
-        [
-            f"line {row.line}: {hexadecimal(row.gpa)} + {hexadecimal(row.size)} to "
-            f"{'private' if row.private else 'shared'} by {row.how}; then {row.faults} faults, "
-            f"{row.memory_faults} of them memory faults"
-            for row in _rows(changed.head(most))
-        ],
-        len(changed) + traced.joiner.declared.more,
-    )  # fmt: skip
-    entries = []
-    for spte in traced.joiner.sptes[:most]:
-        hit = spte["reserved"]
-        said = (
-            "not said (kernels before 5.12 do not)"
-            if hit is None
-            else f"bits {_ranges(hit)}"
-            if hit
-            else "none"
-        )
-        entries.append(
-            f"level {spte['level']}: SPTE {hexadecimal(spte['spte'])}, reserved bits that are set: {said}"
-        )
-    out += section("Entries that KVM finds reserved bits in", entries, traced.joiner.sptes_count)
-    out += section(
-        "Counts (bpftrace, ftrace's triggers)",
-        [_count(c) for c in traced.joiner.counts[:most]],
-        traced.joiner.counts_count,
-    )
+    for part in aside(traced.joiner, most):
+        out += section(*part)
     wrong = disagreements(traced)
     out += section(
         "Where the trace and the model disagree",
@@ -401,6 +380,35 @@ def page(traced: Survey, most: int = 8) -> str:
     out += section("To know", notes(traced))
     out += section("Next", next_steps(traced))
     return "\n".join(visible(line) for line in out)
+
+
+def aside(joiner: Joiner, most: int = 8) -> Iterator[tuple[str, list[str], int]]:
+    """Yield what events tell that are no faults, by kind: a title, up to `most` lines, and how many there are."""
+    known = joiner.declared
+    spans = list(zip(known.spans, known.faults, known.memory_faults, strict=True))
+    lines = [
+        f"line {span.line}: {hexadecimal(span.gpa)} + {hexadecimal(span.size)} to "
+        f"{'private' if span.private else 'shared'} by {span.how}; then {faults} faults, "
+        f"{memory_faults} of them memory faults"
+        for span, faults, memory_faults in spans[:most]
+    ]
+    yield "Conversions", lines, len(spans) + known.more
+    lines = []
+    for spte in joiner.sptes[:most]:
+        hit = spte["reserved"]
+        said = (
+            "not said (kernels before 5.12 do not)"
+            if hit is None
+            else f"bits {_ranges(hit)}"
+            if hit
+            else "none"
+        )
+        lines.append(
+            f"level {spte['level']}: SPTE {hexadecimal(spte['spte'])}, reserved bits that are set: {said}"
+        )
+    yield "Entries that KVM finds reserved bits in", lines, joiner.sptes_count
+    lines = [_count(count) for count in joiner.counts[:most]]
+    yield "Counts (bpftrace, ftrace's triggers)", lines, joiner.counts_count
 
 
 def followed(digest: Digest, most: int) -> list[str]:

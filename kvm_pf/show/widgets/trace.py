@@ -120,6 +120,7 @@ class TraceReader(Panel):
         if picture:
             yield _picture(picture, data, name)
         yield _table(kinds)
+        yield from _aside(pasted)
         yield from _unread(pasted)
 
     def settings(self) -> Html:
@@ -141,6 +142,7 @@ def _no_fault(name: str, data: bytes, pasted: Pasted) -> Iterator[Html]:
     text = data[:4096].decode(errors="replace").strip()
     if pasted.events:
         yield element("p", f"No fault among {_count(pasted.events, 'event')} in {name}.")
+        yield from _aside(pasted)
         yield from _unread(pasted)
         return
     if pasted.unread:
@@ -200,6 +202,14 @@ def _table(kinds: list[Kind]) -> Html:
     more = f"; {len(kinds) - MOST:,} more kinds are not shown" if len(kinds) > MOST else ""
     head = ("line", "times", "what the guest did", "how it ended", "code", "address", "rip", "vCPU")
     return table(f"each kind of fault, where it came first{more}", head, rows)
+
+
+def _aside(pasted: Pasted) -> Iterator[Html]:
+    """Yield what the events tell that are no faults, as `kvm-pf trace` does."""
+    for title, lines, of in pasted.aside:
+        more = f"; {of - len(lines):,} more are not shown" if of > len(lines) else ""
+        yield element("p", bold(title + more))
+        yield element("ul", *(element("li", visible(each.strip())) for each in lines))
 
 
 def _unread(pasted: Pasted) -> Iterator[Html]:
