@@ -1609,8 +1609,10 @@ def test_hunks_are_those_of_another_reader(data):
         "Re: " * 90_000 + "[patch]",
         "[patch " + "1" * 300_000 + "/",
         "v" + "1" * 300_000,
+        "=?utf-8?q?a?= " * 30_000,
+        "x\nMIME-Version: 1.0\nContent-Type: text/plain" + ";" * 300_000,
     ],
-    ids=["patch", "brackets", "replies", "digits", "version"],
+    ids=["patch", "brackets", "replies", "digits", "version", "encoded words", "parameters"],
 )
 def test_long_subjects_are_read_at_once(subject):
     start = time.process_time()
@@ -1622,7 +1624,8 @@ def test_long_subjects_are_read_at_once(subject):
     "line",
     ["> " * 150_000, " " * 300_000, "@@ -1" * 60_000, "<" * 300_000, "<!--" * 75_000, "&lt;" * 75_000, "[-" * 150_000,
      "1" * 300_000, "On x, " + " " * 300_000, "a>" * 150_000, "\x1b[" * 150_000, "diff --git " * 30_000,
-     "multipart/" * 30_000, "A" * 60 + "\n" * 300_000 + "!"],
+     "multipart/" * 30_000, "A" * 60 + "\n" * 300_000 + "!", " |\t" * 100_000, "1a\n" * 30_000,
+     "&lt;&#" + "9" * 5000],
     ids=lambda line: line[:6],
 )  # fmt: skip
 def test_long_lines_are_read_at_once(line):
@@ -1642,6 +1645,31 @@ def test_deep_parts_are_refused():
             )
 
 
+def test_parts_within_parts_are_not_compared_with_every_line():
+    heads = "".join(f'Content-Type: multipart/mixed; boundary="b{n}"\n\n--b{n}\n' for n in range(300))
+    start = time.process_time()
+    with pytest.raises(InputError, match="too many lines for its MIME parts"):
+        reader.read_patches(
+            f"Subject: x\nMIME-Version: 1.0\n{heads}Content-Type: text/plain\n" + "\n" * 900_000
+        )
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\n" * 32_769 + "x", "32,768 lines"),
+        ("@@ -1 +1 @@\n-a\n+b\n" * 2049, "2,048 hunks"),
+        ("--- a\n+++ b\n@@ -1 +1 @@\n-a\n+b\n" * 257, "256 diffs"),
+    ],
+    ids=["lines", "hunks", "diffs"],
+)
+def test_what_takes_long_is_limited(text, said, monkeypatch):
+    monkeypatch.setattr(reader, "LIMIT", 1 << 20)
+    with pytest.raises(InputError, match=f"has more than {said}.*--limit raises that"):
+        reader.read_patches(text, limit=1 << 20)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_bombs_are_refused_and_the_limit_is_named(pack):
     with pytest.raises(InputError, match=r"unpacks to more than 1,000,000 bytes"):
@@ -1655,7 +1683,9 @@ def test_bomb_attached_is_named_beside_what_was_read():
     text = attachment("tea.patch.gz", bomb).replace("See the file.", FOREIGN)
     found = reader.read_patches(text, limit=1_000_000)
     assert len(found.patches) == 1
-    assert found.refused == ("an attachment unpacks to more than 1,000,000 bytes; a patch was expected",)
+    assert found.refused == (
+        "an attachment unpacks to more than 1,000,000 bytes; a patch was expected (--limit raises that)",
+    )
 
 
 def test_attachments_share_one_limit():

@@ -150,7 +150,11 @@ def end_on_signals() -> None:
 
 
 def _nothing(number: int, frame: object) -> None:
-    """Stand for a handler: only where there is one does Python tell the thread that waits."""
+    """Stand for a handler: only where there is one does Python tell the thread that waits, which is let run.
+
+    What searches a long text calls handlers now and then, and lets no other thread run of itself.
+    """
+    time.sleep(0.01)
 
 
 def _wait(waited: int) -> None:

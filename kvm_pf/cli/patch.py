@@ -7,8 +7,9 @@ import argparse
 import sys
 from typing import Any
 
-from kvm_pf.cli.common import PLAIN, UNREADABLE
+from kvm_pf.cli.common import PLAIN, UNREADABLE, mebibytes
 from kvm_pf.common.errors import InputError
+from kvm_pf.patch import LIMIT
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("- is given twice; standard input can be read once")
     worst = 0
     for number, file in enumerate(args.file):
-        text, status = report(file)
+        text, status = report(file, args.limit << 20)
         worst = max(worst, status)
         if status != UNREADABLE:
             print(("\n" if number else "") + text)
@@ -49,5 +50,9 @@ def add(commands: Any) -> None:
         "file", nargs="+", metavar="FILE",
         help="mail, mbox, archived page, git format-patch, show or log output, a reply that quotes it; - for "
         "standard input; gzip, bzip2, xz and zstd are undone",
+    )  # fmt: skip
+    p.add_argument(
+        "--limit", type=mebibytes, default=LIMIT >> 20, metavar="MIB",
+        help="what a file holds at most, unpacked (%(default)s)",
     )  # fmt: skip
     p.set_defaults(run=run)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
+from kvm_pf.patch import LIMIT
 from kvm_pf.patch.ledger import MERGED, PostedHunk, Relative, digest, posted, relatives
 from kvm_pf.patch.reader import UNREAD, FileChange, Found, Hunk, Line, Patch, likeness, read_patches
 from kvm_pf.revisions import HUNK_STEPS, path_modules
@@ -220,20 +221,27 @@ def _places(patch: Patch) -> tuple[int | None, ...]:
 
 def _match(patch: Patch) -> tuple[tuple[str, ...], tuple[Line, ...]]:
     """Return the ids of the ledger rows in `patch`, in the ledger's order, and the lines no row knows."""
-    changed = [(hunk.file, line) for hunk in patch.hunks for line in hunk.changed]
+    changed = [(hunk.file, hunk.changed) for hunk in patch.hunks]
     present: list[str] = []
     known: set[tuple[str, Line]] = set()
     for want in posted():
         rows = [row for row in want.lines if row.id]
         wanted = [(row.sign, row.digest) for row in rows]
-        here = [(file, line) for file, line in changed if _same_file(file, want.file)]
-        here = [(file, line) for file, line in here if (line.sign, digest(line.text)) in wanted][:MATCHED]
+        here = [
+            (file, line)
+            for file, lines in changed
+            if _same_file(file, want.file)
+            for line in lines
+            if (line.sign, digest(line.text)) in wanted
+        ][:MATCHED]
         given = [(line.sign, digest(line.text)) for _, line in here]
         for a, b, size in SequenceMatcher(None, wanted, given, autojunk=False).get_matching_blocks():
             if any(_tells(line) for _, line in here[b : b + size]):  # not a blank line or brace alone
                 present += [row.id for row in rows[a : a + size]]
                 known.update(here[b : b + size])
-    return tuple(present), tuple(line for file, line in changed if (file, line) not in known)
+    return tuple(present), tuple(
+        line for file, lines in changed for line in lines if (file, line) not in known
+    )
 
 
 def _differences(patch: Patch, places: Sequence[int | None]) -> tuple[Departure, ...]:
@@ -556,14 +564,14 @@ def _defined(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ report
 
 
-def report(source: str | bytes | Path) -> tuple[str, int]:
+def report(source: str | bytes | Path, limit: int = LIMIT) -> tuple[str, int]:
     """Return what `kvm-pf patch` prints of one file, and its exit status.
 
     Each diff has a line; of one alone, or of the one most like the posted patch, more follows.  Status 0: this
-    patch is there, whole; 1: it is not; 2: unreadable.
+    patch is there, whole; 1: it is not; 2: unreadable.  `limit` is as in `read_patches`.
     """
     try:
-        found = read_patches(source)
+        found = read_patches(source, limit)
     except InputError as error:
         return str(error), 2
     verdicts = [identify(patch) for patch in found.patches]

@@ -27,19 +27,19 @@ from contextlib import suppress
 from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
+from email.policy import Compat32
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
+from kvm_pf.patch import LIMIT
 from kvm_pf.patch.context import as_unified
 from kvm_pf.patch.ledger import Span, digest, posted
 
 __all__ = ("LIMIT", "FileChange", "Found", "Hunk", "Line", "Patch", "Span", "read_patch", "read_patches")
-
-LIMIT = 64 << 20
-"""How many bytes are read at most, of a file and after unpacking it."""
 
 LAYERS = 12
 """How many layers of packing and how many levels of MIME parts are undone at most."""
@@ -52,6 +52,15 @@ HEAD = 5000
 
 PARTS = 2000
 """How many MIME parts a message may have at most."""
+
+LONGEST = 4000
+"""How many characters of a header of a mail, and of a line that is asked for its form, are read."""
+
+SCANNED = 50_000_000
+"""How many lines times multiparts a message may have: the library compares each with the ends of all around it."""
+
+SEARCHED = 1 << 20
+"""In how much of a text without a diff the form is looked for of what stands there in its place."""
 
 
 class Line(NamedTuple):
@@ -147,21 +156,27 @@ def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
     a patch and adds its own, the output of `git format-patch`, `git show` or `git log`, a plain diff.  `source` is
     a path, "-" for standard input, or the content itself: bytes, or text of more than one line.  Base64,
     quoted-printable, HTML, colour, CRLF, UTF-16, gzip, bzip2, xz and zstd are undone; at most `limit` bytes are read,
-    and unpacked.
+    and unpacked.  With the usual limit, or less, that is 2,097,152 lines, 131,072 hunks and 16,384 diffs at most;
+    a higher one raises these as well.
 
     Raises InputError, naming the file and why, if it cannot be read or holds no diff.
     """
     name, raw = _load(source, limit)
     patches: list[Patch] = []
     refused: list[str] = []
+    lines = 0
     try:
         for text in _texts(raw, name, _Budget(limit)):
             if isinstance(text, InputError):
                 refused.append(f"an attachment {str(text).removeprefix(name).lstrip(': ')}")
                 continue
+            lines += text.count("\n")
+            _bound(name, limit, 32, lines, "lines")
             some, reasons = _read_text(text, name)
             patches += some
             refused += reasons
+            _bound(name, limit, 512, sum(len(patch.hunks) for patch in patches), "hunks")
+            _bound(name, limit, 4096, len(patches), "diffs")
     except RecursionError:
         raise InputError(
             f"{name}: its MIME parts are nested too deep; save the part with the patch alone"
@@ -170,6 +185,12 @@ def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
     if not patches:
         raise InputError(f"{name}: {refused[0] if refused else _NO_DIFF}")
     return Found(name, tuple(patches), tuple(refused))
+
+
+def _bound(name: str, limit: int, each: int, count: int, what: str) -> None:
+    """Raise InputError for more lines, hunks or diffs than one for `each` bytes that may be read."""
+    if count > (most := max(limit, LIMIT) // each):
+        raise InputError(f"{name}: has more than {most:,} {what}; a patch was expected (--limit raises that)")
 
 
 def read_patch(source: str | bytes | Path, limit: int = LIMIT) -> Patch:
@@ -182,9 +203,15 @@ def read_patch(source: str | bytes | Path, limit: int = LIMIT) -> Patch:
 
 def likeness(patch: Patch) -> tuple[bool, int]:
     """Count the lines of a patch that the posted patch has too, less those that it has not."""
-    rows = {(line.sign, line.digest) for hunk in posted() for line in hunk.lines if line.digest != digest("")}
+    rows = _telling_rows()
     lines = [(line.sign, digest(line.text)) in rows for hunk in patch.hunks for line in hunk.lines]
     return any(lines), 2 * sum(lines) - len(lines) if any(lines) else 0
+
+
+@cache
+def _telling_rows() -> set[tuple[str, str]]:
+    """The signs and digests of the posted patch's lines, empty ones left out."""
+    return {(line.sign, line.digest) for hunk in posted() for line in hunk.lines if line.digest != digest("")}
 
 
 _NO_DIFF = "holds no diff; a patch has lines such as @@ -267,7 +267,18 @@"
@@ -202,7 +229,9 @@ def _load(source: str | bytes | Path, limit: int) -> tuple[str, bytes]:
     else:
         raise InputError(f"a patch is a path, text or bytes, not {type(source).__name__}")
     if len(raw) > limit:
-        raise InputError(f"{name}: is larger than {limit:,} bytes; a patch was expected")
+        raise InputError(
+            f"{name}: is larger than {limit:,} bytes; a patch was expected (--limit raises that)"
+        )
     return name, raw
 
 
@@ -274,7 +303,9 @@ def _unpack(raw: bytes, name: str, budget: _Budget) -> bytes:
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{name}: cannot be unpacked: {error}") from None
         if len(raw) > budget.left:
-            raise InputError(f"{name}: unpacks to more than {budget.limit:,} bytes; a patch was expected")
+            raise InputError(
+                f"{name}: unpacks to more than {budget.limit:,} bytes; a patch was expected (--limit raises that)"
+            )
         budget.left -= len(raw)
     if archive := _archive(raw):
         raise InputError(f"{name}: is {archive}; unpack it, and give the patch in it")
@@ -317,6 +348,7 @@ _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|pre|div|span|table|p|\?xml|!
 _TABLE = re.compile(r'class="[^"]{0,99}\bblob-code|data-code-marker=')
 _BREAK = re.compile(r"<(?:br\b[^<>]*|/(?:div|p|tr|li))>\n?", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d{1,6}|#x[0-9a-f]{1,5});", re.IGNORECASE)
+_LONG_ENTITY = re.compile(r"&#(?=[0-9]{9})")
 _COLOUR = re.compile(r"(?:\x1b|\^\[)\[[0-9;]{0,40}[mK]")
 
 
@@ -397,7 +429,12 @@ def _plain(page: str) -> str:
     """Take the text out of a page, or a fragment of one."""
     start, *comments = page.split("<!--")
     page = start + "".join(comment.partition("-->")[2] for comment in comments)
-    return html.unescape(re.sub(r"<[^<>]*>", "", _BREAK.sub("\n", page)))
+    return _unescaped(re.sub(r"<[^<>]*>", "", _BREAK.sub("\n", page)))
+
+
+def _unescaped(text: str) -> str:
+    """Undo entities, but for numbers that are no character's and longer than Python reads."""
+    return html.unescape(_LONG_ENTITY.sub("&amp;#", text))
 
 
 def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | InputError]:
@@ -406,9 +443,13 @@ def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | 
         raise InputError(
             f"{name}: a message in it has over {PARTS} MIME parts; save the one with the patch alone"
         )
+    if raw.count(b"multipart/") * raw.count(b"\n") > SCANNED:
+        raise InputError(
+            f"{name}: a message in it has too many lines for its MIME parts; save the one with the patch alone"
+        )
     commit = re.match(rb"From ([0-9a-f]{40}) ", raw)
     before = f"Commit: {commit[1].decode()}\n" if commit else ""
-    parts = list(_parts(email.message_from_bytes(raw), name))
+    parts = list(_parts(email.message_from_bytes(raw, policy=_Bounded()), name))
     plain = any(_is_read_plain(part) for part, _ in parts)
     for part, message in parts:
         head = before + _fields(message)
@@ -429,6 +470,14 @@ def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | 
             or kind in ("application/mbox", "application/x-patch")
         ):
             yield from _inside(payload, head, name, budget, layer)
+
+
+class _Bounded(Compat32):
+    """The reading of mails, with headers of bounded length: the library takes the square of it for some."""
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:LONGEST]
 
 
 def _is_read_plain(part: Message) -> bool:
@@ -499,7 +548,7 @@ _MALFORMED = (MessageError, ValueError, LookupError, TypeError, AttributeError)
 
 def _header(value: object) -> str:
     with suppress(*_MALFORMED):
-        value = make_header(decode_header(str(value)))
+        value = make_header(decode_header(str(value)[:LONGEST]))
     return " ".join(str(value).split())
 
 
@@ -524,7 +573,7 @@ def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
     text = text if text.isascii() else text.translate(_INVISIBLE)
     walk = _Walk(text, name)
     if _ENTITY.search(text):
-        other = _Walk(html.unescape(_BREAK.sub("\n", text)), name)
+        other = _Walk(_unescaped(_BREAK.sub("\n", text)), name)
         if other.worth() > walk.worth():
             walk = other
     patches = walk.patches()
@@ -586,7 +635,7 @@ def _undashed(text: str) -> str:
     return before + "\n".join(line.removeprefix("- ") for line in signed.split("\n")) + "\n" + after
 
 
-_QUOTE = r"(?P<quote>(?:[ \t]*[A-Za-z]{0,4}[>|])*[ \t]*)"
+_QUOTE = rf"(?P<quote>(?:[ \t]{{0,80}}[A-Za-z]{{0,4}}[>|]){{0,{DEPTH}}}[ \t]{{0,80}})"
 _NUMBERS = r"-(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))?"
 _HUNK = re.compile(rf"{_QUOTE}@@ {_NUMBERS} @@ ?(?P<section>.*)$")
 _BEGINS = rf"{_QUOTE}(?P<what>diff --git |diff --cc |diff --combined |diff -|Index: |--- \S|@@ -)"
@@ -710,10 +759,13 @@ class _Walk:
         if _WORDS.search(text):
             every = re.search(r"^~$", text, re.MULTILINE) is not None  # words on lines of their own
             self.diffs = [diff for diff in self.diffs if diff.changes() and not every]
-        self.refused = [why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(text)]
-        if not self.diffs and not self.refused and _HEAD_OF_FILE.search(text):
+        clipped = "\n".join(line[:LONGEST] for line in text[:SEARCHED].split("\n"))
+        self.refused = [
+            why for form, why in _REASONS[: None if not self.diffs else 3] if form.search(clipped)
+        ]
+        if not self.diffs and not self.refused and _HEAD_OF_FILE.search(clipped):
             self.refused = [_HEADER_ALONE]
-        if not self.diffs and not self.refused and _DIFFSTAT.search(text):
+        if not self.diffs and not self.refused and _DIFFSTAT.search(clipped):
             self.refused = ["holds the summary of a diff, but no diff"]
 
     def worth(self) -> tuple[int, int]:
@@ -733,10 +785,10 @@ class _Walk:
         """Read what begins at this line: a file's header, a hunk, or nothing."""
         line = self.lines[self.at]
         start = _START.match(line)
-        marks = tuple(_MARK.findall(start["quote"])) if start else ()
-        if not start or len(marks) > DEPTH:
+        if not start:
             self.at += 1
             return
+        marks = tuple(_MARK.findall(start["quote"]))
         rest = line[start.end("quote") :]
         if hunk := _HUNK.match(line):
             self._hunk(marks, hunk)
