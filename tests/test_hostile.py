@@ -18,6 +18,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
 from kvm_pf.proof.verdict import verdict
 from kvm_pf.revisions import get
+from kvm_pf.revisions.link import digest
 from kvm_pf.trace import load
 from kvm_pf.trace.lines import Pace
 from kvm_pf.trace.pasted import read_text
@@ -151,25 +152,107 @@ class TestSteps:
             called(body)
         assert time.monotonic() < start + 5
 
-    @pytest.mark.parametrize("value", ["(0,) * 999999999", "error_code.to_bytes(999999999)"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "(0,) * 999999999",
+            "error_code.to_bytes(999999999)",
+            "(0,)\n    y = x\n    y *= 999999999",
+            "(0, 0) if error_code else 0\n    y = (x * 9) * 999999999",
+        ],
+    )
     def test_one_that_would_fill_the_memory_is_refused(self, value):
         with pytest.raises(InputError, match="has no place in a step"):
             called(f"    x = {value}\n")
 
     @pytest.mark.parametrize(
-        "value", ["1 << 5_000_000", "10**5000", "nested()"], ids=["shifted", "a power", "shared tuples"]
+        ("value", "said"),
+        [
+            ("1 << 5_000_000", "<< by this could be too far"),
+            ("1 << error_code", "<< by this could be too far"),
+            ("1 << (error_code & 64)", "<< by this could be too far"),
+            ("error_code**5000", r"\*\* has no place"),
+            ("nested()", "grows too far"),
+        ],
+        ids=["far", "by what is not known", "masked by too much", "a power", "shared tuples"],
     )
-    def test_one_that_returns_what_is_huge_is_stopped(self, value):
+    def test_one_that_returns_what_is_huge_is_stopped(self, value, said):
         def nested():
-            shared = (0, 0)
-            for _ in range(60):
-                shared = (shared, shared)
+            shared, left = (0, 0), 60
+            while left:
+                shared, left = (shared, shared), left - 1
             return shared
 
         scope = {"nested": nested}
         exec(f"def sanitize(error_code):\n    return {value}, 0\n", scope)
-        with pytest.raises(DoesNotEnd, match="what it returns grows too far"):
+        with pytest.raises(InputError, match=rf"sanitize, line \d+: .*{said}"):
             verdict(scope["sanitize"])
+
+    def test_one_that_waits_is_refused_before_it_is_run(self):
+        def sanitize(error_code):
+            time.sleep(100)
+            return error_code, 0
+
+        line = sanitize.__code__.co_firstlineno + 1
+        with pytest.raises(
+            InputError, match=f"sanitize, line {line}: time has no place in a step: it takes names"
+        ):
+            verdict(sanitize)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("import time\n    time.sleep(100)", "line 2: an import has no place"),
+            ("__import__('sys').settrace(None)", "line 2: __import__ has no place"),
+            ("sys.setrecursionlimit(50)", "line 2: sys has no place"),
+            ("shared", "line 2: shared has no place"),
+            ("wait()", "line 1: sleep has no place"),
+            ("max(range(10 ** 12))", "line 2: range has no place"),
+            ("error_code.__class__", "line 2: .__class__ has no place"),
+            ("error_code.to_bytes(999999999)", "line 2: .to_bytes has no place"),
+            ("raise KeyboardInterrupt", "line 2: KeyboardInterrupt has no place"),
+            ("wait.mark = 1", "line 2: what changes something outside of it has no place"),
+            (
+                "try:\n        wait()\n    except BaseException:\n        pass",
+                r"line \d: try or with has no place",
+            ),
+            ("open('/dev/zero').read()", "line 2: open has no place"),
+        ],
+    )
+    def test_one_that_reaches_for_more_than_the_path_has_is_refused(self, text, said):
+        shared = ()
+        for _ in range(60):
+            shared = (shared, shared)
+        scope = {"shared": shared, "sys": sys, "sleep": time.sleep}
+        exec("def wait(): sleep(100)\n", scope)
+        exec(f"def sanitize(error_code):\n    {text}\n    return error_code, 0\n", scope)
+        with pytest.raises(InputError, match=f"sanitize, {said}"):
+            verdict(scope["sanitize"])
+
+    def test_a_helper_of_its_own_that_loops_is_stopped(self):
+        def spin(error_code):
+            while error_code:
+                error_code |= 1
+
+        def sanitize(error_code):
+            spin(error_code | 1)
+            return error_code, 0
+
+        with pytest.raises(DoesNotEnd, match=r"sanitize, line .*: it does not return"):
+            verdict(sanitize)
+
+    def test_values_that_hold_one_another_twice_are_compared_at_once(self):
+        def step(error_code, held=None):
+            return error_code, held
+
+        def digest_of(end):
+            shared = (end,)
+            for _ in range(60):
+                shared = (shared, shared)
+            step.__defaults__ = (shared,)
+            return digest(step, {})
+
+        assert digest_of(1) == digest_of(1) != digest_of(2)
 
     def test_one_that_catches_what_would_stop_it_is_refused(self):
         def sanitize(error_code):
@@ -177,7 +260,7 @@ class TestSteps:
                 with suppress(BaseException):
                     error_code += 1
 
-        with pytest.raises(InputError, match="try and with have no place"):
+        with pytest.raises(InputError, match="suppress has no place"):
             verdict(sanitize)
 
     def test_one_that_would_end_the_program_fails_its_cases(self):

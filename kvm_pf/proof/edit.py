@@ -12,15 +12,16 @@ from __future__ import annotations
 import __future__
 
 import ast
+import builtins
 import linecache
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from dis import get_instructions
-from itertools import count
-from types import FrameType, FunctionType
+from dis import Instruction, get_instructions
+from itertools import count, pairwise
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from kvm_pf.common.errors import InputError
@@ -29,7 +30,7 @@ from kvm_pf.common.typed import typed
 from kvm_pf.patch.diff import source_lines
 from kvm_pf.proof.case import WAYS
 from kvm_pf.proof.mutants import ENTRIES
-from kvm_pf.revisions import REVISIONS, Revision, get, logic_names
+from kvm_pf.revisions import REVISIONS, Revision, get, logic_names, path_modules
 from kvm_pf.run.inputs import U64_MAX
 
 LONGEST = 20_000
@@ -59,6 +60,15 @@ OF_CONSTANTS = (
 
 BUILTINS = ("bool", "int", "max", "min")
 """The functions of Python's own that a step may call."""
+
+OF_FUNCTIONS = (*BUILTINS, "abs", "isinstance", "len", "str")
+"""Those that a step may call which is given as a function: besides, what the path's own step of that name calls."""
+
+REACHING_OUT = (
+    "DELETE_ATTR", "DELETE_GLOBAL", "DELETE_NAME", "DELETE_SUBSCR", "IMPORT_FROM", "IMPORT_NAME", "LOAD_BUILD_CLASS",
+    "LOAD_SUPER_ATTR", "PUSH_EXC_INFO", "STORE_ATTR", "STORE_GLOBAL", "STORE_NAME", "STORE_SUBSCR",
+)  # fmt: skip
+"""Instructions by which a function changes, or fetches, what is not its own, or catches what would stop it."""
 
 _WORDS = {
     "FunctionDef": "a function in the function", "AsyncFunctionDef": "an async function", "ClassDef": "a class",
@@ -246,6 +256,7 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: s
     nodes = [node for statement in body for node in ast.walk(statement)]
     own = {argument.arg for argument in written.args.args}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    tuples = _tuples(nodes)
     line = written.lineno
     skipped: set[int] = set()  # annotations, which say nothing
     for node in nodes:
@@ -267,10 +278,9 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: s
             raise InputError(
                 f"{place}: << by {unknown[0]:.40} could be too far: it takes a number up to 63, or x & 63"
             )
-        if (
-            isinstance(node, ast.BinOp)
-            and isinstance(node.op, ast.Mult)
-            and any(isinstance(side, ast.Tuple) for side in (node.left, node.right))
+        if _multiplies(node) and any(
+            isinstance(each, ast.Tuple) or (isinstance(each, ast.Name) and each.id in tuples)
+            for each in ast.walk(node)
         ):
             raise InputError(f"{place}: a tuple times a number has no place in a step")
         if isinstance(node, ast.Attribute) and (node.attr.startswith("_") or hasattr(int, node.attr)):
@@ -286,6 +296,31 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: s
                 raise InputError(f"{place}: the path has no name {node.id:.60}{hint}")
 
 
+def _multiplies(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Mult)
+
+
+def _tuples(nodes: list[ast.AST]) -> set[str]:
+    """The names that may stand for a tuple which the step itself makes: a number times that would fill the memory."""
+    followed: dict[
+        str, set[str]
+    ] = {}  # by each name the names made of it; by "" those of a tuple written out
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            made = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+            for part in ast.walk(node.value):
+                if isinstance(part, ast.Name | ast.Tuple):
+                    followed.setdefault(getattr(part, "id", ""), set()).update(made)
+    found: set[str] = set()
+    waiting = [""]
+    while waiting:
+        new = followed.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
+
+
 def _is_text(statement: ast.stmt) -> bool:
     return (
         isinstance(statement, ast.Expr)
@@ -299,20 +334,17 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
     """Stop the steps that a derived revision changes if one has not returned after so many seconds.
 
     Raises DoesNotEnd naming the line that was run then, also if a value, or what is returned, has grown too far.  In
-    this thread only.  Lines are watched in steps that loop, add or multiply: it takes time, and others end by
-    themselves.  Raises InputError for such a step that catches exceptions: it could catch this one for ever.
+    this thread only.  Lines are watched in functions that loop, add or multiply: it takes time, and others end by
+    themselves.  Raises InputError, before anything is run, for a step that reaches for more than the path has: see
+    `reached`.
     """
     places: dict[tuple[str, int], tuple[str, bool]] = {}
     derived: Revision | None = revision
     while derived is not None and REVISIONS.get(derived.name) is not derived:
         for name, step in derived.changes.items():
             if isinstance(step, FunctionType):
-                watched = _is_watched(step)
-                if watched and any(i.opname == "PUSH_EXC_INFO" for i in get_instructions(step)):
-                    raise InputError(
-                        f"{name}: try and with have no place in a step that loops, adds or multiplies"
-                    )
-                places[step.__code__.co_filename, step.__code__.co_firstlineno] = name, watched
+                for code in reached(step, name, revision):
+                    places[code.co_filename, code.co_firstlineno] = name, _is_watched(code)
         derived = derived.base
 
     def called(frame: FrameType, event: str, argument: Any) -> Any:
@@ -350,9 +382,106 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         sys.settrace(before)
 
 
-def _is_watched(step: FunctionType) -> bool:
-    """Whether a step could take for ever: it loops, or what it adds or multiplies could double with each line."""
-    return any("BACKWARD" in i.opname or i.argrepr in ("+", "+=", "*", "*=") for i in get_instructions(step))
+def reached(step: FunctionType, name: str, revision: Revision) -> list[CodeType]:
+    """List the code of a function that is to stand for the step `name`, and of its own helpers, the path's left out.
+
+    Raises InputError naming the line of what has no place in a step.  It may use names of the path, numbers, its
+    own functions that do no more, and a few functions of Python's (OF_FUNCTIONS); import and change nothing, catch
+    nothing, and shift to the left by no more than 63.  This keeps a step from what cannot be stopped, such as
+    time.sleep; it is no fence against somebody who means harm.
+    """
+    origin = logic_names().get(name)
+    usual = list(get_instructions(origin)) if isinstance(origin, FunctionType) else []
+    callable_ = {*OF_FUNCTIONS, *(i.argval for i in usual if i.opname == "LOAD_GLOBAL")}
+    shifts = {(a.opname, a.argrepr) for a, b in pairwise(usual) if b.argrepr in _SHIFT}
+    found: dict[CodeType, None] = {}
+    waiting = [(step, step.__code__)]
+
+    def take(value: object, what: str, place: str) -> None:
+        for each in value if type(value) is tuple else (value,):
+            if isinstance(each, FunctionType) and not _is_ours(each):
+                waiting.append((each, each.__code__))
+            elif not (isinstance(each, int | str | None) or _is_ours(each) or _is_ours(type(each))):
+                raise InputError(
+                    f"{place}: {what:.60} has no place in a step: it takes names of the path, numbers, and "
+                    f"{', '.join(OF_FUNCTIONS)}"
+                )
+
+    while waiting:
+        function, code = waiting.pop()
+        if code in found:
+            continue
+        found[code] = None
+        waiting += [(function, inner) for inner in code.co_consts if isinstance(inner, CodeType)]
+        line = code.co_firstlineno
+        held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for value in [*held, *(cell.cell_contents for cell in function.__closure__ or ())]:
+            take(value, f"a value that {function.__name__} holds", f"{name}, line {line}")
+        scope = {**vars(builtins), **function.__globals__, **revision.names}
+        before: list[Instruction] = []
+        for each in get_instructions(code):
+            line = (each.positions and each.positions.lineno) or line
+            place, argument = f"{name}, line {line}", each.argval
+            if each.opname in REACHING_OUT:
+                raise InputError(f"{place}: {_words(each.opname)} has no place in a step")
+            if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                is_pythons = scope.get(argument) is getattr(builtins, argument, None)
+                if not (is_pythons and (argument in callable_ or _is_error(scope.get(argument)))):
+                    take(scope.get(argument), argument, place)
+            elif each.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                if argument.startswith("__") or hasattr(int, argument):
+                    raise InputError(f"{place}: .{argument:.40} has no place in a step")
+            elif each.argrepr in ("**", "**="):
+                raise InputError(f"{place}: ** has no place in a step")
+            elif each.argrepr in _SHIFT and not (
+                (before[-1].opname, before[-1].argrepr) in shifts or _is_near(before[-2:], scope)
+            ):
+                raise InputError(
+                    f"{place}: << by this could be too far: it takes a number up to 63, or x & 63"
+                )
+            before.append(each)
+    return list(found)
+
+
+_SHIFT = ("<<", "<<=")
+
+
+def _is_near(before: list[Instruction], scope: Mapping[str, Any]) -> bool:
+    """Whether what the last instructions leave, to shift by, is at most 63 for sure: a number, a constant, x & 63."""
+    *others, last = before
+    if last.argrepr in ("&", "&=") and others:
+        return _is_near(others, {})
+    value = scope.get(last.argval) if last.opname == "LOAD_GLOBAL" else last.argval
+    return (
+        last.opname in ("LOAD_GLOBAL", "LOAD_CONST", "LOAD_SMALL_INT") and type(value) is int and value < 64
+    )
+
+
+def _words(opname: str) -> str:
+    """Name what an instruction is part of."""
+    known = {"IMPORT": "an import", "PUSH": "try or with", "LOAD": "a class"}
+    return known.get(opname.partition("_")[0], "what changes something outside of it")
+
+
+def _is_error(value: object) -> bool:
+    """Whether this is what a step may raise, to no other effect than that a case fails."""
+    return isinstance(value, type) and issubclass(value, (Exception, SystemExit, GeneratorExit))
+
+
+def _is_ours(value: object) -> bool:
+    """Whether a function, a class or a module is the path's, or a revision's."""
+    if not isinstance(value, FunctionType | type | ModuleType):
+        return False
+    name = value.__name__ if isinstance(value, ModuleType) else value.__module__ or ""
+    package, _, rest = name.partition(".")
+    return package == "kvm_pf" and (
+        rest in path_modules() or rest.startswith(("revisions.", "common.errors"))
+    )
+
+
+def _is_watched(code: CodeType) -> bool:
+    """Whether code could take for ever: it loops, or what it adds or multiplies could double with each line."""
+    return any("BACKWARD" in i.opname or i.argrepr in ("+", "+=", "*", "*=") for i in get_instructions(code))
 
 
 def _too_large(values: dict[str, Any]) -> str:

@@ -150,8 +150,10 @@ def verdict(
     `change` is a derived revision, or a function that is to replace the step of its name in `base`.  Asks the claims
     that are proved of the base, or only those given; without the solver, none.  After `seconds` nothing more is
     asked, and a step that does not return is stopped.  A run that ends in an error counts as a case that fails.
+    A changed step may use names of the path, numbers, its own functions that do no more, and bool, int, max, min, abs,
+    len, str and isinstance: it could not be stopped in others, such as time.sleep.
     Raises InputError if there is no such step or claim, if the revision is derived from none, if the changed step
-    does not end, or if steps call each other in a circle.
+    uses more than that or does not end, or if steps call each other in a circle.
     """
     revision = change if isinstance(change, Revision) else _replaced(change, get(base))
     if revision.base is None:
@@ -159,12 +161,12 @@ def verdict(
     if not 0 < seconds < 1e6:
         raise InputError(f"verdict: seconds={seconds}: a number from 1 to a million is wanted")
     wanted = [find(claim) for claim in claims]
-    try:
-        for entry in ENTRIES:
-            behind(revision, entry)
-    except RecursionError:
-        raise InputError(f"{revision.name}: its steps call each other in a circle") from None
     with ending(revision):
+        try:
+            for entry in ENTRIES:
+                behind(revision, entry)
+        except RecursionError:
+            raise InputError(f"{revision.name}: its steps call each other in a circle") from None
         return _judged(revision, revision.base, wanted, time.monotonic() + seconds)
 
 

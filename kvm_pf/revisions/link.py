@@ -105,10 +105,20 @@ def digest(root: FunctionType, names: Mapping[str, Any]) -> str:
                 fields = getattr(value, "_fields", value.__name__), getattr(value, "_field_defaults", "")
                 hashed.update(f"{name}:{fields}".encode())
             else:
-                hashed.update(f"{name}={value!r}".encode())
+                hashed.update(f"{name}={_written(value, {})}".encode())
 
     visit(names.get(root.__name__, root))
     return hashed.hexdigest()[:16]
+
+
+def _written(value: object, known: dict[int, str]) -> str:
+    """Write a value; a tuple of tuples by its fingerprint, for one that holds another twice doubles at each level."""
+    if type(value) is not tuple or not any(isinstance(each, tuple) for each in value):
+        return repr(value)
+    if id(value) not in known:
+        text = "\n".join(_written(each, known) for each in value)
+        known[id(value)] = hashlib.sha256(text.encode()).hexdigest()
+    return known[id(value)]
 
 
 def _text(code: CodeType) -> tuple[Any, ...]:
