@@ -105,6 +105,24 @@ class TestTraces:
         assert len(load(fifo).faults) == 1
         write.join()
 
+    def test_a_line_that_is_too_long_to_be_read_is_no_trace(self, tmp_path):
+        path = tmp_path / "long"
+        path.write_bytes(b"x" * 20_000)
+        said = refused("trace", str(path))
+        assert "no event of a trace in 1 lines, 1 of them too long; a trace of KVM is wanted" in said
+        path.write_bytes(b"x" * 20_000 + b"\n" + FAULT)
+        status, out, _ = run("trace", str(path))
+        assert status == 0
+        assert "longer than 8192 bytes" in out
+
+    def test_lines_without_an_event_are_not_read_for_ever(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("kvm_pf.trace.lines.SEARCHED", 1000)
+        path = tmp_path / "empty"
+        path.write_bytes(b"\n" * 1001)
+        assert "no event of a trace stands in its first 1,000 lines" in refused("trace", str(path))
+        path.write_bytes(b"\n" * 999 + FAULT + b"\n" * 2000)
+        assert len(load(path).faults) == 1
+
     def test_a_closed_standard_input_is_said_to_be(self):
         command = [sys.executable, "-m", "kvm_pf", "trace", "-"]
         end = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True)
@@ -128,6 +146,16 @@ class TestTraces:
         assert status == 2
         assert out.startswith("1 traces, 1 faults")
         assert err.startswith("kvm-pf: 1 not read, the first: ")
+
+
+@pytest.mark.parametrize("setting", ["NUMBA_NUM_THREADS=garbage", "NUMBA_NUM_THREADS=0", "NUMBA_OPT=\x1b[2J"])
+def test_a_setting_that_means_nothing_to_the_compiler_is_left_out(setting):
+    name, value = setting.split("=")
+    code = "from kvm_pf.run.compiler import numba\nassert numba.njit(lambda x: x + 1)(1) == 2\n"
+    end = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True
+    )
+    assert (end.returncode, end.stderr) == (0, "")
 
 
 def called(body: str) -> None:

@@ -102,7 +102,7 @@ def without_libraries(code):
 
 
 NEED_LIBRARIES = {
-    "kvm_pf.run.batch", "kvm_pf.run.unsigned",  # tables, compiled
+    "kvm_pf.run.batch", "kvm_pf.run.compiler", "kvm_pf.run.unsigned",  # tables, compiled
     "kvm_pf.conformance.corpus", "kvm_pf.conformance.vectors",  # tables
     "kvm_pf.proof.kills",
 }  # fmt: skip

@@ -139,8 +139,7 @@ def _fingerprint(table: EntryPoint, revision: Revision) -> str:
 
 def compiled_loop(kind: str, revision: Revision) -> Any:
     """Compile the loop of `kind` for `revision`, or load it from the cache of an earlier process."""
-    import numba
-
+    from kvm_pf.run.compiler import numba
     from kvm_pf.run.unsigned import compiled
 
     table = ENTRY_POINTS[kind]

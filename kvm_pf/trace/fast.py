@@ -40,8 +40,9 @@ def _finder() -> Callable[..., Any]:
     """Compile a search for the event's name: the C library's, which uses vectors, or one's own where it has none."""
     import ctypes
 
-    import numba
     import numpy as np
+
+    from kvm_pf.run.compiler import numba
 
     size = len(_NAME)
     needle = np.frombuffer(_NAME, dtype=np.uint8)
@@ -84,8 +85,9 @@ def _finder() -> Callable[..., Any]:
 @functools.cache
 def _scanner() -> Callable[..., Any]:
     """Compile the scanner, once."""
-    import numba
     import numpy as np
+
+    from kvm_pf.run.compiler import numba
 
     size = len(_NAME)
     find = _finder()

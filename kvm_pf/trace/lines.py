@@ -28,6 +28,10 @@ WRAPPED = 8
 """The most physical lines that one event may be spread over."""
 
 
+SEARCHED = 4_000_000
+"""In so many lines an event must stand, for the rest to be read."""
+
+
 class Line(NamedTuple):
     """A line as the file has it: its number from 1, its text, and whether it was longer than LONGEST."""
 
@@ -641,6 +645,8 @@ class Reader:
         open_record: list[str] = []  # a memory fault spread over lines
         start = 0
         for line in unpasted(physical_lines(stream, functools.partial(self._quick, open_record))):
+            if self.other == SEARCHED and self.lines == SEARCHED:
+                raise OSError(f"no event of a trace stands in its first {SEARCHED:,} lines")
             self.lines += 1
             if isinstance(line, Event):
                 if pending:

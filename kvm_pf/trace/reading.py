@@ -37,11 +37,12 @@ class Survey:
         if (
             not self.joiner.events
             and not self.reader.foreign
-            and not self.reader.unread
+            and self.reader.unread_count == self.reader.cut
             and self.kind != "Parquet"
         ):
+            cut = f", {self.reader.cut} of them too long" if self.reader.cut else ""
             raise InputError(
-                f"{self.name}: no event of a trace in {self.reader.lines} lines; a trace of KVM is wanted"
+                f"{self.name}: no event of a trace in {self.reader.lines} lines{cut}; a trace of KVM is wanted"
             )
 
     @property

@@ -78,7 +78,7 @@ def search(
 
 @functools.cache
 def _compiled() -> Callable[..., int]:
-    import numba
+    from kvm_pf.run.compiler import numba
 
     run: Callable[..., int] = numba.njit(nogil=True)(search)
     return run
