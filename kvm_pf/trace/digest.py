@@ -346,7 +346,7 @@ def _codes(f: pd.DataFrame) -> pd.DataFrame:
     import numpy as np
 
     by = [name for name in _CODE if name != "faults"]
-    codes, first = kinds(f, by)
+    codes, first = kinds({name: f[name].array for name in by})
     return f[by].iloc[first].assign(faults=np.bincount(codes, minlength=len(first)))
 
 
@@ -354,7 +354,7 @@ def _summed(parts: pd.DataFrame) -> pd.DataFrame:
     import numpy as np
 
     by = [name for name in _CODE if name != "faults"]
-    codes, first = kinds(parts, by)
+    codes, first = kinds({name: parts[name].array for name in by})
     faults = np.bincount(codes, weights=parts["faults"], minlength=len(first)).astype(np.int64)
     return parts[by].iloc[first].assign(faults=faults).reset_index(drop=True)
 

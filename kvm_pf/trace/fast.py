@@ -237,7 +237,7 @@ def _table(
         },
         copy=False,
     )
-    frame = classified(raw, vendor, False, revision, as_text=False, only=_COLUMNS)[list(_COLUMNS)]
+    frame = classified(raw, vendor, False, revision, as_text=False, only=_COLUMNS)
     frame.attrs["unread"] = unread
     return frame
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
@@ -711,21 +711,17 @@ def classified(
     import pandas as pd
 
     array: Any = pd.array
-    given = faults.assign(**{
-        name: array([default], dtype=DTYPES[name]).take(np.zeros(len(faults), dtype=np.int64))
-        for name, default in (("source", ""), ("cut", False)) if name not in faults
-    })  # fmt: skip
-    by = ["source", "raw_code", "cut"]
-    hidden = _hidden(faults)
-    if hidden is not None:
-        given, by = given.assign(protected=hidden), [*by, "protected"]
-    codes, first = kinds(given, by)
-    heads = given[by].iloc[first].astype(object)
-    said = [
-        sense(source, None if pd.isna(code) else code, not cut, vendor, tdp, revision, *more)
-        for source, code, cut, *more in heads.itertuples(index=False)
-    ]
-    given = given.drop(columns=by[3:])
+    given: dict[str, Any] = {str(name): faults[name].array for name in faults}
+    asked = {name: given[name] for name in ("source", "raw_code", "cut") if name in given}
+    if (hidden := _hidden(given)) is not None:
+        asked["protected"] = hidden
+    codes, first = kinds(asked)
+    said = []
+    for values in zip(*(values.take(first).astype(object) for values in asked.values()), strict=True):
+        one = dict(zip(asked, values, strict=True))
+        code = None if pd.isna(one["raw_code"]) else one["raw_code"]
+        more = one.get("protected", "")
+        said.append(sense(one.get("source", ""), code, not one.get("cut"), vendor, tdp, revision, more))
     made: dict[str, Any] = {}
     for name in _SAID:
         if name not in only:
@@ -748,11 +744,15 @@ def classified(
         made["gfn"] = pd.arrays.IntegerArray(address._data >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)
     if "declared" in given:
         made["declared"] = pd.Series(given["declared"]).where(is_gpa).array
-    is_mmio = np.array([_is_mmio(one) for one in said] or [False])[codes]
-    made["mmio"] = pd.array(is_mmio, dtype="boolean")
-    if "mmio" in given:
-        made["mmio"] = made["mmio"] | array(given["mmio"], dtype="boolean").fillna(False)
-    columns: dict[str, Any] = {**{str(name): given[name].array for name in given}, **made}
+    if "mmio" in only:
+        is_mmio = np.array([_is_mmio(one) for one in said] or [False])[codes]
+        made["mmio"] = pd.array(is_mmio, dtype="boolean")
+        if "mmio" in given:
+            made["mmio"] = made["mmio"] | array(given["mmio"], dtype="boolean").fillna(False)
+    for name, default in (("source", ""), ("cut", False)):
+        if name not in given and name in only:
+            made[name] = array([default], dtype=DTYPES[name]).take(np.zeros(len(faults), dtype=np.int64))
+    columns = given | made
     order = [
         *(name for name in columns if name not in COLUMNS),
         *(name for name in COLUMNS if name in columns),
@@ -760,8 +760,8 @@ def classified(
     return pd.DataFrame({name: columns[name] for name in order}, index=faults.index, copy=False)
 
 
-def _hidden(faults: pd.DataFrame) -> Any:
-    """Say for each fault what `protected` says; None if every guest's rip is shown."""
+def _hidden(faults: dict[str, Any]) -> Any:
+    """Say for each fault of a table's columns what `protected` says; None if every guest's rip is shown."""
     import numpy as np
     import pandas as pd
 
@@ -805,22 +805,23 @@ def table(columns: dict[str, list[Any]], dtypes: dict[str, str]) -> pd.DataFrame
     return pd.DataFrame({name: array(values, dtype=dtypes[name]) for name, values in columns.items()})
 
 
-def kinds(frame: pd.DataFrame, columns: Iterable[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Number the rows so that those that agree in `columns`, gaps too, have one number, in the order of the rows.
+def kinds(columns: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Number the rows so that those that agree in all columns, gaps too, have one number, in the order of the rows.
 
-    Returns each row's number, and for each number the place of the first row that has it.
+    `columns` are arrays of one length, by name.  Returns each row's number, and for each number the place of the
+    first row that has it.
     """
     import numpy as np
     import pandas as pd
 
-    total, most = np.zeros(len(frame), dtype=np.int64), 1
-    for name in columns:
-        codes, labels = pd.factorize(frame[name])
-        if most * (len(labels) + 1) >= 1 << 62:
-            total, seen = pd.factorize(total)
-            most = len(seen)
-        total, most = total * (len(labels) + 1) + codes + 1, most * (len(labels) + 1)
-    codes, seen = pd.factorize(total)
-    first = np.zeros(len(seen), dtype=np.int64)
-    first[codes[::-1]] = np.arange(len(frame))[::-1]
-    return codes, first
+    total, most = np.zeros(0, dtype=np.int64), 0
+    for column in columns.values():
+        codes, labels = pd.factorize(column, use_na_sentinel=False)
+        if most <= 1:
+            total, most = codes, len(labels)
+        elif len(labels) > 1:
+            total, labels = pd.factorize(total * len(labels) + codes)
+            most = len(labels)
+    first = np.zeros(most, dtype=np.int64)
+    first[total[::-1]] = np.arange(len(total))[::-1]
+    return total, first

@@ -371,7 +371,7 @@ def compared(
     faults: pd.DataFrame, model: Model
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[dict[str, Any]]]:
     """Ask the model about each kind of fault of a table: each fault's kind, its first place, what is said of it."""
-    codes, first = kinds(faults, _ASKED)
+    codes, first = kinds({name: faults[name].array for name in _ASKED})
     asked = faults[list(_ASKED)].iloc[first].astype(object)
     rows = list(asked.where(asked.notna(), None).itertuples(index=False))
     questions = [question(row) for row in rows]

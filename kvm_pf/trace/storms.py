@@ -190,10 +190,9 @@ class Finder:
 
     def _who(self, table: pd.DataFrame) -> np.ndarray[Any, Any]:
         import numpy as np
-        import pandas as pd
 
         columns = {name: table[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("vcpu", "pid")}
-        codes, first = kinds(pd.DataFrame(columns), columns)
+        codes, first = kinds(columns)
         pairs = zip(*(column[first].tolist() for column in columns.values()), strict=True)
         numbers = [self._vcpus.setdefault(pair, len(self._vcpus)) for pair in pairs]
         given: np.ndarray[Any, Any] = np.array(numbers, dtype=np.int64)
