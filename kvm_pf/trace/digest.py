@@ -19,6 +19,7 @@ from kvm_pf.trace.storms import Finder, Storm
 from kvm_pf.trace.stuck import stuck_on
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 MOST_PAGES = 1 << 19
@@ -37,6 +38,12 @@ class Kept:
     def __init__(self, most: int) -> None:
         self.most, self.count = most, 0
         self.rows: pd.DataFrame | None = None
+
+    def take(self, f: pd.DataFrame, chosen: np.ndarray[Any, Any]) -> None:
+        """Take the rows of a table that are chosen."""
+        if places := chosen.nonzero()[0].tolist():
+            self.add(f.iloc[places[: self.most]])
+            self.count += max(0, len(places) - self.most)
 
     def add(self, rows: pd.DataFrame) -> None:
         """Take more rows of the kind."""
@@ -141,7 +148,7 @@ class Digest:
             self.split[f"{name}: no"] += int((~values).sum())
         self.split["MMIO"] += int(f["mmio"].sum())
         for name, (_, chosen) in WORTH.items():
-            self.worth[name].add(f[chosen(f).fillna(False).astype(bool)])
+            self.worth[name].take(f, chosen(f).to_numpy(dtype=bool, na_value=False))
         self.count_codes(f)
         self.count_pages(f)
         self.finder.add(f)

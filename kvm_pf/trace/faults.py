@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import heapq
+import operator
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
@@ -192,21 +193,20 @@ class Joiner:
                 self.first = time
         f = event.fields
         key: object = event.pid if event.pid is not None else event.task
-        take = getattr(self, f"_{event.name}", None)
+        take = _taker(event.name)
         if take is not None:
-            ended: Iterable[Fault] = take(event, f, key)
-            return ended
+            return take(self, event, f, key)
         if event.name.startswith(
             ("kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match")
         ):
             self._aside(event, f, self.open.get(key))
         return ()
 
-    def _begin(self, event: Event, key: object, **given: Any) -> Iterator[Fault]:
-        if key in self.open:
-            yield self.open.pop(key)
+    def _begin(self, event: Event, key: object, **given: Any) -> list[Fault]:
+        """Begin a fault; give those that this ends."""
+        ended = [self.open.pop(key)] if key in self.open else []
         if len(self.open) >= self.OPEN:
-            yield self.open.pop(next(iter(self.open)))
+            ended.append(self.open.pop(next(iter(self.open))))
         row = self.open[key] = Fault(
             event.line, event.time, event.cpu, event.task, event.pid, event.fields.get("vcpu"), event.fields.get("rip"),
             step=self._step, **given,
@@ -214,6 +214,7 @@ class Joiner:
         row.exit_code = row.raw_code
         if row.address is not None:
             self._at(row, row.address)
+        return ended
 
     def _at(self, row: Fault, address: int | None) -> None:
         """Note where a fault is, and what that memory was last declared."""
@@ -221,17 +222,15 @@ class Joiner:
         if address is not None and row.source != "pf":
             row.declared, row.conversion = self.declared.at(address)
 
-    def _kvm_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+    def _kvm_exit(self, event: Event, f: dict[str, Any], key: object) -> list[Fault]:
         reason = str(f["reason"])
         self.exits[reason if reason in self.exits or len(self.exits) < self.KEPT else "others"] += 1
         kind = fault_kind(f)
         if kind is None:
-            if key in self.open:
-                yield self.open.pop(key)
-            return
+            return [self.open.pop(key)] if key in self.open else []
         self.amd += kind == "npf"
         self.intel += kind in ("ept", "misconfig")
-        yield from self._begin(event, key, **self._of_exit(kind, f))
+        return self._begin(event, key, **self._of_exit(kind, f))
 
     @staticmethod
     def _of_exit(kind: str, f: dict[str, Any]) -> dict[str, Any]:
@@ -262,11 +261,12 @@ class Joiner:
             row.to_l1 = kind == row.source or not row.source
         yield from ()
 
-    def _kvm_page_fault(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+    def _kvm_page_fault(self, event: Event, f: dict[str, Any], key: object) -> list[Fault]:
+        ended: list[Fault] = []
         row = self.open.get(key)
         rip = f.get("rip")
         if row is None or row.traced or (None not in (row.rip, rip) and row.rip != rip):
-            yield from self._begin(event, key)
+            ended = self._begin(event, key)
             row = self.open[key]
         row.traced = True
         row.vcpu, row.rip = f.get("vcpu", row.vcpu), f.get("rip", row.rip)
@@ -279,6 +279,7 @@ class Joiner:
         self.intel_codes += is_intel(code) or (event.whole and rip == 0 and may_be_tdx(code))
         self.wide += event.whole and "vcpu" in f and event.name == "kvm_page_fault"
         self.narrow += not event.whole and row.source != "pf"
+        return ended
 
     _script = _kvm_page_fault
 
@@ -456,6 +457,12 @@ class Joiner:
             row.raw_code = f["exit_qualification"]
             self._walk = None
             yield row
+
+
+@functools.cache
+def _taker(name: str) -> Callable[[Joiner, Event, dict[str, Any], object], Iterable[Fault]] | None:
+    """Find the Joiner's method that takes the events of a name; None if it has none."""
+    return getattr(Joiner, f"_{name}", None)
 
 
 # --- what a code is, and what it says ---
@@ -679,9 +686,9 @@ def frame(
 ) -> pd.DataFrame:
     """Make the table of faults: one row each, the columns of COLUMNS; 64-bit values as UInt64, gaps as NA."""
     rows = list(faults)
-    columns: dict[str, list[Any]] = {
-        name: [getattr(row, name) for row in rows] for name in COLUMNS if name in _SHOWN
-    }
+    shown = [name for name in COLUMNS if name in _SHOWN]
+    values = zip(*map(operator.attrgetter(*shown), rows), strict=True) if rows else [[] for _ in shown]
+    columns = dict(zip(shown, map(list, values), strict=True))
     columns["cut"] = [not row.whole for row in rows]
     columns["mmio"] = [row.mmio not in ("", "guest-reserved") for row in rows]
     columns["outcome"] = [row.outcome for row in rows]
@@ -712,16 +719,16 @@ def classified(
 
     array: Any = pd.array
     given: dict[str, Any] = {str(name): faults[name].array for name in faults}
-    asked = {name: given[name] for name in ("source", "raw_code", "cut") if name in given}
+    asked: dict[str, Any] = {name: given[name] for name in ("source", "raw_code", "cut") if name in given}
     if (hidden := _hidden(given)) is not None:
         asked["protected"] = hidden
     codes, first = kinds(asked)
     said = []
-    for values in zip(*(values.take(first).astype(object) for values in asked.values()), strict=True):
-        one = dict(zip(asked, values, strict=True))
+    for row in zip(*(values.take(first).astype(object) for values in asked.values()), strict=True):
+        one = dict(zip(asked, row, strict=True))
         code = None if pd.isna(one["raw_code"]) else one["raw_code"]
-        more = one.get("protected", "")
-        said.append(sense(one.get("source", ""), code, not one.get("cut"), vendor, tdp, revision, more))
+        source, cut, hides = one.get("source", ""), one.get("cut", False), one.get("protected", "")
+        said.append(sense(source, code, not cut, vendor, tdp, revision, hides))
     made: dict[str, Any] = {}
     for name in _SAID:
         if name not in only:

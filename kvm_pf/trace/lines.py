@@ -314,9 +314,11 @@ ENDS: dict[str, tuple[str, ...]] = {
 Source: the events' `print fmt` in Linux v5.4, v6.1, v6.12 and v7.3; older forms as in mails of the kvm list.
 """
 
-_ENDS = frozenset(name.encode() for name in ENDS)
 _NAMES = "|".join(sorted(ENDS, key=len, reverse=True))
 _SYSTEMS = ("kvm", "kvmmmu", "ftrace", "kprobes", "probe")
+_PARTS = ("kvm_", "page_fault", "mmio", "tracing_mark", "print", "pf")
+"""Each name in ENDS holds one of these."""
+
 _EVENT = re.compile(rf"(?<![\w./:])(?:(?:{'|'.join(_SYSTEMS)}):)?({_NAMES})(:|\()(?!\S*\+0x)")
 _FRAME = re.compile(
     r"\[(\d{1,5})\]\s{1,40}(?:[^\s:\d][^\s:]{0,7}\s{1,40})?(\d{1,16}(?:\.\d{1,9})?):(?:\s{1,200}\d{1,12}(?=\s))?\s{0,200}"
@@ -338,6 +340,11 @@ _SEPARATORS = str.maketrans({",": " ", "=": " ", "(": " ", ")": " ", ";": " "})
 _ERRNO = re.compile(r"\((\d{1,5})\)")
 _FRAMED = ("tracing_mark_write", "print", "bprint", "pf")
 """Names that are common words, and so count only behind a task, a CPU and a time."""
+
+
+def _named(text: str) -> re.Match[str] | None:
+    """Find the first name of an event that is read, which most lines of other events are soon seen not to hold."""
+    return _EVENT.search(text) if any(part in text for part in _PARTS) else None
 
 
 class _Who(NamedTuple):
@@ -452,23 +459,21 @@ def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict
     return fields, whole
 
 
-_HEX = r"(?:0x)([0-9a-f]{1,16})"
-_USUAL: dict[str, tuple[re.Pattern[str], Callable[..., dict[str, Any]]]] = {
+_HEX = "0x([0-9a-f]{1,16})"
+_USUAL: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
     "kvm_page_fault": (
-        re.compile(rf"\s*vcpu (\d{{1,10}}) rip {_HEX} address {_HEX} error_code {_HEX}\s*"),
+        rf" *vcpu (\d{{1,10}}) rip {_HEX} address {_HEX} error_code {_HEX} *",
         lambda vcpu, rip, address, code: {
             "vcpu": int(vcpu), "rip": int(rip, 16), "address": int(address, 16), "error_code": int(code, 16),
         },
     ),
     "kvm_entry": (
-        re.compile(rf"\s*vcpu (\d{{1,10}}), rip {_HEX}\s*"),
+        rf" *vcpu (\d{{1,10}}), rip {_HEX} *",
         lambda vcpu, rip: {"vcpu": int(vcpu), "rip": int(rip, 16)},
     ),
     "kvm_exit": (
-        re.compile(
-            rf"\s*vcpu (\d{{1,10}}) reason (\w{{1,40}}) rip {_HEX} info1 {_HEX} info2 {_HEX} intr_info {_HEX} "
-            rf"error_code {_HEX}\s*"
-        ),
+        rf" *vcpu (\d{{1,10}}) reason (\w{{1,40}}) rip {_HEX} info1 {_HEX} info2 {_HEX} intr_info {_HEX} "
+        rf"error_code {_HEX} *",
         lambda vcpu, reason, rip, info1, info2, intr, code: {
             "vcpu": int(vcpu), "reason": reason, "rip": int(rip, 16), "info1": int(info1, 16),
             "info2": int(info2, 16), "intr_info": int(intr, 16), "error_code": int(code, 16),
@@ -477,29 +482,45 @@ _USUAL: dict[str, tuple[re.Pattern[str], Callable[..., dict[str, Any]]]] = {
 }  # fmt: skip
 """The commonest events as today's kernels print them, for speed: the same values as by `payload_fields`."""
 
-
+_PAYLOADS = {name: re.compile(shape, re.ASCII) for name, (shape, _) in _USUAL.items()}
 _QUICK = re.compile(
-    rb"([ -<>-Z\\-~]{1,80})\[(\d{1,5})\] {1,40}(?:[!-'*-/;-~][!-'*-9;-~]{0,7} {1,40})?(\d{1,16}(?:\.\d{1,9})?): {1,40}"
-    rb"(?:(\w{1,20}):)?(\w{1,60}):( [ -~]*)\r?\n"
+    r"([ -<>-Z\\-~]{1,80}\[\d{1,5}\]) {1,40}(?:[!-'*-/;-~][!-'*-9;-~]{0,7} {1,40})?(\d{1,16}(?:\.\d{1,9})?): {1,40}"
+    rf"(?:(\w{{1,20}}):)?(?:{'|'.join(f'{name}: {shape}' for name, (shape, _) in _USUAL.items())}"
+    r"|(\w{1,60}):( [ -~]*))\r?\n",
+    re.ASCII,
 )
-"""A whole line as ftrace, trace-cmd and perf print it: task and pid, CPU, time, event, payload."""
+"""A whole line as ftrace, trace-cmd and perf print it: task and pid, CPU, time, system, event and its values.
+
+The commonest events come first, with a group for each value; then any, with its name and payload.
+"""
+
+
+def _groups() -> Iterator[tuple[int, tuple[str, slice, Callable[..., dict[str, Any]]]]]:
+    """Say for each of the commonest events, by its last group: its name, its groups, what makes fields of them."""
+    first = 3
+    for name, (_, fields) in _USUAL.items():
+        last = first + _PAYLOADS[name].groups
+        yield last, (name, slice(first, last), fields)
+        first = last
+
+
+_COMMONEST = dict(_groups())
 
 
 @functools.lru_cache(maxsize=4096)
-def _quick_task(head: bytes) -> tuple[str | None, int | None] | None:
-    """Read the task and pid that a whole line begins with; None if the line may be quoted, a comment or other."""
-    text = head.decode()
-    if _QUOTE.match(text) or text.lstrip().startswith("#") or _EVENT.search(text) or "FIND FIELD" in text:
+def _quick_who(head: str) -> tuple[int, str | None, int | None] | None:
+    """Read the CPU, task and pid that a whole line begins with; None if it may be quoted, a comment or other."""
+    task, _, cpu = head[:-1].rpartition("[")
+    if _QUOTE.match(task) or task.lstrip().startswith("#") or _EVENT.search(task) or "FIND FIELD" in task:
         return None
-    return _task(text)
+    return int(cpu), *_task(task)
 
 
 def _usual(name: str, payload: str) -> dict[str, Any] | None:
     if name not in _USUAL:
         return None
-    pattern, fields = _USUAL[name]
-    found = pattern.fullmatch(payload)
-    return None if found is None else fields(*found.groups())
+    found = _PAYLOADS[name].fullmatch(payload)
+    return None if found is None else _USUAL[name][1](*found.groups())
 
 
 def _ended(name: str, payload: str) -> bool:
@@ -563,16 +584,19 @@ _SIGNS = (
     "memory", "#PF", "reserved bits", "spte", "exit reason", "@", "guest",
     *_DUMPED,
 )  # fmt: skip
-_LOOSE = re.compile("|".join(map(re.escape, _SIGNS)), re.IGNORECASE)
-"""What every line holds in which `_loose` finds anything."""
+_LOWER = frozenset(sign.lower() for sign in _SIGNS)
 
-_LOOSE_OR_LOST = re.compile(_LOOSE.pattern.encode() + b"|lost", re.IGNORECASE)
+
+def _may_be_loose(text: str) -> bool:
+    """Say whether a line holds what every line holds in which `_loose` finds anything."""
+    lower = text.lower()
+    return any(sign in lower for sign in _LOWER)
 
 
 def _loose(line: Line) -> list[Event]:
     """Read what a line holds besides the kernel's own events: user space's, bpftrace's and dmesg's."""
     text = line.text
-    if not _LOOSE.search(text):
+    if not _may_be_loose(text):
         return []
     found: list[Event] = []
     when = _LOG_TIME.search(text)
@@ -667,7 +691,7 @@ class Reader:
                 carry = ""
                 self.other += 1
                 continue
-            match = _EVENT.search(text)
+            match = _named(text)
             if match is not None and match[1] in _FRAMED and not _FRAME.search(text[: match.start()]):
                 match = None
             if match is not None:
@@ -740,32 +764,33 @@ class Reader:
     @staticmethod
     def _quick(open_record: list[str], number: int, data: bytes) -> Event | None:
         """Read a whole line as tools print it, for speed: what `read` would make of it, or None if that must look."""
-        found = _QUICK.fullmatch(data)
-        if found is None:
+        if not data.isascii() or (found := _QUICK.fullmatch(text := data.decode())) is None:
             return None
-        head, cpu, time, system, event, rest = found.groups()
-        if (who := _quick_task(head)) is None or rest.endswith((b"=", b"=20")):
+        groups = found.groups()
+        if (who := _quick_who(groups[0])) is None:
             return None
-        if b"=3D" in rest or b"FIND FIELD" in rest:
+        cpu, task, pid = who
+        time, system = float(groups[1]), groups[2]
+        usual = _COMMONEST.get(found.lastindex or 0)
+        if usual is not None:
+            if system is not None and system not in _SYSTEMS:
+                return None
+            name, values, fields = usual
+            return Event(number, time, cpu, task, pid, name, fields(*groups[values]))
+        name, payload = groups[-2:]
+        if payload.endswith(("=", "=20")) or "=3D" in payload or "FIND FIELD" in payload:
             return None
-        name, payload = event.decode(), rest.decode()
         if name not in ENDS:
-            may_say_more = open_record or "[" in payload or data.rstrip().endswith(b":") or system in _ENDS
-            if may_say_more or _EVENT.search(payload) or _LOOSE_OR_LOST.search(data):
+            may_say_more = open_record or "[" in payload or text.rstrip().endswith(":") or system in ENDS
+            if may_say_more or _named(payload) or _may_be_loose(text) or "lost" in text.lower():
                 return None
             return FOREIGN
-        if system is not None and system.decode() not in _SYSTEMS:
+        if system is not None and system not in _SYSTEMS:
             return None
-        fields: dict[str, Any] | None
-        fields, whole = _usual(name, payload), True
-        if fields is None:
-            if b"memory" in data or b"kvm_convert" in data or not _ended(name, payload):
-                return None
-            read = payload_fields(name, payload, "[FAILED TO PARSE]" in payload)
-            if read is None:
-                return None
-            fields, whole = read
-        return Event(number, float(time), int(cpu), *who, name, fields, whole)
+        if "memory" in text or "kvm_convert" in text or not _ended(name, payload):
+            return None
+        read = payload_fields(name, payload, "[FAILED TO PARSE]" in payload)
+        return None if read is None else Event(number, time, cpu, task, pid, name, *read)
 
     def _event(self, line: int, prefix: str, name: str, payload: str) -> Iterator[Event]:
         decimal, name = name.endswith("("), name[:-1]

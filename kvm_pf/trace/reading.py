@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import tempfile
 from collections.abc import Iterator
@@ -78,21 +79,23 @@ def _seekable(name: str, stream: IO[bytes], head: bytes) -> Any:
     return mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-class _Joined:
+class _Joined(io.RawIOBase):
     """A stream with bytes put back before it."""
 
-    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+    def __init__(self, head: bytes, stream: Any) -> None:
         self.head, self.stream = head, stream
 
-    def readline(self, size: int = -1) -> bytes:
-        """Read a line of at most `size` bytes."""
-        if self.head:
-            end = self.head.find(b"\n") + 1 or len(self.head)
-            line, self.head = self.head[:end], self.head[end:]
-            if line.endswith(b"\n") or len(line) == size:
-                return line
-            return line + self.stream.readline(size - len(line))
-        return self.stream.readline(size)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Give the bytes that were put back; then what the stream has, without waiting for more."""
+        if not self.head:
+            count: int = self.stream.readinto1(buffer)
+            return count
+        count = min(len(self.head), len(buffer))
+        buffer[:count], self.head = self.head[:count], self.head[count:]
+        return count
 
 
 def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple[str, Iterator[Event]]:
@@ -108,7 +111,7 @@ def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple
             return "trace.dat", _paced(dat.events(), pace)
     except (OSError, EOFError) as error:
         raise InputError(f"{name}: cannot be read: {error}") from error
-    text: Any = stream if str(file) == "-" else _Joined(head, stream)
+    text: Any = stream if str(file) == "-" else io.BufferedReader(_Joined(head, stream), 1 << 16)
     return "text", _guarded(name, reader.read(text), pace)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvm_pf.common.paths import data_dir
-from kvm_pf.trace.lines import FOREIGN, Reader
+from kvm_pf.trace.lines import ENDS, FOREIGN, Reader
 
 RECORDED = sorted((data_dir() / "recordings").glob("*/*.trace.gz"))
 FIXTURES = [
@@ -44,6 +44,15 @@ def test_most_lines_of_a_recording_take_the_short_way():
     events = [Reader._quick([], n, line) for n, line in enumerate(lines, 1)]
     assert sum(event is not None for event in events) > len(lines) * 0.9
     assert any(event is FOREIGN for event in events)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_event_is_found_behind_what_another_prints(name):
+    line = f"  A-1 [000] ..... 1.500000: other: said {name}: vcpu 0 reason x rip 0x1 address 0x2 error_code 0x4 err=1\n"
+    assert Reader._quick([], 1, line.encode()) is None
+    events, counts = told(line.encode())
+    names = [event.name for event in events] + [row.why.split()[0] for row in counts["unread"]]
+    assert names == [name]
 
 
 HEAD = b"  CPU 0/KVM-12  (  9) [001] d..2. 12.500000: "
