@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvm_pf.cli.common import OK, PLAIN
-from kvm_pf.run.codes import HEX, Answer, Reading, read
+from kvm_pf.run.codes import Answer, Reading, read
 from kvm_pf.run.meanings import ENCODINGS
+from kvm_pf.run.notation import HEX
 from kvm_pf.run.places import Sure
 
 
@@ -20,7 +21,7 @@ def _written(reading: Reading) -> str:
 
 def _lines(answer: Answer) -> Iterator[str]:
     best, said = answer.best, answer.best.meaning
-    yield said.sentence
+    yield ("probably no fault's code; if it is one: " if best.sure <= Sure.HARDLY else "") + said.sentence
     yield f"{_written(best)}: {best.title}; {best.sure.words}: {best.why}"
     for part in said.parts:
         yield f"  {part.bit.bit:>2}  {part.bit.label:<24} {part.bit.set_by.value:<10} {part.means}"

@@ -10,8 +10,9 @@ from typing import Any
 from kvm_pf.bits import PFERR_RSVD_MASK
 from kvm_pf.cli.common import OK, PLAIN
 from kvm_pf.common.errors import InputError
-from kvm_pf.run.codes import NAMES, Reading, cut_codes, read
+from kvm_pf.run.codes import Reading, cut_codes, read
 from kvm_pf.run.meanings import TDX_REVISION
+from kvm_pf.run.notation import NAMES
 from kvm_pf.run.places import LINUX, Sure, address
 from kvm_pf.run.watch import explain
 

@@ -42,7 +42,20 @@ from kvm_pf.run.meanings import (
     meaning,
     under_shadow,
 )
-from kvm_pf.run.places import ASKED, TRACED, TRACED_FAULT, Place, Sure, map_keys, places, refusal
+from kvm_pf.run.notation import (
+    DECIMAL,
+    HEX,
+    NAMES,
+    SPELLED,
+    alike,
+    bare,
+    said_base,
+    several,
+    spellings,
+    term,
+)
+from kvm_pf.run.places import ASKED, TRACED, TRACED_FAULT, Place, Sure, map_keys, places
+from kvm_pf.run.refusals import refusal
 
 
 class Reading(NamedTuple):
@@ -271,9 +284,6 @@ def _ranked(candidates: Sequence[Reading]) -> tuple[Reading, ...]:
 
 # --- how people write a code ---
 
-HEX, DECIMAL, NAMES = "hexadecimal", "decimal", "names"
-
-_HEX = re.compile(r"0[xX]([0-9a-fA-F]+)[uU]?[lL]{0,2}|([0-9a-fA-F]+)|([0-9][0-9a-fA-F]*)[hH]")
 _KERNEL_NAMES = {
     "ACC_READ": "READ", "ACC_WRITE": "WRITE", "ACC_INSTR": "FETCH", "PROT_READ": "READABLE",
     "PROT_WRITE": "WRITABLE", "PROT_EXEC": "EXECUTABLE", "PROT_USER_EXEC": "USER_EXECUTABLE",
@@ -282,41 +292,21 @@ _KERNEL_NAMES = {
 """EPT_VIOLATION_* of Linux `arch/x86/include/asm/vmx.h` that are called otherwise here."""
 
 
-def _number(digits: str, base: int, said: str) -> int:
-    value = int(digits, base) if len(digits) <= 40 else 1 << 64
-    if value >> 64:
-        raise InputError(f"{said[:60]}: a code has at most 64 bits")
-    return value
-
-
-def _spellings(text: str, base: int = 0) -> list[tuple[int, str]]:
-    """Read a number: hexadecimal first; decimal too, if the digits allow both; [] if it is none."""
-    found = _HEX.fullmatch(text)
-    if not found:
-        return []
-    digits = found[1] or found[2] or found[3]
-    if base == 10 and found[2] and digits.isdigit():
-        return [(_number(digits, 10, text), DECIMAL)]
-    if base == 10:
-        raise InputError(f"{text[:60]!r} is no decimal number")
-    code = _number(digits, 16, text)
-    if base or found[1] or found[3] or not digits.isdigit() or digits[0] == "0" or len(digits) == 1:
-        return [(code, HEX)]
-    return [(code, HEX), (int(digits), DECIMAL)]
-
-
 def _named(text: str) -> dict[str, int]:
     """Read names of bits, the kernel's letters, and the rest in hexadecimal that it prints beside them.
 
     Returns the code for each table that has all the names, {} if none has.
     """
-    words = [word.strip() for word in re.split(r"[|,]", text)]
-    numbers = [int(word, 16) for word in words if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", word)]
+    words = _words(bare(text))
+    terms = {word: term(word) for word in words}
+    numbers = [value for value in terms.values() if value is not None]
     names = [
-        re.sub(r"^(PFERR|EPT_VIOLATION)_|_MASK$", "", word) for word in words if word[:2] not in ("0x", "0X")
+        re.sub(r"^(PFERR|EPT_VIOLATION|KVM_MEMORY_EXIT_FLAG)_|_MASK$", "", word)
+        for word in words
+        if terms[word] is None
     ]
     names = [name if name.startswith("bit") else name.upper() if len(name) > 1 else name for name in names]
-    if len(names) + len(numbers) != len(words) or not names or text.strip().isdigit():
+    if not names or text.strip().isdigit():
         return {}
     codes = {}
     for encoding, others in (("pferr", PFERR_LETTERS), ("ept", _KERNEL_NAMES), ("memfault", {})):
@@ -330,6 +320,16 @@ def _named(text: str) -> dict[str, int]:
     return codes
 
 
+def _words(text: str) -> list[str]:
+    """Take names apart: joined by |, by commas, or the kernel's letters by anything; "bits 0, 33" names two."""
+    if found := re.fullmatch(r"bits? ([0-9]{1,2}(?:(?:, ?| and | )[0-9]{1,2}){0,63})", text):
+        return [f"bit{number}" for number in re.findall("[0-9]+", found[1])]
+    letters = re.split(r"[ +/&]+", text)
+    if len(letters) > 1 and all(letter in PFERR_LETTERS for letter in letters):
+        return letters
+    return [word.strip() for word in re.split(r"[|,]", text)]
+
+
 def _from_names(text: str, place: Place) -> list[Reading]:
     codes = _named(text)
     readings = [
@@ -339,7 +339,7 @@ def _from_names(text: str, place: Place) -> list[Reading]:
     ]
     if place.sure == Sure.CERTAIN or not readings:
         return readings
-    letters = all(word.strip() in PFERR_LETTERS for word in text.split("|"))
+    letters = all(word in PFERR_LETTERS for word in _words(bare(text)))
     guest = letters and any(r.encoding == "pf" and r.sure for r in readings)
     first = "pf" if guest else next(iter(codes))
     why = "the kernel's letters" if letters else "these are the names of its bits"
@@ -351,22 +351,19 @@ def _from_names(text: str, place: Place) -> list[Reading]:
     ]
 
 
-_SPELLED = {HEX: "in hexadecimal, as the kernel prints", DECIMAL: "in decimal, as bpftrace and Rust print"}
-
-
 def _from_number(text: str, place: Place, base: int) -> list[Reading]:
     readings = []
-    spellings = _spellings(text, base)
-    bare = text[:2].lower() != "0x"
-    for code, spelled in spellings:
-        if not place.width and bare and spelled == HEX and not code >> 32:
+    ways = spellings(text, base)
+    without = text[:2].lower() != "0x"
+    for code, spelled in ways:
+        if not place.width and without and spelled == HEX and not code >> 32:
             stood = place._replace(width=32)
         else:
             stood = place
         for encoding in ENCODINGS:
             reading = judge(code, encoding, spelled, stood)
-            if len(spellings) > 1 and reading.sure > Sure.NO:
-                reading = reading._replace(why=f"{reading.why}; {_SPELLED[spelled]}")
+            if len(ways) > 1 and reading.sure > Sure.NO:
+                reading = reading._replace(why=f"{reading.why}; {SPELLED[spelled]}")
             readings.append(reading)
     if place.sure == Sure.CERTAIN and place.stood != ASKED:
         return _without_doubt(readings)
@@ -413,7 +410,8 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
         raise InputError(f"base={base!r:.60}: it takes 10 or 16")
     if len(text) > LONGEST:
         raise InputError(f"a text of {len(text)} characters: too long for a code or a few lines")
-    short = text.strip()
+    text = alike(text)
+    short, base = text.strip(), base or said_base(text)
     place = ANYWHERE
     if encoding:
         width = 64 if short[:2].lower() == "0x" else 0
@@ -421,6 +419,8 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
     found = _readings(short, place, base)
     if found:
         return Answer(_fitting(found, encoding, short))
+    if numbers := several(text):
+        return _line([Answer(_fitting(_readings(each, place, base), encoding, each)) for each in numbers])
     if re.search(r"[\s:=(\[]", short):
         answers = [
             Answer(_fitting(readings, encoding, token))

@@ -2,8 +2,7 @@
 """Where the numbers of a pasted line stand, and what that says about their encoding.
 
 Lines are those of kernels, virtual-machine monitors and tracing tools: events, dumps of a VMCS or VMCB, QEMU's words
-on an internal error, maps of bpftrace.  `places` finds the numbers, `address` the fault's address, `refusal` says what
-a line is that has no code.
+on an internal error, maps of bpftrace.  `places` finds the numbers, `address` the fault's address.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from kvm_pf.bits import EPT_VIOLATION_GVA_IS_VALID, PFERR_LETTERS, PFERR_SYNTHETIC_MASK
 from kvm_pf.run.meanings import ENCODINGS, EVENT_VALID
+from kvm_pf.run.notation import alike
 
 
 class Sure(IntEnum):
@@ -78,9 +78,9 @@ CAST = re.compile(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)")
 """What debuggers put before a number: its type."""
 
 
-def _unwrapped(text: str) -> str:
+def unwrapped(text: str) -> str:
     """Undo what mail does to a line, quoting, wrapping, quoted-printable, and what debuggers put before a number."""
-    text = re.sub(r"=\r?\n", "", text)
+    text = re.sub(r'"(\w{1,40})":', r"\1:", re.sub(r"=\r?\n", "", alike(text)))  # the second: JSON
     text = CAST.sub("", re.sub(r"\n\$\d+ = ", " = ", text))
     return re.sub(r"\s+", " ", re.sub(r"\r?\n[> ]*", " ", text))
 
@@ -323,7 +323,7 @@ def _is_exit(rest: str, end: int, *wanted: int) -> bool:
     return not numbers or _number_of(numbers[-1]) in wanted
 
 
-_QUALIFICATION = rf"\b(?:u?exit[ _-]?)?qual(?:ification)?['\"]?\s*[=:(]?\s*{_NUMBER}"
+_QUALIFICATION = rf"\b(?:u?(?:64)?exit[ _-]?)?qual(?:ification)?['\"]?\s*[=:(]?\s*{_NUMBER}"
 _INFO_1 = rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}"
 _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
     (
@@ -346,12 +346,42 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         rf"\bEPT violation:? {_NUMBER}",
         lambda m: _certain("ept", "the qualification of an EPT violation", base=0),
     ),
+    (
+        rf"\bkvm_mmu_(?:do_)?page_fault\b.{{0,200}}?\b(?:error_code|arg3)=\s*{_NUMBER}",
+        lambda m: _certain("pferr", "error_code of kvm_mmu_page_fault(), past the exit's handler"),
+    ),
+    (
+        rf"\bstruct kvm_page_fault\)?\s*(?:[0-9a-f]+ struct kvm_page_fault )?"
+        rf"\{{.{{0,400}}?\berror_code\s*[=:]\s*{_NUMBER}",
+        lambda m: _certain("pferr", "error_code of struct kvm_page_fault", base=_printed_base(m[1])),
+    ),
+    (
+        r"\bfault(?:->|\.)error_code\s*[=:]\s*(0x[0-9a-f]+)\b",
+        lambda m: _certain("pferr", "error_code of struct kvm_page_fault"),
+    ),
     (rf"\bPFEC\s*[=:]?\s*{_NUMBER}", lambda m: _certain("pf", "a page-fault error code (PFEC)")),
     (_QUALIFICATION, lambda m: _certain("ept", "an exit qualification", base=0)),
     (_INFO_1, lambda m: _certain("npf", "EXITINFO1", base=0)),
     (
         rf"(?:memory[ _-]?fault|MemoryFault)\b.{{0,200}}?\bflags\s*[=:(]?\s*{_NUMBER}",
         lambda m: _certain("memfault", "flags of a memory-fault exit", base=_printed_base(m[1])),
+    ),
+    (
+        r"(?:memory[ _-]?fault|MemoryFault)\b(?:(?![!=]=).){0,200}?"
+        r"\b(?:flags\s*[=:(]\s*)?((?-i:KVM_MEMORY_EXIT_FLAG_)?PRIVATE)\b",
+        lambda m: _certain("memfault", "a memory-fault exit, in words", base=0),
+    ),
+    (
+        r"(?<![\w.])(0x[0-9a-f]+|[0-9]+) != \S+ \([^()]{0,80}\bmemory_fault\.flags\b",
+        lambda m: _certain(
+            "memfault", "flags of a memory-fault exit, first what they were", base=_printed_base(m[1])
+        ),
+    ),
+    (
+        r"\bflags\s*[=:]\s*(0x[0-9a-f]+|[0-9]+),? *\bgpa\s*[=:]\s*\w+,? *\bsize\b",
+        lambda m: _certain(
+            "memfault", "flags beside gpa and size: a memory-fault exit", base=_printed_base(m[1])
+        ),
     ),
     (
         r"\bMemoryFault\(\s*(0x[0-9a-f]+|[0-9]+)\s*,",
@@ -438,7 +468,7 @@ def _map_places(rest: str) -> _Places:
 
 def places(text: str) -> _Places:
     """Find the numbers of a pasted line that may be codes, each with what its place says; zero events are left out."""
-    whole = _unwrapped(text)
+    whole = unwrapped(text)
     found: _Places = []
     rest = whole
     reasons = frozenset(
@@ -451,7 +481,12 @@ def places(text: str) -> _Places:
         if name.startswith(("kvm_exit", "kvm_nested")):
             found += _exit_places(name, body)
         elif name == "kvm_page_fault":
-            if number := _value("error_code", body):
+            if raw := re.search(
+                r"\berror_code=([0-9]{1,19})(?![0-9a-fx])", body
+            ):  # by field, as trace-cmd's -R prints
+                body, number = body.replace(raw[0], f"error_code={int(raw[1]):#x}"), f"{int(raw[1]):#x}"
+                found.append((number, _traced_place(body, number, reasons, exceptions)))
+            elif number := _value("error_code", body):
                 found.append((number, _traced_place(body, number, reasons, exceptions)))
         elif name == "kvm_rmp_fault":
             if number := _value("error_code", body):
@@ -470,7 +505,15 @@ def places(text: str) -> _Places:
     errors, rest = _internal_errors(rest)
     found += errors + _bare_exits(rest) + _keyed(rest)
     if not found:
-        for match in re.finditer(rf"\berror[ _]?code\s*[=:(]?\s*{_NUMBER}", rest, re.I):
+        hand = (
+            r"|(?:err|error|code)\b\s*[=:]?"
+            if re.search(r"\bgpa\b|page.?fault|\bpf\b|\baddr", rest, re.I)
+            else ""
+        )
+        names = (
+            rf"error[ _]?code_?(?:\s*[=:(]|\b)|(?:ec|err|pferr|fault_code)\s*[=:]|(?:ec|pferr)\b(?= 0x){hand}"
+        )
+        for match in re.finditer(rf"\b(?:{names})\s*{_NUMBER}", rest, re.I):
             width = 0 if match[1][:2].lower() == "0x" else 32
             found.append((match[1], Place((*TRACED, "pferr"), Sure.POSSIBLE, "called an error code", width)))
     found = found or _map_places(rest)
@@ -490,75 +533,29 @@ _ADDRESSES = (
     r"\breason[ :=]+(?:EXIT_)?npf\b.{0,80}?\binfo\s+[0-9a-fx]+\s+(?:0x)?([0-9a-f]+)\b",
     r"\breason[ :=]+(?:EXIT_)?npf\b.{0,120}?\binfo2 (?:0x)?([0-9a-f]+)\b",
     r"\b(?:fault_)?address[ =:]+(?:0x)?([0-9a-f]+)\b",
-    r"\bexit_?info_?2\s*[=:]\s*(?:0x)?([0-9a-f]+)\b",
-    r"\b(?:fault_)?addr[ =:]+(?:0x)?([0-9a-f]+)\b",
+    r"\bexit_?info_?2\s*[=:]?\s*(?:0x)?([0-9a-f]+)\b",
+    r"(?<!,)\b(?:fault_)?addr[ =:]+(?:0x)?([0-9a-f]+)\b",
     r"\bguest[-_ ]physical(?:[-_ ]address)?\s*[=:]\s*(?:0x)?([0-9a-f]+)\b",
-    r"\bgpa[ =:]+(?:0x)?([0-9a-f]+)\b",
+    r"\b(?:gpa|GCPhys|cr2_or_gpa)[ =:]+(?:0x)?([0-9a-f]+)\b",
+    r"\bkvm_mmu_page_fault\b.*?\barg2=(?:0x)?([0-9a-f]+)\b",
 )
 
 
 def address(text: str) -> int | None:
     """Find the address of the fault (u64) that a pasted line is about; None if it tells none."""
-    whole = _unwrapped(text)
+    whole = unwrapped(text)
     if (error := _SUBERROR.search(whole)) and error[1] == "3":
         data = dict(EXTRA.findall(error[2]))
         gpa = int(data["3"], 16) if len(data) > 4 else (1 << 64) - 1
         return gpa if gpa < 1 << 52 else None
-    base = 10 if re.search(r"kvm_page_fault\((?!.{0,200}0x)|\bfault_address = \d", whole) else 16
+    decimal = re.search(
+        r"kvm_page_fault\((?!.{0,200}0x)|\bfault_address[ =:]+\d|MemoryFault|memory_fault|\w = \d+,"
+        r"|\bflags: ?\d+, ?gpa:",
+        whole,
+    )
     for pattern in _ADDRESSES:
-        if (found := re.search(pattern, whole, re.I)) and len(found[1]) <= 16 + 4 * (base == 10):
-            try:
-                value = int(found[1], base)
-            except ValueError:
-                continue
+        if found := re.search(pattern, whole, re.I):
+            is_decimal = decimal and re.search("[=:] *[1-9][0-9]{0,19}$", found[0])
+            value = int(found[1], 10 if is_decimal else 16)
             return value if value < 1 << 64 else None
     return None
-
-
-# --- lines without a code ---
-
-_NAMED = (
-    "one stands after error_code, info1, pferr, flags, exit qualification, intr_info or a name like these"
-)
-_KNOWN = (
-    (r"kvm[ _]run failed:? Bad address",
-     "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
-     "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"),
-    (r"(?:unknown exit reason|kvm_run_exit .{0,80}?reason) 39\b",
-     "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
-    (r"Suberror: 1\b",
-     "KVM could not emulate an instruction, and the exit that led there is not told (kernels from 5.15 on tell it)"),
-    (r"Suberror: 4\b", "an exit that KVM does not know; its number is no code of a fault"),
-    (r"KVM_EXIT_INTERNAL_ERROR", "KVM gave up; the data of KVM_EXIT_INTERNAL_ERROR tell the exit that led there"),
-    (r"\bkvm_vmgexit", "a request of an SEV-ES or SNP guest (VMGEXIT); its numbers are no fault's"),
-    (r"\bSW_EXIT_?INFO", "a field of the GHCB, in which a guest asks for something; it is no fault's EXITINFO1"),
-    (r"guest requested termination", "an SEV-ES or SNP guest ends itself; the numbers are its reasons"),
-    (r"mmio generation wrap", "KVM dropped its MMIO entries, for the memslots' generation began anew"),
-    (r"RMPUPDATE|RMPADJUST|PVALIDATE|PSMASH", "an instruction that changes the RMP, and its result; no fault's code"),
-    (r"async_pf|async_get_page", "an asynchronous #PF: it tells a token and an address, no code"),
-    (r"KVM internal error", "its data hold no code of a fault"),
-    (r"get_mmio_spte|-{2,} spte\b", "page-table entries of KVM; kvm-pf trace reads them"),
-    (r"Unexpected #VE: 4[89]\b",
-     "a guest under TDX reports its own #VE for an EPT violation (48) or misconfiguration (49): memory that is shared, "
-     "or that it had not accepted; the qualification is not printed"),
-    (r"Guest access before accepting",
-     "a guest under TDX touched private memory that it had not accepted; KVM ends it"),
-    (r"Convert non guest_memfd", "QEMU was asked to make memory private whose memslot has no guest_memfd"),
-    (r"kvm_convert_memory|KVM_SET_MEMORY_ATTRIBUTES", "a conversion of memory, no fault; kvm-pf trace reads it"),
-    (r"unaccepted GPA", "Microsoft's hypervisor met memory that the guest had not accepted; it tells addresses only"),
-    (r"\b(?:EPT_VIOLATION|EPT_MISCONFIG|npf)\s+[\d,]+\s", "how often exits came, not why"),
-    (r"\b(?:kvm_page_fault|kvm_exit|pf_\w+)\s*\Z|\bpf_(?:fixed|taken|spurious|emulate|fast|guest|mmio)", "counts only"),
-    (r"WARNING: .{0,200}?\bkvm\w*\+0x|\bkvm_mmu\w*\+0x", "a place in the kernel's code, not a fault's code"),
-    (r"\b(?:kvm_entry|kvm_mmio|kvm_fast_mmio|kvm_emulate_insn|kvm_userspace_exit|kvm_hypercall|kvm_mmu_\w+|"
-     r"kvm_tdp_mmu_\w+|mark_mmio_spte|handle_mmio_page_fault|vcpu_match_mmio)\b",
-     "this event has none; kvm-pf trace reads it beside kvm_page_fault and kvm_exit"),
-    (r"\bqualification=|\bexit_info_?1\b", "the dump of an exit that is no page fault"),
-    (r"\bEPT_MISCONFIG\b", "an EPT misconfiguration has no code: KVM hands in RSVD alone, 0x8"),
-    (r"\breason[ :=]+[A-Za-z_]", "this exit is no fault's"),
-)  # fmt: skip
-
-
-def refusal(text: str) -> str:
-    """Say why a line has no code, or where one would stand."""
-    whole = _unwrapped(text)
-    return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), _NAMED)

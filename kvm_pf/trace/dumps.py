@@ -55,7 +55,8 @@ def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
 
     A code without 0x is hexadecimal or decimal, whichever makes sense; so is everything else on its line.
     """
-    from kvm_pf.run.codes import HEX, read
+    from kvm_pf.run.codes import read
+    from kvm_pf.run.notation import HEX
 
     words = dict(_SCRIPT.findall(CAST.sub("", text)))
     code = words.get("error_code")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a pasted line is that holds no code of a fault, by its words."""
+
+from __future__ import annotations
+
+import re
+
+from kvm_pf.run.places import unwrapped
+
+_NAMED = (
+    "one stands after error_code, info1, pferr, flags, exit qualification, intr_info or a name like these"
+)
+_KNOWN = (
+    (r"kvm[ _]run failed:? Bad address",
+     "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
+     "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"),
+    (r"(?:unknown exit reason|kvm_run_exit .{0,80}?reason) 39\b",
+     "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
+    (r"kvm[ _:]*run failed:? ",
+     "KVM_RUN failed with another error than EFAULT (bad address), which a fault would give; EIO (input/output error): "
+     "KVM met a bug of its own, and dmesg shows where"),
+    (r"general protection fault",
+     "a #GP, whose error code is 0 or a selector: no page fault"),
+    (r"\bBSOD\b", "a stop of Windows (bug check) by its name: the guest's own"),
+    (r"Suberror: 1\b",
+     "KVM could not emulate an instruction, and the exit that led there is not told (kernels from 5.15 on tell it)"),
+    (r"Suberror: 4\b", "an exit that KVM does not know; its number is no code of a fault"),
+    (r"KVM_EXIT_INTERNAL_ERROR", "KVM gave up; the data of KVM_EXIT_INTERNAL_ERROR tell the exit that led there"),
+    (r"\bkvm_vmgexit", "a request of an SEV-ES or SNP guest (VMGEXIT); its numbers are no fault's"),
+    (r"\b(?:STOP|bugcheck was|bug ?check code)\b:? *(?:0x)?|\bBugCheck [0-9a-f]{1,8}, \{|\bArg1: +[0-9a-f`]{8}|"
+     r"(?-i:\b(?!KVM)[A-Z]{3,}(?:_[A-Z]+){2,} \([0-9a-f]{1,8}\))",
+     "a stop of Windows (bug check) with its parameters: the guest's own fault in its own tables, told in Windows' own "
+     "numbers, none of which is a code; for 0x50 the second says read (0), write (2) or execute (10)"),
+    (r"\bfault code *= *(?:supervisor|user) ", "a guest's own #PF (FreeBSD), told in words"),
+    (r"entry failed,? hardware error|unhandled exit 8000",
+     "the CPU refused to enter the guest, whose state it found invalid; that is no fault, and the number is the exit's "
+     "reason (0x80000021: invalid guest state) or an error of VMX"),
+    (r"\b(?:SEAMCALL|TDVMCALL|TD[HGX]_\w+|tdh_\w+)\b",
+     "a call of the TDX module and its status; no fault's code. Bits 63-32 of the status say what went wrong"),
+    (r"RMP_PAGE_FAULT|IO_PAGE_FAULT|AMD-Vi|DMAR|\bIOMMU\b",
+     "a fault of the IOMMU: a device's access, not a vCPU's; its flags are another encoding"),
+    (r"RMP ?entry|\bPFN:? 0x[0-9a-f]+, (?:unassigned|RMP|\[)|dumping (?:non-zero|all) ",
+     "entries of the RMP (who owns a page of an SNP host); no fault's code"),
+    (r"#VC\b|exit[-_]code:? 0x(?:40|8000)",
+     "the number of an exit for which a guest of SEV-ES or SNP gets #VC; no fault's code (0x400: #NPF; 0x404: memory "
+     "that was not validated)"),
+    (r"npfec\b", "Xen's own flags of a nested fault; no hardware's code"),
+    (r"\bKVM_EXIT_MEMORY_FAULT\b|\bexit[ _](?:reason|code)\b[^,;]{0,20}\b(?:39|0x27)\b|\breason(?: is)?:? 39\b",
+     "user space met KVM_EXIT_MEMORY_FAULT (39); what KVM asks for stands in the exit's flags and address, which are "
+     "not printed"),
+    (r"\b(?:vm)?exit(?:[ _](?:reason|code))?\b(?: is)?[ :=]+(?:48|0x30|1024|0x400)\b",
+     "the number of the exit alone: an EPT violation (48) or #NPF (0x400); its qualification or EXITINFO1 is the code"),
+    (r"\bKVM exit (?:reason|code)|\bexit_reason\b|KVM_EXIT_[A-Z_]+",
+     "why KVM_RUN came back to user space; it tells no fault's code"),
+    (r"syndrome (?:0x)?[0-9a-f]+", "a syndrome of Arm; this project is about x86"),
+    (r"\bWHvRunVp|\bWHPX\b|\bmshv\b|unmapped gpa",
+     "an exit of Microsoft's hypervisor: it tells an address and the access in its own numbers"),
+    (r"(?:wr|rd)msr", "an access to an MSR; no fault"),
+    (r"\A[0-9a-f]{6,16}:? +(?:[0-9a-f]{2,16} +){3}", "a dump of memory; give the 4 or 8 bytes of the code alone"),
+    (r"\A0x[0-9a-f]+( [0-9a-f]+)+\Z", "blanks between digits; if that is one number, write it without them"),
+    (r"Test Assertion Failure", "an assertion of the selftests: what was expected; the values are not printed"),
+    (r"\bSW_EXIT_?INFO", "a field of the GHCB, in which a guest asks for something; it is no fault's EXITINFO1"),
+    (r"guest requested termination", "an SEV-ES or SNP guest ends itself; the numbers are its reasons"),
+    (r"mmio generation wrap", "KVM dropped its MMIO entries, for the memslots' generation began anew"),
+    (r"RMPUPDATE|RMPADJUST|PVALIDATE|PSMASH", "an instruction that changes the RMP, and its result; no fault's code"),
+    (r"async_pf|async_get_page", "an asynchronous #PF: it tells a token and an address, no code"),
+    (r"KVM internal error", "its data hold no code of a fault"),
+    (r"get_mmio_spte|-{2,} spte\b", "page-table entries of KVM; kvm-pf trace reads them"),
+    (r"Unexpected #VE: 4[89]\b",
+     "a guest under TDX reports its own #VE for an EPT violation (48) or misconfiguration (49): memory that is shared, "
+     "or that it had not accepted; the qualification is not printed"),
+    (r"Guest access before accepting",
+     "a guest under TDX touched private memory that it had not accepted; KVM ends it"),
+    (r"Convert non guest_memfd", "QEMU was asked to make memory private whose memslot has no guest_memfd"),
+    (r"kvm_convert_memory|KVM_SET_MEMORY_ATTRIBUTES", "a conversion of memory, no fault; kvm-pf trace reads it"),
+    (r"unaccepted GPA", "Microsoft's hypervisor met memory that the guest had not accepted; it tells addresses only"),
+    (r"\b(?:EPT_VIOLATION|EPT_MISCONFIG|npf)\)?[\s:]+[\d,]+(?:\s|\Z)", "how often exits came, not why"),
+    (r"\b0x[0-9a-f]+:[RWP]\s+[\d,]+\s+[\d.]+%|%Total", "how often accesses or events came, not why"),
+    (r"\b(?:kvm_page_fault|kvm_exit|pf_\w+)\s*\Z|\bpf_(?:fixed|taken|spurious|emulate|fast|guest|mmio)", "counts only"),
+    (r"\b(?:WARNING|KASAN|UBSAN|KMSAN|KCSAN|BUG|INFO)\b.{0,80}?\b(?:in|at) "
+     r"(?:__)?(?:kvm|vmx|svm|tdp|ept|npf|paging)\w*",
+     "a place in the kernel's code, not a fault's code"),
+    (r"WARNING: .{0,200}?\bkvm\w*\+0x|\bkvm_mmu\w*\+0x", "a place in the kernel's code, not a fault's code"),
+    (r"\b(?:kvm_entry|kvm_mmio|kvm_fast_mmio|kvm_emulate_insn|kvm_userspace_exit|kvm_hypercall|kvm_mmu_\w+|"
+     r"kvm_tdp_mmu_\w+|mark_mmio_spte|handle_mmio_page_fault|vcpu_match_mmio)\b",
+     "this event has none; kvm-pf trace reads it beside kvm_page_fault and kvm_exit"),
+    (r"\bqualification=|\bexit_info_?1\b", "the dump of an exit that is no page fault"),
+    (r"\bEPT[ _]MISCONFIG|ept_misconfig", "an EPT misconfiguration has no code: KVM hands in RSVD alone, 0x8"),
+    (r"Hyper-V|HvMessage|VMware|\bvmx\||jailhouse|VirtualBox|\b18[56]\d\d\b",
+     "another hypervisor's message, which tells no code"),
+    (r"memory[ _-]?fault",
+     "a memory-fault exit without its flags, which say whether private or shared memory was meant"),
+    (r"\breason[ :=]+[A-Za-z_]", "this exit is no fault's"),
+)  # fmt: skip
+
+
+def refusal(text: str) -> str:
+    """Say why a line has no code, or where one would stand."""
+    whole = unwrapped(text)
+    return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), _NAMED)
