@@ -124,7 +124,7 @@ def test_a_file_is_read_and_takes_the_place_of_the_lines():
     [
         ("good morning", "the box: no event of KVM's page faults in 1 line; one is"),
         ("kvm_page_fault: nothing", "the box, line 1: kvm_page_fault without its values; such a line is"),
-        ("\n".join("abc" for _ in range(30)), "no event of KVM's page faults in 30 lines"),
+        ("\n".join("so it goes" for _ in range(30)), "no event of KVM's page faults in 30 lines"),
     ],
 )
 def test_what_cannot_be_read_is_one_complaint_and_changes_nothing(lines, complaint):
