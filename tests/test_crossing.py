@@ -82,6 +82,15 @@ def test_a_private_page_without_private_memory(given, last):
     assert moment.answer == "exit: private"
 
 
+def test_the_second_of_two_writes_makes_the_entry_anew(guest):
+    """`12_two_vcpus`: 6.12 leaves the dirty bit out of an entry that may be written to already."""
+    told = cross(guest, "w 0x40000000 | w 0x40000000", "kvm_tdp_mmu_map")
+    assert [(moment.answer, moment.entry) for moment in told if moment.answer] == [
+        ("FIXED", "writable, dirty"),
+        ("FIXED", "writable"),
+    ]
+
+
 def test_a_party_that_does_not_fault_says_so(guest):
     guest.access("w", 0x40001000)
     told = cross(guest, "r 0x40000000 | r 0x40001000", "kvm_faultin_pfn")

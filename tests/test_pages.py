@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from kvm_pf import REVISIONS, compare, describe, explain, follow
+from kvm_pf import REVISIONS, compare, describe, explain, follow, trace
 from kvm_pf.bits import PFERR_RSVD_MASK
+from kvm_pf.common.paths import data_dir
 from kvm_pf.entry import TO_FAULT, TO_RETRY, Route, mark_private, reserved_fault, root_is_valid, sanitize
 from kvm_pf.patch.ledger import relatives
 from kvm_pf.run import codes
@@ -91,6 +92,11 @@ class TestYourTraces:
         for tool in told.replace("-e kvmmmu ", "-e kvmmmu:* ").split("\n\n"):
             assert {*re.findall(r"kvm_\w+|kvmmmu:\*", tool)} == wanted
         assert wanted <= {*re.findall(r"`(\S+)`", table)}
+
+    def test_no_line_of_a_software_protected_guest_shows_bit_49(self):
+        faults = trace.read(data_dir() / "recordings/6.12/2-swprot.trace.gz")
+        assert len(faults)
+        assert not any(word >> 49 & 1 for word in faults.error_code)
 
     @pytest.mark.parametrize(
         ("revision", "fault", "printed"),

@@ -104,11 +104,12 @@ body { margin: 0 auto; max-width: 70rem; padding: 0 1rem; font: 17px/1.55 Georgi
   background: var(--paper); overflow-wrap: break-word }
 main > .text_cell :is(p, ul, ol, dl, h1, h2, h3) { max-width: 44rem }
 h1, h2, h3, nav { font-family: system-ui, sans-serif; line-height: 1.25 }
-h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem } h3 { font-size: 1.1rem }
+h1 { font-size: 1.7rem } h2 { font-size: 1.3rem; margin-top: 2.2rem }
+h3 { font-size: 1.1rem; margin-top: 1.6rem } .text_cell pre { margin-bottom: .8rem }
 nav { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; padding: .6rem 0; font-size: .9rem; line-height: 1.75 }
 nav [rel=next] { margin-left: auto }
 pre, code { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace }
-pre { margin: 0; overflow-x: auto }
+pre { margin: 0; overflow-x: auto } .errno { white-space: nowrap }
 details.code { margin: .6rem 0 }
 details.code summary { font: .8rem/1.9 system-ui, sans-serif; color: var(--soft); cursor: pointer }
 .kvm-pf summary { line-height: 2 }
@@ -284,6 +285,7 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "
         html = re.sub(r'(?<=href=")\.\./([^"#]+)', lambda link: carried(link[1], folder), html)
         html = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', html, flags=re.DOTALL)
         html = re.sub(r"<pre>(?=[^\n]*\n?</pre>)", '<pre class="line">', html)
+        html = html.replace("<code>-E", '<code class="errno">-E')
         html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
         (folder / f"{page.name}.html").write_text(html)
 

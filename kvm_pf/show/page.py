@@ -247,8 +247,8 @@ def story(recording: str, scenario: str, *steps: int) -> pd.DataFrame:
             last = runs[-1] if runs else told
             block = next((block for block in L2_BLOCKS if block in told), "")
             l2 = told.get(block, {})
-            values = [{**last, **l2}.get(name, "") for name in ("rc", "errno", "name", "rax")]
-            rows.append((step.number, step.op, *values))
+            *values, rax = ({**last, **l2}.get(name, "") for name in ("rc", "errno", "name", "rax"))
+            rows.append((step.number, step.op, *values, hex(int(rax, 0)) if rax else rax))
     return pd.DataFrame(rows, columns=["step", "op", "rc", "errno", "exit", "rax"]).set_index("step")
 
 
