@@ -100,6 +100,11 @@ def _scanner() -> Callable[..., Any]:
         words[n, : len(word)] = list(word)
 
     @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
+    def byte(text: Any, at: int) -> Any:
+        """Give a byte by a place that is never negative, which as an unsigned number need not be asked."""
+        return text[np.uint64(at)]
+
+    @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
     def scan(
         text: Any,
         start: int,
@@ -127,12 +132,12 @@ def _scanner() -> Callable[..., Any]:
             found = 0
             values_ok = True
             for which in range(4):
-                while p < stop and text[p] == 32:
+                while p < stop and byte(text, p) == 32:
                     p += 1
                 matches = p + lengths[which] < stop
                 if matches:
                     for n in range(lengths[which]):
-                        if text[p + n] != words[which, n]:
+                        if byte(text, p + n) != words[which, n]:
                             matches = False
                             break
                 if not matches:
@@ -141,15 +146,15 @@ def _scanner() -> Callable[..., Any]:
                         break
                     continue
                 p += lengths[which]
-                while p < stop and text[p] == 32:
+                while p < stop and byte(text, p) == 32:
                     p += 1
-                prefix = p + 1 < stop and text[p] == 48 and text[p + 1] | 32 == 120
+                prefix = p + 1 < stop and byte(text, p) == 48 and byte(text, p + 1) | 32 == 120
                 if prefix:
                     p += 2
                 value = np.uint64(0)
                 first = p
                 while p < stop:
-                    d = value_of[text[p]]
+                    d = value_of[byte(text, p)]
                     if d > (9 if which == 0 else 15):
                         break
                     value = (
@@ -159,7 +164,7 @@ def _scanner() -> Callable[..., Any]:
                     )
                     p += 1
                 long = 10 if which == 0 else 16
-                if p == first or p - first > long or (p < stop and text[p] > 32):
+                if p == first or p - first > long or (p < stop and byte(text, p) > 32):
                     values_ok = False
                     break
                 found += 1
