@@ -255,7 +255,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     p.add_argument(
         "--workers", type=_workers, default=0, metavar="N",
-        help="read several traces at once in so many processes, with Dask",
+        help="read several traces at once in so many processes, with Dask; each trace is read by one of them",
     )  # fmt: skip
     p.add_argument("--scheduler", default="", metavar="ADDRESS", help="or on the Dask cluster there")
     p.add_argument(

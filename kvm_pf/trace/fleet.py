@@ -219,7 +219,7 @@ def cluster(
     """Give a Dask client: of `workers` processes of this machine, or of the cluster at `scheduler` (an address).
 
     `died` is called with a line for the user if one of these processes dies.  Raises InputError if Dask is not
-    installed, or if nobody answers at the address.
+    installed, if these processes cannot be started, or if nobody answers at the address.
     """
     try:
         from distributed import Client, LocalCluster, SchedulerPlugin
@@ -244,12 +244,17 @@ def cluster(
                 died("a worker died; another takes its place, and the file that it was reading is read again")
 
     deaths = Deaths()
-    with (
-        LocalCluster(
+    try:
+        processes = LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
-        ) as local,
-        Client(local) as client,
-    ):
+        )
+    except (RuntimeError, OSError) as error:
+        why = one_line(error, 200).rstrip(".")
+        raise InputError(
+            f"so many workers could not be started: {workers} ({why}); one was killed, or there is too little memory "
+            "for them: try again, or fewer"
+        ) from error
+    with processes as local, Client(local) as client:
         local.scheduler.add_plugin(deaths)
         try:
             yield client

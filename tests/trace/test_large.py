@@ -485,6 +485,18 @@ def test_of_a_killed_worker_one_line_is_said(long_trace, tmp_path):
     )
 
 
+def test_workers_that_die_while_they_start_are_one_line(traces, tmp_path, capsys):
+    import dask
+
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with dask.config.set({"distributed.worker.preload": [str(deadly)]}):
+        assert main(["trace", str(traces), "--workers", "1"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch("kvm-pf: so many workers could not be started: 1 .*\n", shown.err)
+
+
 def test_a_scheduler_that_is_not_there_is_named(capsys, traces, monkeypatch):
     assert main(["trace", str(traces), "--scheduler", "nonsense://x"]) == 2
     assert "nonsense://x: no Dask scheduler answers" in capsys.readouterr().err
