@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
-from kvm_pf.trace.faults import classified
+from kvm_pf.trace.faults import SHARED, protected, sense, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,9 @@ CHUNK = 32 << 20
 _SHORTEST = 40
 """No line with a fault is shorter: "kvm_page_fault: address 0 error_code 0" and its end."""
 
-_WHOLE, _VCPU, _RIP, _TIME = 1, 2, 4, 8
+_WHOLE, _VCPU, _RIP, _TIME, _HIDDEN, _HIDDEN_SHARED = 1, 2, 4, 8, 16, 32
+_KIND = _WHOLE | _HIDDEN | _HIDDEN_SHARED
+"""Of what a fault has, that which decides with its code what is said of it."""
 
 
 _NAME = b"kvm_page_fault:"
@@ -99,6 +101,8 @@ def _scanner() -> Callable[..., Any]:
     for n, word in enumerate((b"vcpu", b"rip", b"address", b"error_code")):
         words[n, : len(word)] = list(word)
 
+    scatter, shared = np.uint64(0x9E3779B97F4A7C15), np.uint64(SHARED)  # the first: 2^64 by the golden ratio
+
     @numba.njit(nogil=True, cache=False)  # type: ignore[untyped-decorator]
     def byte(text: Any, at: int) -> Any:
         """Give a byte by a place that is never negative, which as an unsigned number need not be asked."""
@@ -116,9 +120,19 @@ def _scanner() -> Callable[..., Any]:
         code: Any,
         have: Any,
         offset: Any,
-    ) -> tuple[int, int]:
-        """Fill the columns with the faults whose name begins in [start, end); return how many, and how many not."""
-        count, unread = 0, 0
+        kind: Any,
+        first: Any,
+        slots: Any,
+    ) -> tuple[int, int, int]:
+        """Fill the columns with the faults whose name begins in [start, end).
+
+        Faults of which the same is said have one number in `kind`; `first` is the row of the first fault of each.
+        `slots`, zeros at first, finds that number by a hash; its length is a power of two, twice that of `first`.
+        Returns how many faults there are, how many cannot be read, and how many kinds there are, or more kinds than
+        `first` has room for.
+        """
+        count, unread, kinds = 0, 0, 0
+        last_slot = np.uint64(len(slots) - 1)
         stop = len(text)
         at = start
         limit = min(end + size - 1, stop)
@@ -152,7 +166,7 @@ def _scanner() -> Callable[..., Any]:
                 if prefix:
                     p += 2
                 value = np.uint64(0)
-                first = p
+                begin = p
                 while p < stop:
                     d = value_of[byte(text, p)]
                     if d > (9 if which == 0 else 15):
@@ -164,22 +178,22 @@ def _scanner() -> Callable[..., Any]:
                     )
                     p += 1
                 long = 10 if which == 0 else 16
-                if p == first or p - first > long or (p < stop and byte(text, p) > 32):
+                if p == begin or p - begin > long or (p < stop and byte(text, p) > 32):
                     values_ok = False
                     break
                 found += 1
                 if which == 0:
                     vcpu[count] = value
-                    have[count] |= 2
+                    have[count] |= _VCPU
                 elif which == 1:
                     rip[count] = value
-                    have[count] |= 4
+                    have[count] |= _RIP
                 elif which == 2:
                     address[count] = value
                 else:
                     code[count] = value
                     if prefix or value >> np.uint64(32):
-                        have[count] |= 1
+                        have[count] |= _WHOLE
             if not values_ok:
                 unread += 1
                 at = max(p, at)
@@ -205,51 +219,77 @@ def _scanner() -> Callable[..., Any]:
                     q -= 1
                 if q < last and dots == 1:
                     time[count] = (whole * scale + part) / scale
-                    have[count] |= 8
+                    have[count] |= _TIME
             offset[count] = name
+            if have[count] & _RIP and rip[count] == 0:
+                have[count] |= _HIDDEN_SHARED if address[count] & shared else _HIDDEN
+            slot = (code[count] ^ np.uint64(have[count] & _KIND)) * scatter >> np.uint64(32) & last_slot
+            while True:
+                number = slots[slot] - 1
+                if number < 0:
+                    if kinds == len(first):
+                        return count, unread, kinds + 1
+                    number = kinds
+                    kinds += 1
+                    first[number], slots[slot] = count, kinds
+                    break
+                other = first[number]
+                if code[other] == code[count] and (have[other] ^ have[count]) & _KIND == 0:
+                    break
+                slot = (slot + np.uint64(1)) & last_slot
+            kind[count] = number
             count += 1
             at = p
-        return count, unread
+        return count, unread, kinds
 
     compiled: Callable[..., Any] = scan
     return compiled
 
 
 def _table(
-    found: dict[str, np.ndarray[Any, Any]], unread: int, vendor: str | None, revision: Revision | str
+    found: dict[str, np.ndarray[Any, Any]],
+    first: np.ndarray[Any, Any],
+    unread: int,
+    vendor: str | None,
+    revision: Revision | str,
 ) -> pd.DataFrame:
+    """Make the table of the faults that were found; `first` is the row of the first fault of each kind."""
     import numpy as np
     import pandas as pd
 
     have = found["have"]
+    none = np.zeros(len(have), dtype=bool)
 
     def gaps(name: str, bit: int) -> Any:
-        missing = (have & bit) == 0
-        if name == "time":
-            return pd.arrays.FloatingArray(found[name], missing)
-        return pd.arrays.IntegerArray(found[name], missing)
+        return pd.arrays.IntegerArray(found[name], (have & bit) == 0)
 
-    none = np.zeros(len(have), dtype=bool)
-    raw = pd.DataFrame(
-        {
-            "offset": found["offset"],
-            "time": gaps("time", _TIME),
-            "vcpu": gaps("vcpu", _VCPU),
-            "rip": gaps("rip", _RIP),
-            "address": pd.arrays.IntegerArray(found["address"], none),
-            "raw_code": pd.arrays.IntegerArray(found["code"], none.copy()),
-            "cut": (have & _WHOLE) == 0,
-        },
-        copy=False,
-    )
-    frame = classified(raw, vendor, False, revision, as_text=False, only=_COLUMNS)
+    said = [
+        sense(
+            "",
+            code,
+            bool(bits & _WHOLE),
+            vendor,
+            False,
+            revision,
+            protected(rip if bits & _RIP else None, address),
+        )
+        for code, bits, rip, address in zip(
+            *(found[name][first].tolist() for name in ("code", "have", "rip", "address")), strict=True
+        )
+    ]
+    columns = {
+        "offset": found["offset"],
+        "time": pd.arrays.FloatingArray(found["time"], (have & _TIME) == 0),
+        "vcpu": gaps("vcpu", _VCPU),
+        "rip": gaps("rip", _RIP),
+        "address": pd.arrays.IntegerArray(found["address"], none),
+        "raw_code": pd.arrays.IntegerArray(found["code"], none.copy()),
+        "cut": (have & _WHOLE) == 0,
+        **spread(said, found["kind"], ("encoding", "error_code", "access"), as_text=False),
+    }
+    frame = pd.DataFrame(columns, copy=False)
     frame.attrs["unread"] = unread
     return frame
-
-
-_COLUMNS = (
-    "offset", "time", "vcpu", "rip", "address", "raw_code", "cut", "encoding", "error_code", "access",
-)  # fmt: skip
 
 
 def _part(path: str, start: int, end: int, vendor: str | None, revision: Revision | str) -> pd.DataFrame:
@@ -261,11 +301,17 @@ def _part(path: str, start: int, end: int, vendor: str | None, revision: Revisio
     rows = (end - start) // _SHORTEST + 2
     kinds = {
         "time": np.float64, "vcpu": np.uint64, "rip": np.uint64, "address": np.uint64, "code": np.uint64,
-        "have": np.uint8, "offset": np.int64,
+        "have": np.uint8, "offset": np.int64, "kind": np.int32,
     }  # fmt: skip
     columns = {name: np.empty(rows, dtype=dtype) for name, dtype in kinds.items()}
-    count, unread = _scanner()(text, start, end, *columns.values())
-    return _table({name: column[:count].copy() for name, column in columns.items()}, unread, vendor, revision)
+    room = 1 << 7
+    different = room + 1
+    while different > room:  # few codes are enough for most traces
+        room *= 16
+        first, slots = np.empty(room, dtype=np.int32), np.zeros(2 * room, dtype=np.int32)
+        count, unread, different = _scanner()(text, start, end, *columns.values(), first, slots)
+    found = {name: column[:count].copy() for name, column in columns.items()}
+    return _table(found, first[:different], unread, vendor, revision)
 
 
 def scan(

@@ -11,7 +11,7 @@ import functools
 import heapq
 import operator
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
@@ -490,10 +490,10 @@ def may_be_tdx(code: int) -> bool:
     return code < 1 << 17 and code & accesses != 0 and not code & refused
 
 
-_SHARED = 1 << 47 | 1 << 51
+SHARED = 1 << 47 | 1 << 51
 """A TDX guest's shared bit, with 4-level and with 5-level EPT.
 
-Source: Linux `arch/x86/kvm/vmx/tdx.c`, TDX_SHARED_BIT_PWL_4, TDX_SHARED_BIT_PWL_5 (Linux 7.3.4).
+Source: Linux `arch/x86/kvm/vmx/tdx.c`, TDXSHARED_BIT_PWL_4, TDXSHARED_BIT_PWL_5 (Linux 7.3.4).
 """
 
 
@@ -501,7 +501,7 @@ def protected(rip: int | None, address: int | None) -> str:
     """Say what a TDX guest's access would be to, "private" or "shared"; "" if the guest's rip is shown."""
     if rip != 0 or address is None:
         return ""
-    return "shared" if address & _SHARED else "private"
+    return "shared" if address & SHARED else "private"
 
 
 class Sense(NamedTuple):
@@ -705,14 +705,13 @@ def classified(
     tdp: bool = False,
     revision: Revision | str = "posted",
     as_text: bool = True,
-    only: Container[str] = COLUMNS,
 ) -> pd.DataFrame:
     """Say what the codes of a table are and say: the table, with every column that follows from a code.
 
     `faults` has `raw_code` (u64), and may have `source`, `cut`, `address`, `mmio` and others, with the dtypes of
     `read`; `vendor`, `tdp` and `revision` as in `sense`.  Each different code is looked at once.  Words are text, or
-    categories if `as_text` is False, which takes less memory; `only` names the columns that are made.  Columns that
-    the table already has for what follows from a code are made anew.
+    categories if `as_text` is False, which takes less memory.  Columns that the table already has for what follows
+    from a code are made anew.
     """
     import numpy as np
     import pandas as pd
@@ -729,10 +728,39 @@ def classified(
         code = None if pd.isna(one["raw_code"]) else one["raw_code"]
         source, cut, hides = one.get("source", ""), one.get("cut", False), one.get("protected", "")
         said.append(sense(source, code, not cut, vendor, tdp, revision, hides))
+    made = spread(said, codes, _SAID, as_text)
+    is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
+    if "address" in given:
+        address = array(given["address"], dtype="UInt64")
+        made["gpa"] = pd.arrays.IntegerArray(address._data, address._mask | ~is_gpa)
+        made["gfn"] = pd.arrays.IntegerArray(address._data >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)
+    if "declared" in given:
+        made["declared"] = pd.Series(given["declared"]).where(is_gpa).array
+    is_mmio = np.array([_is_mmio(one) for one in said] or [False])[codes]
+    made["mmio"] = pd.array(is_mmio, dtype="boolean")
+    if "mmio" in given:
+        made["mmio"] = made["mmio"] | array(given["mmio"], dtype="boolean").fillna(False)
+    for name, default in (("source", ""), ("cut", False)):
+        if name not in given:
+            made[name] = array([default], dtype=DTYPES[name]).take(np.zeros(len(faults), dtype=np.int64))
+    columns = given | made
+    order = [
+        *(name for name in columns if name not in COLUMNS),
+        *(name for name in COLUMNS if name in columns),
+    ]
+    return pd.DataFrame({name: columns[name] for name in order}, index=faults.index, copy=False)
+
+
+def spread(
+    said: Sequence[Sense], codes: np.ndarray[Any, Any], names: Iterable[str], as_text: bool
+) -> dict[str, Any]:
+    """Make columns of what codes are and say: for each row `codes` has the number of what is said of it."""
+    import numpy as np
+    import pandas as pd
+
+    array: Any = pd.array
     made: dict[str, Any] = {}
-    for name in _SAID:
-        if name not in only:
-            continue
+    for name in names:
         values = [one.why if name == "encoding_why" else getattr(one, name) for one in said]
         if DTYPES[name] == "string":
             labels = list(dict.fromkeys(value for value in values if value is not None))
@@ -744,27 +772,7 @@ def classified(
             made[name] = _as_text(words) if as_text else words
         else:
             made[name] = array(values or [None], dtype=DTYPES[name]).take(codes)
-    is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
-    if "address" in given and "gpa" in only:
-        address = array(given["address"], dtype="UInt64")
-        made["gpa"] = pd.arrays.IntegerArray(address._data, address._mask | ~is_gpa)
-        made["gfn"] = pd.arrays.IntegerArray(address._data >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)
-    if "declared" in given:
-        made["declared"] = pd.Series(given["declared"]).where(is_gpa).array
-    if "mmio" in only:
-        is_mmio = np.array([_is_mmio(one) for one in said] or [False])[codes]
-        made["mmio"] = pd.array(is_mmio, dtype="boolean")
-        if "mmio" in given:
-            made["mmio"] = made["mmio"] | array(given["mmio"], dtype="boolean").fillna(False)
-    for name, default in (("source", ""), ("cut", False)):
-        if name not in given and name in only:
-            made[name] = array([default], dtype=DTYPES[name]).take(np.zeros(len(faults), dtype=np.int64))
-    columns = given | made
-    order = [
-        *(name for name in columns if name not in COLUMNS),
-        *(name for name in COLUMNS if name in columns),
-    ]
-    return pd.DataFrame({name: columns[name] for name in order}, index=faults.index, copy=False)
+    return made
 
 
 def _hidden(faults: dict[str, Any]) -> Any:
@@ -779,7 +787,7 @@ def _hidden(faults: dict[str, Any]) -> Any:
     is_hidden = (rip._data == 0) & ~rip._mask & ~address._mask
     if not is_hidden.any():
         return None
-    is_shared = address._data & np.uint64(_SHARED) != 0
+    is_shared = address._data & np.uint64(SHARED) != 0
     return pd.Categorical.from_codes(
         np.where(is_hidden, 1 + is_shared, 0).astype(np.int8), categories=pd.Index(["", "private", "shared"])
     )

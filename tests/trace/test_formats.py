@@ -356,6 +356,40 @@ def test_the_name_is_found_at_every_place_with_and_without_the_c_librarys_search
         assert find(data, start, end) == text.find(name, start, end)
 
 
+def test_the_compiled_scanner_tells_codes_apart_however_many_there_are(tmp_path):
+    """More codes than are numbered at first; equal ones that are cut or whole; of a TDX guest or of another."""
+    import pandas as pd
+
+    from kvm_pf.trace.fast import scan
+
+    chance = random.Random(7)
+    codes = [chance.getrandbits(chance.choice((3, 8, 9, 40, 64))) for _ in range(6000)] + [
+        0x81,
+        0x82,
+        0x2,
+    ] * 20
+    chance.shuffle(codes)
+    lines = []
+    for n, code in enumerate(codes):
+        rip, address = (
+            chance.choice((0, 1 << 40)),
+            chance.choice((0, 1 << 47, 1 << 51)) | chance.getrandbits(30),
+        )
+        rest = f"rip {rip:#x} address {address:#x} error_code {code:#x}"
+        old = f"address {address:x} error_code {code & 0xFFFFFFFF:x}"
+        lines.append(f"A-1 [000] ..... {n}.250000: kvm_page_fault: {old if n % 3 else f'vcpu 1 {rest}'}\n")
+    path = tmp_path / "trace"
+    path.write_text("".join(lines))
+    whole = read(path)
+    assert len(whole[["raw_code", "cut"]].drop_duplicates()) > 2048
+    table = pd.concat(scan(path, vendor="both"), ignore_index=True)
+    assert (whole["encoding"] == "tdx").sum() > 10
+    for name in ("raw_code", "cut", "encoding", "error_code", "access"):
+        assert (
+            table[name].astype(object).fillna(0).tolist() == whole[name].astype(object).fillna(0).tolist()
+        ), name
+
+
 def test_the_compiled_scanner_counts_what_it_cannot_read(tmp_path):
     from kvm_pf.trace.fast import scan
 
