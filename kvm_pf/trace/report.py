@@ -387,7 +387,7 @@ def aside(joiner: Joiner, most: int = 8) -> Iterator[tuple[str, list[str], int]]
     known = joiner.declared
     spans = list(zip(known.spans, known.faults, known.memory_faults, strict=True))
     lines = [
-        f"line {span.line}: {hexadecimal(span.gpa)} + {hexadecimal(span.size)} to "
+        f"line {span.line}: {span.gpa:#x} + {span.size:#x} to "
         f"{'private' if span.private else 'shared'} by {span.how}; then {faults} faults, "
         f"{memory_faults} of them memory faults"
         for span, faults, memory_faults in spans[:most]
@@ -403,9 +403,7 @@ def aside(joiner: Joiner, most: int = 8) -> Iterator[tuple[str, list[str], int]]
             if hit
             else "none"
         )
-        lines.append(
-            f"level {spte['level']}: SPTE {hexadecimal(spte['spte'])}, reserved bits that are set: {said}"
-        )
+        lines.append(f"level {spte['level']}: SPTE {spte['spte']:#x}, reserved bits that are set: {said}")
     yield "Entries that KVM finds reserved bits in", lines, joiner.sptes_count
     lines = [_count(count) for count in joiner.counts[:most]]
     yield "Counts (bpftrace, ftrace's triggers)", lines, joiner.counts_count

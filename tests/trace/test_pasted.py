@@ -84,16 +84,31 @@ def test_no_library_is_needed():
         "from kvm_pf.trace.pasted import read_text\n"
         "from kvm_pf.common.errors import InputError\n"
         "print(read_text('kvm_page_fault: address febd0000 error_code 181').faults[0].sentence)\n"
+        "for title, lines, _ in read_text(sys.argv[2]).aside:\n"
+        "    print(title, *lines, sep=' | ')\n"
         "try:\n"
         "    read_text(open(sys.argv[1], 'rb').read(), 'it')\n"
         "except InputError as error:\n"
         "    print(error)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program, FILES[0]], capture_output=True, text=True, check=True
+    others = (
+        "kvm_convert_memory start 0x4000000 size 0x1000 shared_to_private\n"
+        "get_mmio_spte: reserved bits set on MMU-present spte, addr 0xfffff000, hierarchy:\n"
+        "------ spte = 0xfffffc4465825 level = 1, rsvd bits = 0xffff000000000000\n"
+        "@pf[CPU 1/KVM]: 262\nKVM: unknown exit reason 24 EAX=00000000 EBX=00000000\n"
     )
+    run = subprocess.run(
+        [sys.executable, "-c", program, FILES[0], others], capture_output=True, text=True, check=True
+    )
+    ended = "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)"
     assert run.stdout.splitlines() == [
         "a read, on a page that is not mapped",
+        "Conversions | line 1: 0x4000000 + 0x1000 to private by user space; then 0 faults, 0 of them memory "
+        "faults",
+        "Entries that KVM finds reserved bits in | level 1: SPTE 0xfffffc4465825, reserved bits that are set: bits "
+        "48-51",
+        "Counts (bpftrace, ftrace's triggers) |     262  @pf[CPU 1/KVM]",
+        f"To know | line 5: user space met KVM_EXIT 24, {ended}",
         "it: it is packed with zstd, which takes pyarrow to unpack: unpack it first",
     ]
 
