@@ -3,30 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from shlex import join, quote
 
-FAULTS = ("kvm:kvm_page_fault", "kvm:kvm_exit", "kvm:kvm_entry", "kvm:kvm_userspace_exit")
-"""What every trace of page faults should have."""
+UNMAP = "kvm:kvm_unmap_hva_range"
+"""The event that tells that the host takes pages away."""
 
-ENDINGS = ("kvm:kvm_mmio", "kvm:kvm_emulate_insn", "kvm:kvm_inj_exception", "kvmmmu:*")
-"""How faults end; `kvmmmu:*` is all events of that subsystem."""
-
-HYPERCALL, UNMAP = "kvm:kvm_hypercall", "kvm:kvm_unmap_hva_range"
-"""The guest asks for something, a conversion of memory for one; the host takes pages away."""
-
-EVENTS = (*FAULTS, *ENDINGS[:-1], HYPERCALL, UNMAP, ENDINGS[-1])
-"""All that tell of a page fault.
+EVENTS = (
+    *("kvm:kvm_page_fault", "kvm:kvm_exit", "kvm:kvm_entry", "kvm:kvm_userspace_exit"),
+    *(
+        "kvm:kvm_mmio",
+        "kvm:kvm_emulate_insn",
+        "kvm:kvm_inj_exception",
+        "kvm:kvm_hypercall",
+        UNMAP,
+        "kvmmmu:*",
+    ),
+)
+"""All that tell of page faults: that they came, how they ended, and what else happened to the page.
 
 Source: Linux `arch/x86/kvm/trace.h`, `arch/x86/kvm/mmu/mmutrace.h`, `include/trace/events/kvm.h` (v6.12)."""
 
 
-def trace_cmd(events: Iterable[str] = EVENTS) -> str:
-    """Write the command that records those of EVENTS that are in `events` with trace-cmd, on one line."""
-    wanted = set(events)
-    return " ".join(
-        ["trace-cmd record", *(f"-e {event.removesuffix(':*')}" for event in EVENTS if event in wanted)]
-    )
+def trace_cmd() -> str:
+    """Write the command that records all EVENTS with trace-cmd, on one line."""
+    return " ".join(["trace-cmd record", *(f"-e {event.removesuffix(':*')}" for event in EVENTS)])
 
 
 def perf() -> str:

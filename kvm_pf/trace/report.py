@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvm_pf.common.text import visible
 from kvm_pf.run.codes import map_code
 from kvm_pf.trace.digest import LONG, Digest, storm_table
-from kvm_pf.trace.events import ENDINGS, FAULTS, HYPERCALL, UNMAP, trace_cmd
+from kvm_pf.trace.events import trace_cmd
 from kvm_pf.trace.faults import Joiner, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
@@ -252,7 +252,7 @@ _ERRORS = {
 def next_steps(traced: Survey) -> list[str]:
     """Say what to record to know more, the last being a line to copy."""
     digest, joiner = traced.digest, traced.joiner
-    steps, events, larger = [], [*FAULTS], ""
+    steps, larger = [], ""
     if not digest.rows:
         steps.append("no fault is here: record the events below while the guest misbehaves")
     others = sum(digest.sources[name] for name in ("memory_fault", "guest_pf", "hvf"))
@@ -265,10 +265,8 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append("this kernel prints 32 bits of a code: info1 of kvm_exit has all of them")
     if kernel and (digest.bare["not shown"] + digest.bare["resumed"]) / kernel > 0.5:
         steps.append("how faults end is not shown: record kvm_mmio, kvm_emulate_insn and the kvmmmu events")
-        events += ENDINGS
     if digest.worth["memory fault"].count or joiner.declared.spans:
         steps.append("conversions: record kvm_hypercall, and with QEMU -trace 'kvm_convert_memory'")
-        events.append(HYPERCALL)
     if digest.worth["RSVD"].count:
         steps.append(
             "a guest's own #PF with a reserved bit is no fault of KVM's: compare the guest's physical-address width "
@@ -282,13 +280,11 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append(
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
         )
-    looks = look_next(digest.finder.found[:8])
-    steps += looks
-    events += [UNMAP] if any(UNMAP in look for look in looks) else []
+    steps += look_next(digest.finder.found[:8])
     if traced.reader.lost:
         steps.append("events were lost: record fewer, or with a larger buffer (-b)")
         larger = " -b 65536"
-    return [*steps, trace_cmd(events) + larger]
+    return [*steps, trace_cmd() + larger]
 
 
 def _ranges(mask: int) -> str:
