@@ -62,7 +62,8 @@ def _choose(text: str, source: str | None, vm_type: object) -> tuple[Reading, st
             )
         return reading, source, "asked for"
     if source:
-        return read(text, AS[source]).best, source, "asked for"
+        reading = read(text, AS[source]).best
+        return reading, source, reading.why
     reading = read(text).best
     if reading.encoding in AS.values():
         kind, why = reading.encoding, f"{reading.sure.words}: {reading.why}"

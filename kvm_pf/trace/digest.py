@@ -16,7 +16,7 @@ from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import kinds, table
 from kvm_pf.trace.follows import Model, compared
 from kvm_pf.trace.storms import Finder, Storm
-from kvm_pf.trace.stuck import stuck_on
+from kvm_pf.trace.stuck import rivals, stuck_on
 
 if TYPE_CHECKING:
     import numpy as np
@@ -307,7 +307,7 @@ class Digest:
 
     def storms(self) -> pd.DataFrame:
         """List the storms, the longest first; the columns are those of `kvm_pf.trace.storms`."""
-        return storm_table(self.finder.found)
+        return storm_table(self.finder.found, together=True)
 
 
 _STORM = {
@@ -317,12 +317,15 @@ _STORM = {
 }  # fmt: skip
 
 
-def storm_table(storms: Iterable[Storm]) -> pd.DataFrame:
-    """Make a table of storms: a row each, with what the guest is stuck on in words."""
+def storm_table(storms: Iterable[Storm], together: bool = False) -> pd.DataFrame:
+    """Make a table of storms: a row each, with what the guest is stuck on in words.
+
+    `together` says that they are of one trace, so that what other vCPUs do meanwhile counts.
+    """
     import pandas as pd
 
-    rows = []
-    for storm in storms:
+    rows, storms = [], list(storms)
+    for storm, rival in zip(storms, rivals(storms) if together else [None] * len(storms), strict=True):
         first = storm.turn[0]
         span = storm.end - storm.start  # NA without times
         has_span = not pd.isna(span) and span > 0
@@ -330,7 +333,7 @@ def storm_table(storms: Iterable[Storm]) -> pd.DataFrame:
             "vcpu": storm.vcpu, "pid": storm.pid, "faults": storm.faults, "cycle": storm.cycle,
             "first_line": storm.first_line, "last_line": storm.last_line, "start": storm.start, "span": span,
             "rate": (storm.faults - 1) / span if has_span else None, "rip": first.rip, "address": first.address,
-            "raw_code": first.raw_code, "stuck_on": stuck_on(storm),
+            "raw_code": first.raw_code, "stuck_on": stuck_on(storm, rival),
         })  # fmt: skip
     return table({name: [row[name] for row in rows] for name in _STORM}, _STORM)
 

@@ -87,6 +87,12 @@ LONGEST_WAIT = 3600.0
 """How many seconds a fault that has not ended may go on at the trace's end to be one of the same recording."""
 
 
+_ASIDE = (
+    "kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match", "check_mmio", "kvm_try_async",
+)  # fmt: skip
+"""How events begin that tell more of a fault that goes on."""
+
+
 class Joiner:
     """Join events into faults; what else the trace tells stands in the attributes.
 
@@ -196,9 +202,7 @@ class Joiner:
         take = _taker(event.name)
         if take is not None:
             return take(self, event, f, key)
-        if event.name.startswith(
-            ("kvm_tdp_mmu", "kvm_mmu_s", "fast_page", "mark_mmio", "handle_mmio", "vcpu_match")
-        ):
+        if event.name.startswith(_ASIDE):
             self._aside(event, f, self.open.get(key))
         return ()
 
@@ -322,7 +326,12 @@ class Joiner:
         if row is None:
             return
         if name in ("mark_mmio_spte", "handle_mmio_page_fault", "vcpu_match_mmio"):
-            row.mmio = row.mmio or "yes"
+            row.mmio = row.mmio.replace("stale", "") or "yes"
+        elif name == "check_mmio_spte":
+            is_valid = f.get("valid", f.get("kvm_gen") == f.get("spte_gen"))
+            row.mmio = row.mmio or ("" if is_valid else "stale")
+        elif name == "kvm_try_async_get_page":
+            row.waits = True
         elif name == "fast_page_fault":
             row.mapped_now = row.mapped_now or bool(f.get("fixed"))
         elif name in ("kvm_mmu_set_spte", "kvm_mmu_spte_requested"):
@@ -493,15 +502,21 @@ def may_be_tdx(code: int) -> bool:
 SHARED = 1 << 47 | 1 << 51
 """A TDX guest's shared bit, with 4-level and with 5-level EPT.
 
-Source: Linux `arch/x86/kvm/vmx/tdx.c`, TDXSHARED_BIT_PWL_4, TDXSHARED_BIT_PWL_5 (Linux 7.3.4).
+Source: Linux `arch/x86/kvm/vmx/tdx.c`, TDX_SHARED_BIT_PWL_4, TDX_SHARED_BIT_PWL_5 (Linux 7.3.4).
 """
+
+
+_PROTECTED = "", "private", "shared"
+
+
+def _protected(rip: Any, address: Any) -> Any:
+    """Give the place in _PROTECTED of a fault, or of each of a column (numpy, u64), by its rip and address."""
+    return (rip == 0) * (1 + (address & SHARED != 0))
 
 
 def protected(rip: int | None, address: int | None) -> str:
     """Say what a TDX guest's access would be to, "private" or "shared"; "" if the guest's rip is shown."""
-    if rip != 0 or address is None:
-        return ""
-    return "shared" if address & SHARED else "private"
+    return "" if rip is None or address is None else _PROTECTED[_protected(rip, address)]
 
 
 class Sense(NamedTuple):
@@ -784,13 +799,8 @@ def _hidden(faults: dict[str, Any]) -> Any:
         return None
     array: Any = pd.array
     rip, address = (array(faults[name], dtype="UInt64") for name in ("rip", "address"))
-    is_hidden = (rip._data == 0) & ~rip._mask & ~address._mask
-    if not is_hidden.any():
-        return None
-    is_shared = address._data & np.uint64(SHARED) != 0
-    return pd.Categorical.from_codes(
-        np.where(is_hidden, 1 + is_shared, 0).astype(np.int8), categories=pd.Index(["", "private", "shared"])
-    )
+    places = np.where(rip._mask | address._mask, 0, _protected(rip._data, address._data)).astype(np.int8)
+    return pd.Categorical.from_codes(places, categories=pd.Index(_PROTECTED)) if places.any() else None
 
 
 def _as_text(words: Any) -> Any:

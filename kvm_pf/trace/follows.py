@@ -32,6 +32,7 @@ from kvm_pf.state import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
 )
 from kvm_pf.trace.faults import STAGE, kinds, table
+from kvm_pf.trace.record import STALE, WAITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -325,7 +326,7 @@ def _seen(outcome: str | None) -> set[str] | None:
     """Say which of ENDS an outcome that a trace shows can be; None if it shows none, or something beyond the path."""
     if outcome is None:  # as a table of others may have it
         return None
-    if outcome == "resumed":
+    if outcome in ("resumed", WAITS, STALE):
         return {"handled", "goes on"}
     if outcome == "mapped":
         return {"handled"}

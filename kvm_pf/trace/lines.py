@@ -295,6 +295,8 @@ ENDS: dict[str, tuple[str, ...]] = {
     "fast_page_fault": ("fixed",),
     "handle_mmio_page_fault": ("access",),
     "mark_mmio_spte": ("gen",),
+    "check_mmio_spte": ("valid",),
+    "kvm_try_async_get_page": ("gfn",),
     "vcpu_match_mmio": ("gpa",),
     "kvm_mmu_pagetable_walk": ("pferr",),
     "kvm_mmu_walker_error": ("pferr",),
@@ -327,7 +329,7 @@ _CUT_FRAME = re.compile(r"-\d{1,10}\s{1,40}\[\d{1,5}\](?:\s{1,40}[^\s:]{1,8})?\s
 _ONLY_TIME = re.compile(r"(\d{1,12}\.\d{1,9}):?\s*$")
 _PERF_TRACE = re.compile(r"\s*(\d{1,12}\.\d{3})\s{1,40}(?:\([^)]{0,40}\):\s{1,40})?(.{1,100})/(\d{1,10})\s*$")
 _TGID = re.compile(r"\s{1,40}\(\s{0,8}[\d-]{1,8}\)\s*$")
-_DECIMAL = ("vcpu", "len", "level", "as_id", "spurious", "fixed", "rmp_level", "psmash_ret")
+_DECIMAL = ("vcpu", "len", "level", "as_id", "spurious", "fixed", "rmp_level", "psmash_ret", "valid")
 _ALIASES = {
     "vcpu_id": "vcpu", "guest_rip": "rip", "fault_address": "address", "exit_reason": "reason",
     "exit_info1": "info1", "exit_info2": "info2", "exit_int_info": "int_info",
@@ -424,6 +426,7 @@ _KEYS = {
     "vcpu", "rip", "address", "error_code", "info1", "info2", "intr_info", "int_info", "int_info_err", "gpa",
     "val", "len", "nr", "a0", "a1", "a2", "a3", "gfn", "spte", "old_spte", "new_spte", "level", "pfn",
     "pferr", "pte", "addr", "access", "gen", "err", "spurious", "fixed", "gva", "sptep", "rmp_level",
+    "valid",
 }  # fmt: skip
 
 

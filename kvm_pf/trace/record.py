@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WAITS, STALE = "waits for the host's page", "its MMIO entry is older than the memslots"
+"""How faults end that settle nothing, and whose trace says why."""
+
 
 @dataclass(slots=True)
 class Fault:
@@ -46,6 +49,7 @@ class Fault:
     exit_code: int | None = None
     again: int = 0
     took: float | None = None
+    waits: bool = False
 
     @property
     def outcome(self) -> str:
@@ -66,4 +70,8 @@ class Fault:
             return "emulated"
         if self.mapped_now:
             return "mapped"
+        if self.waits:
+            return WAITS
+        if self.mmio == "stale":
+            return STALE
         return "resumed" if self.entered else "not shown"

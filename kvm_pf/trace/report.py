@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.text import visible
 from kvm_pf.run.codes import map_code
 from kvm_pf.trace.digest import LONG, Digest, storm_table
-from kvm_pf.trace.events import trace_cmd
+from kvm_pf.trace.events import EVENTS, trace_cmd
 from kvm_pf.trace.faults import Joiner, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
@@ -89,7 +91,7 @@ def storms(faults: pd.DataFrame, at_least: int = 5) -> pd.DataFrame:
     """
     finder = Finder(at_least)
     finder.add(faults)
-    return storm_table(finder.found)
+    return storm_table(finder.found, together=True)
 
 
 def _rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -150,34 +152,36 @@ def notes(traced: Survey) -> list[str]:
     import pandas as pd
 
     worth, joiner = traced.digest.worth, traced.joiner
-    said = []
-    for row in worth["first MMIO by EPT"]:
-        said.append(
-            f"line {row.line}: an access to emulated MMIO. Only the first one at a page is an EPT "
-            "violation: KVM marks the page with an MMIO entry, and later ones are EPT misconfigurations, which "
-            "kvm_page_fault does not show"
-        )
+    told: list[tuple[int, str]] = [(row.line, _FIRST_MMIO) for row in worth["first MMIO by EPT"]]
     for what in _PLACES:
         for row in worth[what]:
             register = _APIC.get(row.gpa & 0xFFF)
             named = f" ({register})" if register and what == "local APIC" else ""
-            said.append(f"line {row.line}: {hexadecimal(row.gpa)} is the {what}{named}")
-    for row in worth["vectoring"]:
-        said.append(
-            f"{_faults(worth['vectoring'].count, 'came', 'came')} while an event was being delivered to the "
-            f"guest (IDT vectoring {hexadecimal(row.vectoring)}): it is injected again, and if "
-            "its delivery faults again, that goes on"
-        )
+            told.append((row.line, f"{hexadecimal(row.gpa)} is the {what}{named}"))
     for line, gfn, level in joiner.collapses[:3]:
-        pages = 1 << 9 * (level - 1)
-        said.append(
-            f"line {line}: a large page (level {level}) took the place of a table: what was mapped in gfn {gfn:#x} to "
-            f"{gfn + pages - 1:#x} by smaller entries, private pages too, is mapped no more"
-        )
+        span = f"gfn {gfn:#x} to {gfn + (1 << 9 * (level - 1)) - 1:#x}"
+        told.append((line, _COLLAPSE.format(level=level, span=span)))
     for row in worth["not emulated"]:
         insn = "" if pd.isna(row.insn) or not row.insn else f" ({row.insn})"
+        rip = hexadecimal(row.rip)
+        told.append((row.line, f"KVM cannot emulate the instruction{insn} at rip {rip}: {row.outcome}"))
+    told += [(row.line, _TDX) for row in worth["TDX"]]
+    told += [
+        (row.line, f"this fault took {row.took:.3f} s, at {hexadecimal(row.address)}: {_WAIT}")
+        for row in worth["long"]
+    ]
+    told += [
+        (line, f"this fault has not ended when the trace does, {wait:.3f} s later: {_WAIT}")
+        for line, wait in joiner.unended[:3]
+        if wait >= LONG
+    ]
+    told += [(row.line, _RMP) for row in worth["RMP"]]
+    said = [f"line {line}: {text}" for line, text in told] + ended(joiner)
+    if came := worth["vectoring"].count:
+        first = next(iter(worth["vectoring"]))
         said.append(
-            f"line {row.line}: KVM cannot emulate the instruction{insn} at rip {hexadecimal(row.rip)}: {row.outcome}"
+            f"{_faults(came, 'came', 'came')} while an event was being delivered to the guest (IDT vectoring "
+            f"{hexadecimal(first.vectoring)}): it is injected again, and if its delivery faults again, that goes on"
         )
     if own := worth["the guest's own"].count:
         said.append(
@@ -194,51 +198,46 @@ def notes(traced: Survey) -> list[str]:
             "ftrace's text hides behind the error (trace.dat shows it); else the host has no page there for such an "
             "access"
         )
-    for row in worth["TDX"]:
-        said.append(
-            f"line {row.line}: rip 0 and no linear address: a TDX guest (kernels from 6.16 on), whose registers are "
-            "hidden. Every access to private memory is traced as a write; a bit of the address (47, or 51) tells "
-            "shared memory"
-        )
-    for row in worth["long"]:
-        said.append(
-            f"line {row.line}: this fault took {row.took:.3f} s, at {hexadecimal(row.address)}: the host waited for "
-            "the page (swap, userfaultfd, a file, a lock), or the thread did not run"
-        )
-    for line, wait in joiner.unended[:3]:
-        if wait >= LONG:
-            said.append(
-                f"line {line}: this fault has not ended when the trace does, {wait:.3f} s later: the host still waits "
-                "for the page (userfaultfd, swap, a file), or the thread does not run"
-            )
-    for row in worth["RMP"]:
-        said.append(
-            f"line {row.line}: Linux's own #PF, refused by the RMP: it touched a page that belongs to an SNP guest, or "
-            "whose size in the RMP is another"
-        )
-    said += ended(joiner)
     return said
 
 
 def ended(joiner: Joiner) -> list[str]:
     """Say why KVM gave up and what user space did not know: a sentence each."""
-    said = []
-    for line, number in joiner.errors[:3]:
-        said.append(
-            f"line {line}: KVM gives up (internal error {number}): {_ERRORS.get(number, 'see linux/kvm.h')}"
-        )
-    for line, reason in joiner.ends[:3]:
-        name = {
-            17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)",
-            39: "MEMORY_FAULT, which it does not know: it cannot convert memory as private memory takes",
-        }  # fmt: skip
-        said.append(f"line {line}: user space met KVM_EXIT {reason}, {name.get(reason, 'see linux/kvm.h')}")
-    return said
+    errors = [
+        f"line {line}: KVM gives up (internal error {n}): {_ERRORS.get(n, _SEE)}" for line, n in joiner.errors[:3]
+    ]
+    exits = [f"line {line}: user space met KVM_EXIT {n}, {_EXITS.get(n, _SEE)}" for line, n in joiner.ends[:3]]
+    return errors + exits
 
 
 def _faults(n: int, one: str, more: str) -> str:
     return f"{n} fault{'s' if n != 1 else ''} {more if n != 1 else one}"
 
+
+_FIRST_MMIO = (
+    "an access to emulated MMIO. Only the first one at a page is an EPT violation: KVM marks the page with an MMIO "
+    "entry, and later ones are EPT misconfigurations, which kvm_page_fault does not show"
+)
+_COLLAPSE = (
+    "a large page (level {level}) took the place of a table: what was mapped in {span} by smaller entries, private "
+    "pages too, is mapped no more"
+)
+_TDX = (
+    "rip 0 and no linear address: a TDX guest (kernels from 6.16 on), whose registers are hidden. Every access to "
+    "private memory is traced as a write; a bit of the address (47, or 51) tells shared memory"
+)
+_WAIT = "the host waits for the page (swap, userfaultfd, a file, a lock), or the thread does not run"
+_RMP = (
+    "Linux's own #PF, refused by the RMP: it touched a page that belongs to an SNP guest, or whose size in the RMP is "
+    "another"
+)
+_SEE = "see linux/kvm.h"
+
+_EXITS = {
+    17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)",
+    39: "MEMORY_FAULT, which it does not know: it cannot convert memory as private memory takes",
+}  # fmt: skip
+"""What KVM_RUN came back for.  Source: Linux `include/uapi/linux/kvm.h` (v6.12)."""
 
 _ERRORS = {
     1: "it had to emulate an instruction and could not",
@@ -280,11 +279,14 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append(
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
         )
-    steps += look_next(digest.finder.found[:8])
+    looks = look_next(digest.finder.found[:8])
+    steps += looks
+    named = [event for look in looks for event in re.findall(r"\bkvm:\w+", look)]
+    more = "".join(f" -e {event}" for event in dict.fromkeys(named) if event not in EVENTS)
     if traced.reader.lost:
         steps.append("events were lost: record fewer, or with a larger buffer (-b)")
         larger = " -b 65536"
-    return [*steps, trace_cmd() + larger]
+    return [*steps, trace_cmd() + more + larger]
 
 
 def _ranges(mask: int) -> str:
@@ -363,10 +365,16 @@ def page(traced: Survey, most: int = 8) -> str:
     for part in aside(traced.joiner, most):
         out += section(*part)
     wrong = disagreements(traced)
+    alike: dict[str, list[int]] = {}
+    for row in _rows(wrong):
+        alike.setdefault(row.what, []).append(row.line)
     out += section(
         "Where the trace and the model disagree",
-        [f"line {r.line}: {r.what}" for r in _rows(wrong.head(most))],
-        wrong.attrs["count"],
+        [
+            f"line {lines[0]}{f' and {len(lines) - 1} more' if len(lines) > 1 else ''}: {what}"
+            for what, lines in itertools.islice(alike.items(), most)
+        ],
+        len(alike) + wrong.attrs["count"] - len(wrong),
     )
     out += followed(digest, most)
     unread = traced.reader.unread

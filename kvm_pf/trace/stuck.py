@@ -3,28 +3,76 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+from kvm_pf.common.errnos import ERRNO_NAMES
 from kvm_pf.trace.events import UNMAP
+from kvm_pf.trace.record import STALE, WAITS
 from kvm_pf.trace.storms import Ask, Storm
 
 _MEMORY_FAULT, _EFAULT = "KVM_EXIT_MEMORY_FAULT", "to user space: error 14"
 
-_WHY = {
-    "resumed": "each time the guest is resumed with nothing mapped that this trace shows",
-    "mapped": "each time it is mapped, and the mapping is gone or does not suffice when the guest comes back",
-    "emulated": "each time the instruction is emulated, and the guest executes it again",
-    "not shown": "how each ends was not recorded",
-    "fast MMIO": "each time a device in the host's kernel takes the write: the guest drives it in a loop",
-    "passed to L1": "each time it is handed to L1, whose own tables are to blame or which resolves nothing",
-    "#PF injected": "each time the guest gets the #PF, and its handler resolves nothing",
-}
-"""Why faults of one ending come again.
+
+class Cause(NamedTuple):
+    """Why a fault of a storm comes again, as far as it is told, and what to look at next ("": nothing)."""
+
+    why: str
+    look: str = ""
+
+
+_PLAIN = {
+    "resumed": Cause("each time the guest is resumed with nothing mapped that this trace shows"),
+    "emulated": Cause(
+        "each time the instruction is emulated, and the guest executes it again",
+        "why is it not mapped for that? A page table of the guest's that KVM shadows (nested, or no EPT or NPT), or a "
+        "page whose writes are tracked (GVT-g): record kvmmmu",
+    ),
+    "not shown": Cause("how each ends was not recorded"),
+    "fast MMIO": Cause(
+        "each time a device in the host's kernel takes the write: the guest drives it in a loop",
+        "which queue of which virtio device is notified there, and by which driver of the guest",
+    ),
+    "passed to L1": Cause(
+        "each time it is handed to L1, whose own tables are to blame or which resolves nothing",
+        "an address of L2: record the same events in L1",
+    ),
+    "#PF injected": Cause(
+        "each time the guest gets the #PF, and its handler resolves nothing",
+        "the guest's own page-table entries: record kvm_mmu_pagetable_walk and kvm_mmu_paging_element (kvmmmu)",
+    ),
+    "to user space: restart": Cause(
+        "each time a signal takes the vCPU out of KVM_RUN before the fault is settled",
+        "which signal (strace -f -e signal=all -p PID): SIGBUS says that the host's page is poisoned",
+    ),
+    STALE: Cause(
+        "each time KVM finds its MMIO entry older than the memslots (check_mmio_spte), and the guest is resumed",
+        "who changes memslots all the time (KVM_SET_USER_MEMORY_REGION: strace the VMM)",
+    ),
+    WAITS: Cause(
+        "each time KVM has the host bring the page in and lets the guest do something else (asynchronous #PF)",
+        "why the host's page does not come: swap, userfaultfd (post-copy migration), a file; record "
+        "kvm:kvm_async_pf_completed",
+    ),
+}  # fmt: skip
+"""The endings of which nothing else has to be known.
 
 Sources: what the path does, by its functions; a device in the host's kernel on the fast-MMIO bus: Linux
-`Documentation/virt/kvm/api.rst`, KVM_IOEVENTFD.
+`Documentation/virt/kvm/api.rst`, KVM_IOEVENTFD; Linux `arch/x86/kvm/mmu/mmu.c`, check_mmio_spte(),
+__kvm_mmu_faultin_pfn() (v6.12).
+"""
+
+_ERRORS = {
+    5: "KVM met a bug of its own; dmesg shows where",
+    12: "the host has no memory left for it",
+    22: "KVM found reserved bits in an entry of its own (get_mmio_spte), or refuses the vCPU's state",
+    133: "the host's page is poisoned, by an error of the memory",
+}
+"""What errors of KVM_RUN say of a fault.
+
+Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), handle_mmio_page_fault(), kvm_handle_error_pfn() (v6.12).
 """
 
 
@@ -35,68 +83,195 @@ def hexadecimal(value: Any) -> str:
     return "?" if pd.isna(value) else f"{int(value):#x}"
 
 
-def stuck_on(storm: Storm) -> str:
-    """Say in words what a storm's faults are about, and why they come again as far as the outcomes tell."""
-    whats = [f"{each.meaning}, at {hexadecimal(each.address)}" for each in storm.turn]
-    ends = [counts.most_common(1)[0] if counts else ("not shown", 0) for counts in storm.ends]
-    whys = [_why(end, each.meaning, storm) for (end, _), each in zip(ends, storm.turn, strict=True)]
-    if len(set(whys)) > 1:
-        told = (f"{what}: {why}" for what, why in zip(whats, whys, strict=True))
-        return "; then ".join(dict.fromkeys(told))
-    most = sum(count for _, count in ends)
+def _at(address: Any) -> str:
+    import pandas as pd
+
+    return " (its address is not shown)" if pd.isna(address) else f", at {int(address):#x}"
+
+
+def stuck_on(storm: Storm, rival: Storm | None = None) -> str:
+    """Say in words what a storm's faults are about, and why they come again as far as the outcomes tell.
+
+    `rival` is the storm of another vCPU that asks for the same page otherwise, if there is one.
+    """
+    whats = [f"{each.meaning}{_at(each.address)}" for each in storm.turn]
+    causes = [cause(storm, n) for n in range(len(storm.turn))]
+    taken = "" if rival is None else (
+        f"; meanwhile vCPU {rival.vcpu} asks for the same page as {_kinds(rival)}: they take it from one another"
+    )  # fmt: skip
+    if len({each.why for each in causes}) > 1:
+        told = (f"{what}: {each.why}" for what, each in zip(whats, causes, strict=True))
+        return "; then ".join(dict.fromkeys(told)) + taken
+    most = sum(max(counts.values(), default=0) for counts in storm.ends)
     more = f" ({most} of {storm.faults})" if most < storm.faults else ""
-    return f"{'; then '.join(dict.fromkeys(whats))}; {whys[0]}{more}"
+    return f"{'; then '.join(dict.fromkeys(whats))}; {causes[0].why}{more}{taken}"
 
 
-def _why(end: str, meaning: str, storm: Storm) -> str:
-    """Say why a fault of a storm comes again, by how most of its kind ended."""
-    if _MEMORY_FAULT in end:
-        return _converted(storm.asked, storm.conversions)
-    if end == _EFAULT:
-        if any(ask.private for ask in storm.asked):
-            return f"KVM_RUN fails with EFAULT, a memory fault: {_converted(storm.asked, storm.conversions)}"
-        return (
-            "each time KVM_RUN fails with EFAULT and user space runs the vCPU again: it has no page there that can be "
-            "used so, or (private memory) does not know KVM_EXIT_MEMORY_FAULT"
+def _kinds(storm: Storm) -> str:
+    kinds = dict.fromkeys("private" if ask.private else "shared" for ask in storm.asked)
+    return f"{' and '.join(kinds)} memory"
+
+
+def rivals(storms: Sequence[Storm]) -> list[Storm | None]:
+    """Find for each storm one of another vCPU, at the same time in the same trace, that asks for a page otherwise."""
+    asking: dict[tuple[int, bool], list[Storm]] = defaultdict(list)
+    for storm in storms:
+        for ask in storm.asked:
+            if ask.private is not None:
+                asking[ask.gfn, ask.private].append(storm)
+    found: list[Storm | None] = []
+    for storm in storms:
+        others = (
+            other
+            for ask in storm.asked
+            if ask.private is not None
+            for other in asking.get((ask.gfn, not ask.private), ())
+            if str(other.vcpu) not in (str(storm.vcpu), "<NA>", "None")
+            and other.first_line <= storm.last_line
+            and storm.first_line <= other.last_line
         )
-    if end.startswith("to user space: error"):
-        return f"each time KVM_RUN fails ({end.removeprefix('to user space: ')}) and user space runs the vCPU again"
+        found.append(next(others, None))
+    return found
+
+
+def cause(storm: Storm, n: int) -> Cause:
+    """Say why the n-th fault of a storm's turn comes again, by how most of them ended, and what to look at next.
+
+    Sources: that SNP's faults that the RMP refuses are answered by splitting its entry and zapping: Linux
+    `arch/x86/kvm/svm/sev.c`, sev_handle_rmp_fault() (v6.11); that private memory cannot be emulated MMIO:
+    `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault() (v6.10).
+    """
+    counts, meaning = storm.ends[n], storm.turn[n].meaning
+    end = counts.most_common(1)[0][0] if counts else "not shown"
+    if _MEMORY_FAULT in end:
+        return Cause(_converted(storm.asked, storm.conversions), _CONVERSIONS)
+    if end == _EFAULT:
+        return _efault(storm, meaning)
+    if found := re.match(r"to user space: error (\d+)", end):
+        number = int(found[1])
+        said = _ERRORS.get(number)
+        name = ERRNO_NAMES.get(number, f"error {number}")
+        why = f"each time KVM_RUN fails ({name}{f': {said}' if said else ''}) and user space runs the vCPU again"
+        return Cause(why, "dmesg" if said else "")
     if end.startswith("emulation failed"):
-        return f"KVM cannot emulate the instruction ({end})"
-    if _is_mmio(end):
-        if "not mapped for writing" in meaning:
-            return (
-                "each time the write is emulated as MMIO: the page can be read and not written, as of a read-only "
-                "memslot (ROM, flash)"
-            )
-        return (
-            "each time the access is emulated as MMIO: no memslot is there (for a write, or a read-only one), and the "
-            "guest polls a device or takes the address for memory"
+        rip = hexadecimal(storm.turn[n].rip)
+        return Cause(
+            f"KVM cannot emulate the instruction ({end})",
+            f"should that be memory? And the instruction at rip {rip}",
+        )
+    if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
+        return _mmio(meaning)
+    if "the RMP check failed" in meaning and end in ("resumed", "mapped", "not shown"):
+        return Cause(
+            "each time KVM splits the RMP's entry if it covers 2 MiB, drops what is mapped there and lets the guest "
+            "try again, and the RMP refuses it still: the page is not the guest's, or of another size there",
+            "record kvm:kvm_rmp_fault (its psmash_ret) and kvm:kvm_vmgexit_enter (page-state changes), and read dmesg "
+            "(SEV:, SEV-SNP:)",
         )
     if end == "mapped":
         return _mapped(meaning, storm.zapped)
-    return _WHY.get(end, f"each ends so: {end}")
+    if end == "resumed":
+        return _resumed(meaning)
+    return _PLAIN.get(end, Cause(f"each ends so: {end}"))
 
 
-def _is_mmio(end: str) -> bool:
-    """Say whether a fault ended as MMIO, in the kernel or in user space."""
-    return end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO"
+_CONVERSIONS = (
+    "the VMM's log of conversions, and the guest's page-table entries for the page (C-bit, shared bit)"
+)
 
 
-def _mapped(meaning: str, zapped: bool) -> str:
+def _efault(storm: Storm, meaning: str) -> Cause:
+    if any(ask.private for ask in storm.asked):
+        if "marked with a reserved bit" in meaning:
+            return Cause(
+                "KVM_RUN fails with EFAULT each time: the guest takes emulated MMIO for private memory (encrypted), "
+                "which it cannot be",
+                "the guest's page-table entries for it: MMIO has to be mapped as shared (no C-bit)",
+            )
+        told = _converted(storm.asked, storm.conversions)
+        return Cause(f"KVM_RUN fails with EFAULT, a memory fault: {told}", _CONVERSIONS)
+    if any(ask.declared for ask in storm.asked):
+        return Cause(
+            "KVM_RUN fails with EFAULT each time, and the page was declared private: its memslot has no guest_memfd, "
+            "guest_memfd has no page for it, the conversion was asked for and not made, or the access would have to be "
+            "emulated, as private memory cannot be",
+            "the VMM's log of conversions, and whether the memslot there has a guest_memfd",
+        )
+    return Cause(
+        "each time KVM_RUN fails with EFAULT and user space runs the vCPU again: it has no page there that can be "
+        "used so, or (private memory) does not know KVM_EXIT_MEMORY_FAULT",
+        "the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable? Of a VM with "
+        "private memory: trace.dat (trace-cmd record) shows KVM_EXIT_MEMORY_FAULT, which text hides",
+    )
+
+
+def _mmio(meaning: str) -> Cause:
+    look = "which device of the VMM is there, or which memslot should be (QEMU: info mtree)"
     if "not mapped for writing" in meaning:
-        return (
+        return Cause(
+            "each time the write is emulated as MMIO: the page can be read and not written, as of a read-only memslot "
+            "(ROM, flash)",
+            look,
+        )
+    return Cause(
+        "each time the access is emulated as MMIO: no memslot is there (for a write, or a read-only one), and the "
+        "guest polls a device or takes the address for memory",
+        look,
+    )
+
+
+_TDX_RETRIES = (
+    "KVM tries again as long as the TDX module's tables are in use, the host takes pages away, or the guest accepts "
+    f"the page in another size than it has: record {UNMAP} and kvmmmu, and read dmesg (SEAMCALL)"
+)
+
+
+def _resumed(meaning: str) -> Cause:
+    why = _PLAIN["resumed"].why
+    if "TDX guest" in meaning:
+        return Cause(why, _TDX_RETRIES)
+    if "marked with a reserved bit" in meaning or "calls misconfigured" in meaning:
+        return Cause(
+            why, "an MMIO entry that is stale or broken: record kvm_mmio, kvm_emulate_insn and kvmmmu"
+        )
+    if "is mapped for that" in meaning:
+        return Cause(
+            "each time the guest is resumed: the entry allows the access by now, and the CPU refused it all the same",
+            f"who changes the entry in between, or does not flush the TLB: record kvmmmu and {UNMAP}",
+        )
+    if "not mapped" in meaning:
+        return Cause(
+            why,
+            f"KVM tries again as long as the host takes pages away or changes memslots: record {UNMAP}; kernels before "
+            "6.3 that lack the fix of August 2023 do so for ever after 2^31 times "
+            "(<20230824010104.2714198-1-seanjc@google.com>)",
+        )
+    return Cause(why)
+
+
+def _mapped(meaning: str, zapped: bool) -> Cause:
+    taken = (
+        f"who takes the mapping away: record {UNMAP} and kvmmmu, and on the host compaction:*, migrate:*, ksm and "
+        f"NUMA balancing (perf record -g -e {UNMAP})"
+    )
+    if "not mapped for writing" in meaning:
+        return Cause(
             "each time it is made writable, and is protected again when the guest comes back, as by dirty logging, "
-            "KSM or a copy-on-write page of the host"
+            "KSM or a copy-on-write page of the host",
+            "does a migration or another dirty log of the VM run (QEMU: info migrate), or KSM on the host?",
         )
     if "not mapped for execution" in meaning:
-        return (
+        return Cause(
             "each time it is made executable, and is so no more when the guest comes back, as when KVM puts a large "
-            "page without execution in its place (nx_huge_pages)"
+            "page without execution in its place (nx_huge_pages)",
+            "/sys/module/kvm/parameters/nx_huge_pages*, and kvm's statistic nx_lpage_splits",
         )
     if zapped:
-        return "each time it is mapped, and entries are taken away again meanwhile"
-    return _WHY["mapped"]
+        return Cause("each time it is mapped, and entries are taken away again meanwhile", taken)
+    return Cause(
+        "each time it is mapped, and the mapping is gone or does not suffice when the guest comes back",
+        _TDX_RETRIES if "TDX guest" in meaning else taken,
+    )
 
 
 def _converted(asked: Counter[Ask], conversions: int) -> str:
@@ -135,43 +310,15 @@ def _converted(asked: Counter[Ask], conversions: int) -> str:
 
 def look_next(storms: Iterable[Storm]) -> list[str]:
     """Say what to record or to look at to find the causes of storms: a line each, with the addresses that it is for."""
+    import pandas as pd
+
     found: dict[str, list[str]] = {}
     for storm in storms:
-        if said := _look_at(storm):
-            found.setdefault(said, []).append(hexadecimal(storm.turn[0].address))
-    return [f"{', '.join(dict.fromkeys(places))}: {said}" for said, places in found.items()]
-
-
-def _look_at(storm: Storm) -> str | None:
-    """Say what to look at where a storm is; None if the trace has what can be recorded."""
-    ends = sum(storm.ends, Counter[str]())
-    end = ends.most_common(1)[0][0] if ends else "not shown"
-    meanings = " ".join(each.meaning for each in storm.turn)
-    if _MEMORY_FAULT in end or (end == _EFAULT and any(ask.private for ask in storm.asked)):
-        return "the VMM's log of conversions, and the guest's page-table entries for the page (C-bit, shared bit)"
-    if end == _EFAULT:
-        return "the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable?"
-    if end == "mapped" and "not mapped for writing" in meanings:
-        return "does a migration or another dirty log of the VM run (QEMU: info migrate), or KSM on the host?"
-    if end == "mapped" and "not mapped for execution" in meanings:
-        return "/sys/module/kvm/parameters/nx_huge_pages*, and kvm's statistic nx_lpage_splits"
-    if end == "mapped":
-        return (
-            f"who takes the mapping away: record {UNMAP} and kvmmmu, and on the host compaction:*, migrate:*, ksm and "
-            f"NUMA balancing (perf record -g -e {UNMAP})"
-        )
-    if _is_mmio(end):
-        return "which device of the VMM is there, or which memslot should be (QEMU: info mtree)"
-    if end.startswith("emulation failed"):
-        return f"should that be memory? And the instruction at rip {hexadecimal(storm.turn[0].rip)}"
-    if end == "passed to L1":
-        return "an address of L2: record the same events in L1"
-    if end == "resumed" and "marked with a reserved bit" in meanings:
-        return "an MMIO entry that is stale or broken: record kvm_mmio, kvm_emulate_insn and kvmmmu"
-    if end == "resumed" and "not mapped" in meanings:
-        return (
-            f"KVM tries again as long as the host takes pages away or changes memslots: record {UNMAP}; kernels before "
-            "6.3 that lack the fix of August 2023 do so for ever after 2^31 times "
-            "(<20230824010104.2714198-1-seanjc@google.com>)"
-        )
-    return None
+        for n, each in enumerate(storm.turn):
+            if said := cause(storm, n).look:
+                places = found.setdefault(said, [])
+                if not pd.isna(each.address):
+                    places.append(hexadecimal(each.address))
+    return [
+        f"{', '.join(dict.fromkeys(places))}{': ' if places else ''}{said}" for said, places in found.items()
+    ]

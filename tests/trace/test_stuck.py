@@ -136,6 +136,64 @@ STORMS = {
         "each time it is mapped, and the mapping is gone or does not suffice",
         "0x12345000: who takes the mapping away",
     ),
+    # RMP (bit 31) in EXITINFO1: sev_handle_rmp_fault() splits the RMP's entry and zaps, and the guest tries again
+    "refused by the RMP": (
+        [exit_("npf", 0x580000007, 0x4000000, "0x0"), fault(0x4000000, 0x2000580000007, "0x0"),
+         "kvm_rmp_fault: vcpu 0 gpa 0000000004000000 error_code 0x580000007 rmp_level 1 psmash_ret 0",
+         "kvm_entry: vcpu 0, rip 0x0"],
+        "at 0x4000000; each time KVM splits the RMP's entry", "read dmesg (SEV:, SEV-SNP:)",
+    ),
+    # bits 34 and 3: private memory that is marked as MMIO, which v6.10 refuses with a bare EFAULT
+    "private MMIO, SNP": (
+        [exit_("npf", 0x50000000D, 0xFED00000, "0x0"), fault(0xFED00000, 0x200050000000D, "0x0"),
+         "kvm_userspace_exit: reason error (14)", "kvm_entry: vcpu 0, rip 0x0"],
+        "the guest takes emulated MMIO for private memory", "MMIO has to be mapped as shared",
+    ),
+    # check_mmio_spte() compares the generations; here a 0x1a beside 0x18 (Linux v6.12, mmutrace.h)
+    "memslots that change all the time": (
+        [exit_("EPT_MISCONFIG"), "check_mmio_spte: spte 6000fedc0007 kvm_gen 1a spte-gen 18 valid 0", ENTRY],
+        "KVM finds its MMIO entry older than the memslots", "who changes memslots all the time",
+    ),
+    "a page that does not come": (
+        [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182),
+         "kvm_try_async_get_page: gva = 0x12345000, gfn = 0x12345",
+         "kvm_async_pf_not_present: token 0x1000 gva 0x12345000", ENTRY],
+        "KVM has the host bring the page in", "userfaultfd (post-copy migration)",
+    ),
+    # 0x1ba: a write; readable, writable and executable (bits 3, 4, 5)
+    "allowed by now": (
+        [exit_("EPT_VIOLATION", 0x1BA), fault(0x12345000, 0x1BA),
+         "fast_page_fault: vcpu 0 gva 12345000 error_code P|W sptep 00000000ce97aa9a old 0x600012345b77 new "
+         "0x600012345b77 spurious 1 fixed 0", ENTRY],
+        "the entry allows the access by now, and the CPU refused it all the same", "does not flush the TLB",
+    ),
+    "the guest's own page tables": (
+        [exit_("EXCEPTION_NMI", 0xFFFFF000).replace("intr_info 0x00000000", "intr_info 0x80000b0e").replace(
+            "error_code 0x00000000", "error_code 0x00000009"), fault(0xFFFFF000, 0x9),
+         "kvm_mmu_walker_error: pferr 9 P|RSVD", "kvm_inj_exception: #PF (0x9)", ENTRY],
+        "each time the guest gets the #PF", "the guest's own page-table entries",
+    ),
+    "a write-protected page table": (
+        [exit_("npf", 0x200000007, 0x1AB000), fault(0x1AB000, 0x200000007),
+         "kvm_emulate_insn: 0:ffffffff81000010: 48 89 07 (prot64)", ENTRY],
+        "the instruction is emulated, and the guest executes it again", "A page table of the guest's that KVM shadows",
+    ),
+    "KVM's own bug": (
+        [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182), "kvm_userspace_exit: reason error (5)", ENTRY],
+        "KVM_RUN fails (EIO: KVM met a bug of its own", "0x12345000: dmesg",
+    ),
+    "signals": (
+        [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182), "kvm_userspace_exit: reason restart (4)", ENTRY],
+        "a signal takes the vCPU out of KVM_RUN", "SIGBUS",
+    ),
+    "an entry whose address is not shown, then one that L1 gets": (
+        [exit_("EPT_MISCONFIG"), exit_("EPT_MISCONFIG").replace("kvm_exit", "kvm_nested_vmexit"),
+         exit_("EPT_MISCONFIG").replace("kvm_exit", "kvm_nested_vmexit_inject"), ENTRY,
+         exit_("EPT_VIOLATION", 0x181), fault(0xFED40000, 0x181),
+         exit_("EPT_VIOLATION", 0x181).replace("kvm_exit", "kvm_nested_vmexit_inject"), ENTRY],
+        "(its address is not shown); then a read, on a page that is not mapped, at 0xfed40000; each time it is handed",
+        "0xfed40000: an address of L2",
+    ),
     "two faults in turn that end differently": (
         [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182),
          "kvm_mmu_set_spte: gfn 12345 spte 600012345b77 (rwxu) level 1 at ffff", ENTRY,
@@ -147,15 +205,16 @@ STORMS = {
 }  # fmt: skip
 
 
+EVENT = re.compile(r"(kvm_\w+|fast_page_fault|check_mmio_spte): ")
+
+
 def recorded(tmp_path, turn, times=8):
     path = tmp_path / "trace"
     lines, now = [], 100.0
     for _ in range(times):
         for text in turn:
             now += 0.00001
-            lines.append(
-                event(now, text) if text.startswith(("kvm_", "fast_")) and ":" in text[:30] else f"{text}\n"
-            )
+            lines.append(event(now, text) if EVENT.match(text) else f"{text}\n")
     path.write_text("".join(lines))
     return load(path)
 
@@ -254,3 +313,56 @@ def test_storms_with_one_thing_to_look_at_share_a_line(tmp_path):
     assert sum("KVM tries again" in line for line in told) == 1
     assert any(line.strip().startswith("0x12345000, 0x12346000: KVM tries again") for line in told)
     assert "-e kvm:kvm_unmap_hva_range" in told[-1]
+
+
+def test_two_vcpus_that_take_a_page_from_one_another_are_named(tmp_path):
+    def turn(vcpu, info, code):
+        who = f"CPU {vcpu}/KVM-{4145 + vcpu}"
+        texts = [exit_("npf", info, 0x4000000, "0x0"), fault(0x4000000, code, "0x0"),
+                 "kvm_userspace_exit: reason error (14)", "kvm_entry: vcpu 0, rip 0x0"]  # fmt: skip
+        return [(text.replace("vcpu 0", f"vcpu {vcpu}"), who) for text in texts]
+
+    path = tmp_path / "trace"
+    both = turn(0, 0x500000006, 0x2000500000006) + turn(1, 0x100000006, 0x100000006)
+    path.write_text("".join(event(100 + n / 1000, text, who) for n, (text, who) in enumerate(both * 8)))
+    first, second = (line for line in page(load(path)).splitlines() if "stuck on" in line)
+    assert first.endswith(
+        "meanwhile vCPU 1 asks for the same page as shared memory: they take it from one another"
+    )
+    assert second.endswith(
+        "meanwhile vCPU 0 asks for the same page as private memory: they take it from one another"
+    )
+    # one after the other they do not
+    one_by_one = turn(0, 0x500000006, 0x2000500000006) * 8 + turn(1, 0x100000006, 0x100000006) * 8
+    path.write_text("".join(event(100 + n / 1000, text, who) for n, (text, who) in enumerate(one_by_one)))
+    assert "meanwhile" not in page(load(path))
+
+
+def test_a_page_declared_private_by_the_guest_that_ends_in_efault(tmp_path):
+    # 12 is KVM_HC_MAP_GPA_RANGE, 0x10 MAP_GPA_ENCRYPTED; EPT's qualification does not tell private from shared
+    turn = [
+        exit_("EPT_VIOLATION", 0x182),
+        fault(0x4000000, 0x182),
+        "kvm_userspace_exit: reason error (14)",
+        ENTRY,
+    ]
+    path = tmp_path / "trace"
+    texts = ["kvm_hypercall: nr 0xc a0 0x4000000 a1 0x1 a2 0x10 a3 0x0", *turn * 8]
+    path.write_text("".join(event(100 + n / 1000, text) for n, text in enumerate(texts)))
+    told = page(load(path))
+    assert "the page was declared private: its memslot has no guest_memfd" in told
+    assert "whether the memslot there has a guest_memfd" in told.split("\nNext\n")[1]
+
+
+def test_what_is_to_be_recorded_next_stands_in_the_command(tmp_path):
+    told = page(recorded(tmp_path, STORMS["refused by the RMP"][0])).splitlines()[-1]
+    assert told.endswith("-e kvm:kvm_rmp_fault -e kvm:kvm_vmgexit_enter")
+    told = page(recorded(tmp_path, STORMS["a write-protected page table"][0])).splitlines()[-1]
+    assert told.endswith("-e kvmmmu")
+
+
+def test_the_same_disagreement_is_told_once(tmp_path):
+    told = page(recorded(tmp_path, STORMS["refused by the RMP"][0]))
+    part = told.split("\nWhere the trace and the model disagree\n")[1].split("\n\n")[0]
+    assert len(part.splitlines()) == 1
+    assert part.strip().startswith("line 1 and 7 more: kvm_page_fault shows 0x2000580000007")
