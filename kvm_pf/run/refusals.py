@@ -94,7 +94,12 @@ _KNOWN = (
 )  # fmt: skip
 
 
+def known(text: str) -> str | None:
+    """Say what a text is that has no code, by its words; None if they are not known."""
+    whole = unwrapped(text)
+    return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)
+
+
 def refusal(text: str) -> str:
     """Say why a line has no code, or where one would stand."""
-    whole = unwrapped(text)
-    return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), _NAMED)
+    return known(text) or _NAMED

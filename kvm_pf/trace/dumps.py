@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Faults in what is no event of a trace: dumps of a VMCS or VMCB, QEMU's internal errors, lines of one's own script.
 
+The dumps are those of KVM, bhyve and Xen.
+
 `dumped` reads a line; `Dumps` puts the lines of one dump together.
 """
 
@@ -10,22 +12,29 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from kvm_pf.run.places import CAST, EXTRA, fault_exit
+from kvm_pf.run.places import CAST, EXTRA, Sure, fault_exit
 from kvm_pf.trace.declared import Declared
 from kvm_pf.trace.record import Fault
 
 _VMCB = re.compile(r"\b(exit_code|exit_info1|exit_info2):\s{1,20}([0-9a-f]{1,16})\b")
+_OTHERS_VMCB = re.compile(r"\bexit(code|info[12])\b\s{0,20}[:=]?\s{0,20}(?:0x)?([0-9a-f]{1,16})\b")
+_BHYVE = re.compile(r"^\s{1,40}(exit_reason|qualification)\s{1,40}(0x[0-9a-f]{1,16}|[0-9]{1,5})\b")
+_XEN = re.compile(r"\bEPT violation:? (0x[0-9a-f]{1,8}) .{0,40}\bgpa (0x[0-9a-f]{1,16})\b")
 _VMCS = re.compile(r"\breason=([0-9a-f]{8}) qualification=([0-9a-f]{1,16})\b")
 _VECTORING = re.compile(r"\bIDTVectoring: info=([0-9a-f]{8})\b")
 _SUBERROR = re.compile(r"\bKVM internal error\. Suberror: (\d{1,3})\b")
 _TUPLE = re.compile(r"\bMemoryFault\(\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),\s{0,4}(0x[0-9a-f]{1,16}|\d{1,20}),")
+_JSON = re.compile(r'"flags"\s?:\s?(\d{1,20}),\s?"gpa"\s?:\s?(\d{1,20}),\s?"size"\s?:\s?(\d{1,20})\b')
 _HIST = re.compile(r"^\s{0,40}\{ (.{1,200}?) \} hitcount:\s{1,40}(\d{1,18})\b")
 _QUALIFICATION = re.compile(
     r"\b(?:u?exit[ _]?)?qual(?:ification)?[\s:=]{1,4}(0x[0-9a-f]{1,8})\b", re.IGNORECASE
 )
 _SCRIPT = re.compile(
-    r"\b(vcpu|rip|guest_rip|gpa|addr|address|fault_address|error_code)\b[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
+    r"\b(vcpu|vcpu_id|rip|guest_rip|gpa|GCPhys|addr|address|fault_address|error_code|ec|err|error|code)\b"
+    r"[\s:=]{1,4}(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,20})\b"
 )
+_CODES = ("error_code", "ec", "err", "error", "code")
+_ADDRESSES = ("gpa", "GCPhys", "fault_address", "address", "addr")
 
 
 def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -38,6 +47,12 @@ def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
         return [("suberror", {"number": int(found[1])})]
     if "exit_" in text and (found := _VMCB.search(text)):
         return [("vmcb", {found[1]: int(found[2], 16)})]
+    if "exit" in text and (fields := _OTHERS_VMCB.findall(text)):
+        return [("vmcb", {f"exit_{name}": int(value, 16)}) for name, value in fields]
+    if ("exit_reason" in text or "qualification" in text) and (found := _BHYVE.match(text)):
+        return [("bhyve", {found[1]: int(found[2], 16 if found[2][:2] == "0x" else 10)})]
+    if "EPT violation" in text and (found := _XEN.search(text)):
+        return [("script", {"error_code": int(found[1], 16), "address": int(found[2], 16)})]
     if "qualification=" in text and (found := _VMCS.search(text)):
         return [("vmcs", {"reason": int(found[1], 16), "qualification": int(found[2], 16)})]
     if "IDTVectoring" in text and (found := _VECTORING.search(text)):
@@ -45,7 +60,13 @@ def dumped(text: str) -> list[tuple[str, dict[str, Any]]]:
     if "MemoryFault(" in text and (found := _TUPLE.search(text)):
         flags, gpa = (int(each, 16 if each[:2] == "0x" else 10) for each in found.groups())
         return [("memory_fault", {"flags": flags, "gpa": gpa, "size": None})] if gpa < 1 << 64 else []
-    if ("error_code" in text or "qual" in text.lower()) and "#PF" not in text:
+    if '"gpa"' in text and (found := _JSON.search(text)):
+        flags, gpa, size = (int(each) for each in found.groups())
+        fits = max(flags, gpa, size) < 1 << 64
+        return [("memory_fault", {"flags": flags, "gpa": gpa, "size": size})] if fits else []
+    if "#PF" not in text and (
+        "error_code" in text or "qual" in text.lower() or "gpa" in text or "addr" in text
+    ):
         return _scripted(text)
     return []
 
@@ -58,17 +79,18 @@ def _scripted(text: str) -> list[tuple[str, dict[str, Any]]]:
     from kvm_pf.run.codes import read
     from kvm_pf.run.notation import HEX
 
-    words = dict(_SCRIPT.findall(CAST.sub("", text)))
-    code = words.get("error_code")
+    words = dict(_SCRIPT.findall(CAST.sub("", text).replace('"', "")))  # quotes: JSON
+    code = next((words[name] for name in _CODES if name in words), None)
     if code is None and (qualification := _QUALIFICATION.search(text)):
         code = qualification[1]
-    address = next(
-        (words[name] for name in ("gpa", "fault_address", "address", "addr") if name in words), None
-    )
+    address = next((words[name] for name in _ADDRESSES if name in words), None)
     words.setdefault("rip", words.get("guest_rip", ""))
+    words.setdefault("vcpu", words.get("vcpu_id", ""))
     if code is None or address is None:
         return []
     best = read(code).best
+    if "error_code" not in words and "qual" not in text.lower() and best.sure < Sure.VERY_LIKELY:
+        return []  # any error may be called so
     base = 16 if best.spelled == HEX else 10
     fields = {"error_code": best.code, "address": _value(address, base)}
     for name, its_base in (("rip", base), ("vcpu", 10)):
@@ -111,8 +133,19 @@ class Dumps:
                 self.row = Fault(line, time, raw_code=code, exit_code=code, source=kind)
         elif name == "vmcs_event" and self.row is not None:
             self.row.vectoring = f["vectoring"] or None
+        elif name == "bhyve":
+            yield from self._bhyve(line, time, f)
         elif name == "vmcb":
             yield from self._vmcb(line, time, f)
+
+    def _bhyve(self, line: int, time: float | None, f: dict[str, Any]) -> Iterator[Fault]:
+        """Take a line of a VMX exit as bhyve prints it: the reason, then the qualification."""
+        if "exit_reason" in f:
+            yield from self.done()
+            self._exit = f["exit_reason"]
+        elif fault_exit(self._exit) == "ept":
+            code = f["qualification"]
+            self.row = Fault(line, time, raw_code=code, exit_code=code, source="ept")
 
     def _vmcb(self, line: int, time: float | None, f: dict[str, Any]) -> Iterator[Fault]:
         if "exit_code" in f:

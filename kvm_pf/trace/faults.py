@@ -419,11 +419,11 @@ class Joiner:
             place(row, self.declared)
             yield row
         source = "" if self._dumps.row is None else self._dumps.row.source
-        if event.name in ("vmcs", "vmcb", "extra") and source:
+        if event.name in ("vmcs", "vmcb", "bhyve", "extra") and source:
             self.amd += source == "npf" and not self.amd
             self.intel += source != "npf" and not self.intel
 
-    _suberror = _extra = _vmcs = _vmcs_event = _vmcb = _dump
+    _suberror = _extra = _vmcs = _vmcs_event = _vmcb = _bhyve = _dump
 
     def _guest_pf(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         yield Fault(event.line, event.time, raw_code=f["error_code"], source="guest_pf")

@@ -430,8 +430,15 @@ _KEYS = {
 }  # fmt: skip
 
 
+_RAW = re.compile(r"\b(?:vcpu_id|guest_rip|fault_address|error_code|exit_reason)=")
+
+
 def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict[str, Any], bool] | None:
-    """Read an event's payload; None if it lacks what the event is about."""
+    """Read an event's payload; None if it lacks what the event is about.
+
+    By field, as `trace-cmd report -R` and perfetto print it, numbers are decimal unless they begin with 0x.
+    """
+    decimal = decimal or ("=" in payload and _RAW.search(payload) is not None)
     if name == "kvm_emulate_insn":
         parts = payload.split(":", 2)
         if len(parts) < 3 or number(parts[0].strip()) is None or (rip := number(parts[1].strip())) is None:
@@ -579,7 +586,8 @@ def _stated(text: str) -> int | None:
 
 
 _DUMPED = (
-    "hitcount", "exit_", "qual", "Qual", "IDTVectoring", "Suberror", "extra data[", "MemoryFault(", "error_code",
+    "hitcount", "exit_", "exitcode", "exitinfo", "qual", "Qual", "IDTVectoring", "Suberror", "extra data[",
+    "MemoryFault(", "error_code", "EPT violation", "gpa",
 )  # fmt: skip
 """What lines of dumps hold, one of them at least."""
 
@@ -647,13 +655,15 @@ class Reader:
 
     `unread` holds the lines that look like ours and cannot be read (the first KEPT of them; `unread_count` counts
     all), `other` counts the lines that are none of ours, `lost` the events that the trace says were dropped,
-    `entries` how many the header promises (None without one), `cut` the lines that were too long.
+    `entries` how many the header promises (None without one), `cut` the lines that were too long; `head` keeps the
+    first HEAD of the lines that are none of ours.
     """
 
-    KEPT = 1000
+    KEPT, HEAD = 1000, 50
 
     def __init__(self) -> None:
         self.unread: list[Unread] = []
+        self.head: list[str] = []
         self.unread_count = 0
         self.lines = self.other = self.lost = self.cut = self.foreign = 0
         self.entries: int | None = None
@@ -759,6 +769,8 @@ class Reader:
                 self.refuse(line.number, text, "it names one of our events, in no form that is known")
             else:
                 self.other += 1
+                if len(self.head) < self.HEAD:
+                    self.head.append(text)
         if pending:
             yield from self._event(*pending[:4])
         if open_record:

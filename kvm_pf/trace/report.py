@@ -8,8 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
-from kvm_pf.run.codes import map_code
+from kvm_pf.run.codes import map_code, read
+from kvm_pf.run.places import Sure
+from kvm_pf.run.refusals import known
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import EVENTS, trace_cmd
 from kvm_pf.trace.faults import Joiner, table
@@ -214,6 +217,34 @@ def _faults(n: int, one: str, more: str) -> str:
     return f"{n} fault{'s' if n != 1 else ''} {more if n != 1 else one}"
 
 
+_READ = 16_000
+"""How many characters of a file without a fault are looked at to say what it is."""
+
+
+def what_else(traced: Survey) -> list[str]:
+    """Say what a file is that holds no fault, if its first lines are known: a line each; nothing of a trace."""
+    joiner, reader = traced.joiner, traced.reader
+    if (
+        traced.digest.rows
+        or joiner.counts
+        or joiner.sptes
+        or joiner.declared.spans
+        or sum(joiner.events.values())
+    ):
+        return []
+    text = "\n".join([*reader.head, *(unread.text for unread in reader.unread[: reader.HEAD])])[:_READ]
+    try:
+        answer = read(text)
+    except InputError:
+        said = known(text)
+        return [f"no trace: {said}"] if said else []
+    found = [each.best for each in (answer, *answer.more) if each.best.sure >= Sure.POSSIBLE]
+    return [
+        f"no trace, but kvm-pf decode reads it: {one.code:#x}, {one.title}: {one.meaning.sentence}"
+        for one in found
+    ]
+
+
 _FIRST_MMIO = (
     "an access to emulated MMIO. Only the first one at a page is an EPT violation: KVM marks the page with an MMIO "
     "entry, and later ones are EPT misconfigurations, which kvm_page_fault does not show"
@@ -333,6 +364,8 @@ def page(traced: Survey, most: int = 8) -> str:
 
     digest = traced.digest
     out = [f"{row.item + ':':<18}{row.value}" for row in _rows(summary(traced))]
+    else_ = what_else(traced)
+    out += section("What this is", else_[:most], len(else_))
     out += counts(digest, most)
     pages = digest.pages(most)
     or_more = f" (up to {digest.dropped_pages} more)" if digest.dropped_pages else ""

@@ -574,3 +574,106 @@ def test_a_stack_trace_beside_an_event_is_no_line_that_could_not_be_read(tmp_pat
         "notdxvm-533084  [088] ...1. 14915.616720: <stack trace>\n=> trace_event_raw_event_kvm_mmio\n=> write_mmio\n"
     )
     assert not load(path).reader.unread
+
+
+# --- by field, by hand, and dumps of other hypervisors ---
+
+RAW = "CPU 5/KVM-4145  [002]    86.581928: "
+
+OTHERS = {
+    # `trace-cmd report -R` and perfetto print fields: longs as 0x…, others in decimal; 385 is 0x181
+    "raw, 6.1 on": (
+        f"{RAW}kvm_page_fault: vcpu_id=5 guest_rip=0x7f08a4602116 fault_address=4620025858 error_code=385\n",
+        [(0x181, "ept", 0x113600002)],
+    ),
+    "raw, before 6.1": (
+        f"{RAW}kvm_page_fault: fault_address=0xfee000b0 error_code=386\n", [(0x182, "ept", 0xFEE000B0)]
+    ),
+    "raw, an exit": (
+        f"{RAW}kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=386 info2=0 intr_info=0 error_code=0 vcpu_id=5\n"
+        f"{RAW}kvm_page_fault: vcpu_id=5 guest_rip=0x1000 fault_address=4276093104 error_code=386\n",
+        [(0x182, "ept", 0xFEE000B0)],
+    ),
+    "perfetto": (
+        "CPU 5/KVM-4145  ( 4140) [002] .... 86.581928: kvm_page_fault: vcpu_id=5 guest_rip=139674 "
+        "fault_address=4620025858 error_code=8589934598\n",
+        [(0x200000006, "npf", 0x113600002)],
+    ),
+    "JSON, hexadecimal": (
+        '{"ts":86.58,"event":"kvm_page_fault","vcpu":5,"rip":"0x7f08","address":"0x113600002","error_code":"0x181"}\n',
+        [(0x181, "ept", 0x113600002)],
+    ),
+    "JSON, decimal": (
+        '{"event":"kvm_page_fault","vcpu_id":5,"guest_rip":139674,"fault_address":4620025858,"error_code":385}\n',
+        [(0x181, "ept", 0x113600002)],
+    ),
+    "JSON, a memory fault": ('{"flags":8,"gpa":67108864,"size":4096}\n', [(8, "memfault", 0x4000000)]),
+    "by hand": ("vcpu=5 rip=7f08a4602116 gpa=113600002 ec=181\n", [(0x181, "ept", 0x113600002)]),
+    "by hand, err": ("pf: gpa 0x113600002 err 0x200000006 vcpu 5\n", [(0x200000006, "npf", 0x113600002)]),
+    "any error beside an address": ("qemu: gpa 0x80000000 code 14\nkvm: gpa 0x1000 error 5\n", []),
+    "bhyve, VMX": (
+        "vm exit[0]\n\treason\t\tVMX\n\trip\t\t0x00000000ffffff53\n\tinst_length\t3\n\tstatus\t\t0\n"
+        "\texit_reason\t48 (EPT violation)\n\tqualification\t0x0000000000000181\n\tinst_type\t\t0\n",
+        [(0x181, "ept", None)],
+    ),
+    "bhyve, VMX, another exit": (
+        "vm exit[0]\n\treason\t\tVMX\n\texit_reason\t30\n\tqualification\t0x0000000000000181\n", []
+    ),
+    "bhyve, SVM": (
+        "vm exit[0]\n\treason\t\tSVM\n\trip\t\t0x0\n\tinst_length\t0\n\texitcode\t0x400\n\texitinfo1\t0x100000006\n"
+        "\texitinfo2\t0xfee000b0\n",
+        [(0x100000006, "npf", 0xFEE000B0)],
+    ),
+    "Xen, EPT": (
+        "(XEN) d1v0 EPT violation 0x1aa (-w-/r-x) gpa 0x000000fee000b0 mfn 0xffffffffffffffff type 5\n"
+        "(XEN) d1v0 Walking EPT tables for GFN fee00:\n(XEN) d1v0  epte 9c0000003f7d2107\n",
+        [(0x1AA, "ept", 0xFEE000B0)],
+    ),
+    "Xen, a VMCB": (
+        "(XEN) d1v0 VMCB dump:\n(XEN) exitcode = 0x400 exitintinfo = 0\n"
+        "(XEN) exitinfo1 = 0x100000006 exitinfo2 = 0xfee000b0\n",
+        [(0x100000006, "npf", 0xFEE000B0)],
+    ),
+    "VirtualBox": ("HM: EPT violation uExitQual=0x182 GCPhys=0xfee000b0\n", [(0x182, "ept", 0xFEE000B0)]),
+    "ACRN": ("ept violation [exit qual = 0x00000182, gpa = 0xfee000b0]\n", [(0x182, "ept", 0xFEE000B0)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_fields_hand_written_lines_and_dumps_of_others_are_read(name, tmp_path):
+    text, expected = OTHERS[name]
+    path = tmp_path / "trace"
+    path.write_text(text)
+    faults = read(path)
+    found = [
+        (int(row.raw_code), row.encoding, None if pd.isna(row.address) else int(row.address))
+        for row in faults.itertuples()
+    ]
+    assert found == expected
+    assert faults.attrs["unread"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("       EPT_VIOLATION      52310    96.02%    99.10%      0.57us\n", "no trace: how often exits came"),
+        (" Event            Total %Total CurAvg/s\n kvm_exit        52310   50.0    1000\n", "no trace: how often"),
+        ("         1,192,184      kvm:kvm_page_fault\n", "no trace: counts only"),
+        ("*** STOP: 0x00000050 (0xFFFFF8A00B2D7000, 0x1, 0xFFFFF80002CD5C3A, 0x0)\n", "Windows"),
+        ("    521 0x683\n     12 0x181\n", "kvm-pf decode reads it: 0x683, EPT-violation exit qualification"),
+        ("kvm_mmu_page_fault(vcpu=0xffff8881, cr2_or_gpa=0xfee000b0, error_code=0x100000006) {\n",
+         "kvm-pf decode reads it: 0x100000006, page-fault error code inside KVM"),
+    ],
+)  # fmt: skip
+def test_a_file_without_faults_is_called_what_it_is(text, said, tmp_path):
+    path = tmp_path / "trace"
+    path.write_text(text)
+    told = page(load(path))
+    assert said in told.split("What this is\n")[1].split("\n\n")[0]
+
+
+def test_a_trace_or_prose_without_faults_is_called_nothing(tmp_path):
+    path = tmp_path / "trace"
+    for text in ("", "hello world\n", f"{RAW}kvm_entry: vcpu 0, rip 0x1000\n"):
+        path.write_text(text)
+        assert "What this is" not in page(load(path))
