@@ -387,6 +387,8 @@ class TraceDat:
             fields |= {"reason": names.get(errno, "error"), "exit": reason}
             if errno < 0:
                 fields["errno"] = -errno
+        if form.name == "check_mmio_spte":
+            fields["valid"] = int(raw.get("kvm_gen") == raw.get("spte_gen"))
         if form.name == "kvm_mmio":
             fields["type"] = form.symbols.get("type", {}).get(raw.get("type", -1), "")
         if form.name == "kvm_emulate_insn":

@@ -328,8 +328,7 @@ class Joiner:
         if name in ("mark_mmio_spte", "handle_mmio_page_fault", "vcpu_match_mmio"):
             row.mmio = row.mmio.replace("stale", "") or "yes"
         elif name == "check_mmio_spte":
-            is_valid = f.get("valid", f.get("kvm_gen") == f.get("spte_gen"))
-            row.mmio = row.mmio or ("" if is_valid else "stale")
+            row.mmio = row.mmio or ("" if f.get("valid", 1) else "stale")
         elif name == "kvm_try_async_get_page":
             row.waits = True
         elif name == "fast_page_fault":

@@ -6,6 +6,7 @@ size; a compressed one has its packed size, its whole size, and its bytes; CPU d
 number first.
 """
 
+import lzma
 import struct
 import zlib
 from pathlib import Path
@@ -29,7 +30,7 @@ UNPACKERS = {
     b"zlib": lambda data, size: zlib.decompress(data),
     b"zstd": lambda data, size: pa.Codec("zstd").decompress(data, size, asbytes=True),
 }
-BUFFER, DONE, OPTIONS = 3, 0, 0
+BUFFER, DONE, CPU_COUNT, OPTIONS = 3, 0, 8, 0
 IN_OPTIONS = (
     16,
     17,
@@ -103,7 +104,7 @@ class Packed:
             elif kind == DONE:
                 following = u64(value, 0)
                 value = struct.pack("<Q", self.options(following) if following else 0)
-            body += struct.pack("<HI", kind, length) + value
+            body += struct.pack("<HI", kind, len(value)) + value
             at += 6 + length
             if kind == DONE:
                 break
@@ -139,6 +140,98 @@ class Packed:
                 )  # behind the number of chunks, and the chunk's two sizes
                 self.out += data
         return bytes(made)
+
+
+def dealt(plain, cpus):
+    """The events of a file, dealt out to CPUs, one after the other: their times and bytes."""
+    dat = TraceDat("plain", plain)
+    records = [(time, data) for time, _, data in dat._records(*dat.cpus[0])]
+    return [records[cpu::cpus] for cpu in range(cpus)]
+
+
+def paged(records, size):
+    """Pages of a CPU's ring buffer.
+
+    Source: Linux `include/linux/ring_buffer.h`, ring_buffer_type: of a record's first word 5 bits are its kind, 1 to 28
+    its words, 0 with the size behind, 30 more time, and 27 bits the time since the one before.
+    """
+
+    def page(base, data):
+        return (struct.pack("<QQ", base, len(data)) + data).ljust(size, b"\0")
+
+    pages, full, base, last = b"", b"", 0, 0
+    for time, data in records:
+        if not full or len(full) + len(data) + 32 > size:
+            pages += page(base, full) if full else b""
+            full, base, last = b"", time, time
+        delta, words = time - last, len(data) // 4
+        if delta >> 27:
+            full += struct.pack("<II", 30 | (delta & 0x7FFFFFF) << 5, delta >> 27)
+            delta = 0
+        head = (words | delta << 5,) if words <= 28 else (delta << 5, len(data) + 4)
+        full += struct.pack(f"<{len(head)}I", *head) + data
+        last = time
+    return pages + page(base, full)
+
+
+def spread_6(plain, cpus):
+    """A version 6 file, its events dealt out to several CPUs: trace-cmd.dat.v6(5)."""
+    dat, out = TraceDat("plain", plain), bytearray(plain)
+    at = out.index(b"flyrecord\0") + 10
+    options = out.rindex(b"options  \0", 0, at)
+    struct.pack_into("<I", out, options - 4, cpus)
+    options += 10
+    while kind := u16(out, options):
+        if kind == CPU_COUNT:
+            struct.pack_into("<I", out, options + 6, cpus)
+        options += 6 + u32(out, options + 2)
+    first = -(-(at + 16 * cpus) // dat.page_size) * dat.page_size
+    table, pages = b"", b""
+    for records in dealt(plain, cpus):
+        data = paged(records, dat.page_size)
+        table += struct.pack("<QQ", first + len(pages), len(data))
+        pages += data
+    return bytes(out[:at] + table).ljust(first, b"\0") + pages
+
+
+class Spread(Packed):
+    """The same, its events dealt out to several CPUs."""
+
+    def __init__(self, plain, packing, cpus):
+        self.cpus = cpus
+        super().__init__(plain, packing)
+
+    def buffer(self, option):
+        count_at = text_end(option, text_end(option, 8)) + 4
+        made = bytearray(option[:count_at])
+        struct.pack_into("<Q", made, 0, self.section(BUFFER, 0, b""))
+        made += struct.pack("<I", self.cpus)
+        for cpu, records in enumerate(dealt(self.plain, self.cpus)):
+            pages = paged(records, self.page_size)
+            chunks = [
+                self.packed(pages[at : at + self.page_size]) for at in range(0, len(pages), self.page_size)
+            ]
+            data = struct.pack("<I", len(chunks)) + b"".join(chunks)
+            made += struct.pack("<IQQ", cpu, len(self.out), len(data))
+            self.out += data
+        return bytes(made)
+
+
+SPREADERS = {
+    "version 6": lambda cpus: spread_6(lzma.decompress((DATA / "2-swprot.v6.dat.xz").read_bytes()), cpus),
+    "version 7, zlib": lambda cpus: Spread(PLAIN, "zlib", cpus).out,
+    "version 7, zstd": lambda cpus: Spread(PLAIN, "zstd", cpus).out,
+}
+
+
+@pytest.mark.parametrize("kind", SPREADERS)
+@pytest.mark.parametrize("cpus", [2, 3, 7])
+def test_events_of_several_cpus_come_in_the_order_of_time(kind, cpus, tmp_path):
+    path = tmp_path / "spread.dat"
+    path.write_bytes(SPREADERS[kind](cpus))
+    one, many = load(DATA / "2-swprot.v7.dat").faults, load(path).faults
+    assert set(many["cpu"]) == set(range(cpus))
+    pd.testing.assert_frame_equal(many.drop(columns="cpu"), one.drop(columns="cpu"))
 
 
 @pytest.mark.parametrize("packing", PACKERS)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_dat import PLAIN, Packed
+from test_dat import PLAIN, SPREADERS, Packed, Spread
 from test_recorded_traces import DATA, like_text
 
 from kvm_pf.trace.lines import Reader
@@ -33,6 +33,12 @@ MAKERS = {
     "from 7, zstd": lambda path: converted(path, "version 7", "7", "--compression", "zstd"),
     "from 7, zlib": lambda path: converted(path, "version 7", "7", "--compression", "zlib"),
     "from 6 to 7, zstd": lambda path: converted(path, "version 6", "7", "--compression", "zstd"),
+    "two CPUs, version 6": lambda path: path.write_bytes(SPREADERS["version 6"](2)),
+    "five CPUs, version 6": lambda path: path.write_bytes(SPREADERS["version 6"](5)),
+    "two CPUs, zstd": lambda path: path.write_bytes(Spread(PLAIN, "zstd", 2).out),
+    "five CPUs, zlib": lambda path: path.write_bytes(Spread(PLAIN, "zlib", 5).out),
+    "three CPUs": lambda path: path.write_bytes(Spread(PLAIN, "zstd", 3).out),
+    "three CPUs, unpacked": lambda path: converted(path, "three CPUs", "7", "--compression", "none"),
     "a part": lambda path: part(path, "version 7", 300),
 }
 
