@@ -207,9 +207,12 @@ def notes(traced: Survey) -> list[str]:
 def ended(joiner: Joiner) -> list[str]:
     """Say why KVM gave up and what user space did not know: a sentence each."""
     errors = [
-        f"line {line}: KVM gives up (internal error {n}): {_ERRORS.get(n, _SEE)}" for line, n in joiner.errors[:3]
+        f"line {line}: KVM gives up (internal error {n}): {_ERRORS.get(n, _SEE)}"
+        for line, n in joiner.errors[:3]
     ]
-    exits = [f"line {line}: user space met KVM_EXIT {n}, {_EXITS.get(n, _SEE)}" for line, n in joiner.ends[:3]]
+    exits = [
+        f"line {line}: user space met KVM_EXIT {n}, {_EXITS.get(n, _SEE)}" for line, n in joiner.ends[:3]
+    ]
     return errors + exits
 
 
