@@ -596,12 +596,15 @@ _SIGNS = (
     *_DUMPED,
 )  # fmt: skip
 _LOWER = frozenset(sign.lower() for sign in _SIGNS)
+_LOWER_FRAMED = _LOWER - {
+    "gpa"
+}  # by itself it tells something only where no task, CPU and time stand before it
 
 
-def _may_be_loose(text: str) -> bool:
+def _may_be_loose(text: str, signs: frozenset[str] = _LOWER) -> bool:
     """Say whether a line holds what every line holds in which `_loose` finds anything."""
     lower = text.lower()
-    return any(sign in lower for sign in _LOWER)
+    return any(sign in lower for sign in signs)
 
 
 def _loose(line: Line) -> list[Event]:
@@ -797,7 +800,12 @@ class Reader:
             return None
         if name not in ENDS:
             may_say_more = open_record or "[" in payload or text.rstrip().endswith(":") or system in ENDS
-            if may_say_more or _named(payload) or _may_be_loose(text) or "lost" in text.lower():
+            if (
+                may_say_more
+                or _named(payload)
+                or _may_be_loose(text, _LOWER_FRAMED)
+                or "lost" in text.lower()
+            ):
                 return None
             return FOREIGN
         if system is not None and system not in _SYSTEMS:
