@@ -38,6 +38,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.patch import identify as patch
 from kvm_pf.patch import ledger as tables
 from kvm_pf.patch import reader
+from kvm_pf.patch.restore import restored, unflowed
 from kvm_pf.revisions import REVISIONS
 
 MAIL = "000_ebfdf82abda4905c.txt"
@@ -161,11 +162,12 @@ def original(request, tmp_path, monkeypatch, root) -> Original:
     write_ledger(ours, tmp_path / "data" / "ledger")
     monkeypatch.setattr(tables, "data_dir", lambda: tmp_path / "data")
     shutil.copy(root / "data" / "ledger" / "relatives.csv", tmp_path / "data" / "ledger")
-    tables.posted.cache_clear()
-    tables.relatives.cache_clear()
+    caches = (tables.posted, tables.relatives, reader._telling_rows)
+    for cache in caches:
+        cache.cache_clear()
     yield ours
-    tables.posted.cache_clear()
-    tables.relatives.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def numbered(original: Original):
@@ -1165,7 +1167,82 @@ def two_alternatives(o: Original) -> str:
     )
 
 
+def under(o: Original, head: str) -> str:
+    """The patch with the heads of files as another tool writes them; `head` has {path}."""
+    git = r"(?m)^diff --git a/(\S+) \S+\nindex .*\n--- a/\S+\n\+\+\+ b/\S+"
+    return re.sub(git, lambda found: head.format(path=found[1]), o.diff())
+
+
+def flowed(o: Original, delsp: bool = False, width: int = 66) -> str:
+    """A mail of `format=flowed` (RFC 3676): lines of a blank or > at first are stuffed, long ones broken at a blank."""
+    lines = []
+    for line in (BODY + o.diff()).split("\n"):
+        rest = line.rstrip(" ")
+        while True:
+            rest = f" {rest}" if rest.startswith((" ", ">", "From ")) else rest
+            cut = rest.rfind(" ", 2, width) if len(rest) > width else -1
+            if cut < 2:
+                break
+            lines.append(rest[: cut + 1] + " " * delsp)
+            rest = rest[cut + 1 :]
+        lines.append(rest)
+    more = "; delsp=yes" if delsp else ""
+    return f"{FIELDS}Content-Type: text/plain; format=flowed{more}\n\n" + "\n".join(lines)
+
+
+def columned(o: Original) -> str:
+    """As copied from a page that shows old and new numbers beside a diff, with a tab behind each."""
+    lines = []
+    for before, header, body in zip(o.before, o.headers, o.bodies, strict=True):
+        old, new = map(int, re.match(r"@@ -(\d+),\d+ \+(\d+),", header).groups())
+        lines += [*before, header]
+        for sign, text in body:
+            lines.append(f"{'' if sign == '+' else old}\t{'' if sign == '-' else new}\t{sign}{text}")
+            old, new = old + (sign != "+"), new + (sign != "-")
+    return "\n".join(lines)
+
+
+def each_line(o: Original, before: str) -> str:
+    return "".join(f"{before.format(n=n)}{line}\n" for n, line in enumerate(o.diff().split("\n"), 1000))
+
+
 DISGUISES = {
+    "svn": lambda o: under(
+        o, "Index: {path}\n" + "=" * 67 + "\n--- {path}\t(revision 1)\n+++ {path}\t(working copy)"
+    ),
+    "bzr": lambda o: under(
+        o, "=== modified file '{path}'\n--- {path}\t2024-02-28 10:00\n+++ {path}\t2024-02-28 10:00"
+    ),
+    "cvs": lambda o: under(
+        o,
+        "Index: {path}\n" + "=" * 67 + "\nRCS file: /cvs/{path},v\nretrieving revision 1.5\ndiff -u -r1.5 x\n"
+        "--- {path}\t28 Feb 2024 10:00:00 -0000\t1.5\n+++ {path}\t28 Feb 2024 10:00:00 -0000",
+    ),
+    "Perforce": lambda o: under(
+        o,
+        "==== //depot/linux/{path}#5 (text) ====\n--- //depot/linux/{path}\t2024\n+++ /home/x/linux/{path}\t2024",
+    ),
+    "git show --stat -p": lambda o: git_show(o).replace(
+        "diff --git", " a.h | 2 ++\n 3 files changed\n\ndiff --git", 1
+    ),
+    "git log --oneline -p": lambda o: f"b3d5dc629c32 (HEAD -> x) Tea\n{o.diff()}1234567 Y\n{FOREIGN}",
+    "format=flowed": flowed,
+    "format=flowed, delsp": lambda o: flowed(o, delsp=True),
+    "format=flowed by name only": lambda o: (
+        flowed(o, width=9999).replace("\n  ", "\n ").replace("\n \t", "\n\t")
+    ),
+    "a blank line behind every line": lambda o: "Hi,\n\n" + o.diff().replace("\n", "\n\n"),
+    "quoted-printable that nobody says": lambda o: quopri.encodestring(
+        git_show(o).replace("Tea cools", "a = b " * 30).encode()
+    ),
+    "base64 in a text": lambda o: "See:\n\n" + base64.encodebytes(o.diff().encode()).decode() + "\nBye\n",
+    "a string of Python": lambda o: f"PATCH = {o.diff()!r}\n",
+    "a string in JSON": lambda o: json.dumps({"patch": o.diff()}),
+    "old and new numbers": columned,
+    "in a comment": lambda o: each_line(o, "# "),
+    "a log": lambda o: each_line(o, "[ {n}.25] "),
+    "a chat": lambda o: each_line(o, "10:00 <ann> "),
+    "markdown": lambda o: f"- so:\n\n  ```diff\n{o.diff()}  ```\n",
     "diff -ruN": lambda o: renamed(o, "linux-6.8.orig/", "linux-6.8/", extra="diff -ruN {old} {new}\n"),
     "quilt": lambda o: renamed(o, "linux.orig/", "linux/", extra="Index: linux/{path}\n" + "=" * 67 + "\n"),
     "without prefixes": lambda o: renamed(o, "", ""),
@@ -1476,6 +1553,23 @@ REASONS = {
     "a table of a page": (
         '<html><table><tr><td class="blob-code blob-code-addition">+ int a;</td></tr>\n</table></html>',
         "as a table",
+    ),
+    "uuencode": ("begin 644 x.patch\n#:6$*\n`\nend\n", "uuencode"),
+    "a bundle": ("# v2 git bundle\n1234 refs/heads/x\n", "bundle of git"),
+    "a commit's name": ("b3d5dc629c32f03d6ae0ddff628a67d999b723e0\n", "the name of a mail or commit alone"),
+    "a link": ("https://lore.kernel.org/r/x@y\n", "the name of a mail or commit alone"),
+    "a Message-ID": ("<x-1-y@example.org>\n", "the name of a mail or commit alone"),
+    "a request to pull": ("The following changes since commit abc:\n\n  x\n", "request to pull"),
+    "what git said": (
+        "error: patch failed: x/a.c:12\nerror: x/a.c: patch does not apply\n",
+        "what git or patch said",
+    ),
+    "what checkpatch said": ("#57: FILE: x/a.c:12:\n+\tx\n\ntotal: 0 errors, 1 warnings\n", "checkpatch"),
+    "git blame": ("b3d5dc629c32f (Ann Writer 2024-05-07 10:00:00 -0700 71) \tint a;\n", "git blame"),
+    "diff-so-fancy": ("────\nmodified: x/a.c\n────\n@ a.c:12 @\n int a;\n", "diff-so-fancy"),
+    "delta": (
+        "diff --git a/x.c b/x.c\n--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,2 @@\n 1 ⋮ 1 │one\n 2 ⋮   │two\n   ⋮ 2 │three\n",
+        "have lost their signs",
     ),
     "a header alone": (
         "diff --git a/x.c b/x.c\nindex 1111111..2222222 100644\n--- a/x.c\n+++ b/x.c\n",
@@ -1841,3 +1935,29 @@ def test_a_context_diff_is_read_as_the_unified_one(old, new):
         for each in (one, other)
     ]
     assert changed[0] == changed[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            "@@ -400,3 +400,4 @@ static int other(void)\n \tint a;\n+\tint more;\n \treturn a;\n }\n",
+            "1 hunk in ",
+        ),
+        (FOREIGN, "3 hunks in arch/x86/kvm/mmu/tea.c, tea/cup.h"),
+    ],
+)
+def test_the_whole_patch_and_more_is_not_called_damaged(more, words, original):
+    found = patch.identify(reader.read_patch(original.diff() + more))
+    assert found.what.startswith(f"this patch whole, and more with it: {words}")
+    assert found.kind != "this patch"
+    assert len(found.present) == sum(sign != " " for body in original.bodies for sign, _ in body)
+
+
+def test_what_is_no_disguise_is_left_alone():
+    for text in (
+        "a == b\n", "x = y =3D\n", "\\n@@ - is no hunk\n", "diff --git a/x b/x\n\n\n@@ -1,1 +1,1 @@\n-a\n+b\n",
+    ):  # fmt: skip
+        assert restored(text) == text
+    mail = "Hello \nWorld\n\n@@ -1,2 +1,2 @@\n context\n-old\n+new \n"
+    assert unflowed(mail) == mail  # the blank before "context" would have been doubled

@@ -175,7 +175,9 @@ def _kind(
     told = sum(_tells(line) for hunk in patch.hunks for line in hunk.changed)
     known = told - sum(_tells(line) for line in unmatched)
     if 2 * known >= max(told, 1):
-        return "a damaged copy", "a damaged copy of this patch", closest
+        more = _more(patch, places, differences)
+        words = f"this patch whole, and more with it: {more}" if more else "a damaged copy of this patch"
+        return "a damaged copy", words, closest
     if relative := _titled(patch):
         return "a known relative", f"{relative[0].what} ({relative[1]})", relative[0].revision
     return "another patch", "another patch", closest if made else ""
@@ -330,6 +332,18 @@ def _part(patch: Patch, places: Sequence[int | None], differences: Sequence[Depa
     names = [str(place) for place in places]
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return "; ".join([f"hunk{'s' if len(names) > 1 else ''} {listed} of {len(posted())}", *cut])
+
+
+def _more(patch: Patch, places: Sequence[int | None], differences: Sequence[Departure]) -> str:
+    """Say what a patch has beside all of the posted one, whole and in order; "" if it has not all of it."""
+    if [place for place in places if place] != list(range(1, len(posted()) + 1)):
+        return ""
+    if any(departure.hunk <= len(posted()) for departure in differences):
+        return ""
+    hunks = [hunk for place, hunk in zip(places, patch.hunks, strict=True) if place is None]
+    files = dict.fromkeys([*(hunk.file for hunk in hunks), *(other.file for other in _foreign(patch))])
+    count = f"{len(hunks)} hunk{'s' if len(hunks) != 1 else ''}"
+    return f"{count} in {', '.join(list(files)[:3])}{' and others' if len(files) > 3 else ''}"
 
 
 def _recontexted(patch: Patch, unmatched: Sequence[Line]) -> tuple[Kind, str] | None:

@@ -38,6 +38,7 @@ from kvm_pf.common.text import visible
 from kvm_pf.patch import LIMIT
 from kvm_pf.patch.context import as_unified
 from kvm_pf.patch.ledger import Span, digest, posted
+from kvm_pf.patch.restore import packed_inside, restored, unflowed
 
 __all__ = ("LIMIT", "FileChange", "Found", "Hunk", "Line", "Patch", "Span", "read_patch", "read_patches")
 
@@ -340,7 +341,8 @@ _MAIL = re.compile(rb"(?:From .*\n)?(?:[!-9;-~]+:.*\n(?:[ \t].*\n)*)+\n")
 _MBOX = re.compile(rb"^(?=From \S+ .*\d\d:\d\d:\d\d)", re.MULTILINE)
 _COMMIT = re.compile(
     r"^(?=[|\\/_* ]*commit [0-9a-f]{40}\b|From [0-9a-f]{40} \S|"
-    r"[|\\/_* ]*commit [0-9a-f]{7,39}(?: \(.*\))?\n[|\\/_* ]*(?:Author|Merge|Date):)",
+    r"[|\\/_* ]*commit [0-9a-f]{7,39}(?: \(.*\))?\n[|\\/_* ]*(?:Author|Merge|Date):|"
+    r"[0-9a-f]{7,40} \S.*\n\n?diff --git )",
     re.MULTILINE,
 )
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\n]{60,}={0,2}")
@@ -559,9 +561,12 @@ def _file_name(part: Message) -> str:
 
 
 def _decode(payload: bytes, part: Message) -> str:
+    text = payload.decode(errors="replace")
     with suppress(*_MALFORMED):
-        return payload.decode(part.get_content_charset("utf-8"), errors="replace")
-    return payload.decode(errors="replace")
+        text = payload.decode(part.get_content_charset("utf-8"), errors="replace")
+        if str(part.get_param("format")).lower() == "flowed":
+            text = unflowed(text.replace("\r\n", "\n"), str(part.get_param("delsp")).lower() == "yes")
+    return text
 
 
 # ------------------------------------------------------------------------------------------------ one text
@@ -569,7 +574,7 @@ def _decode(payload: bytes, part: Message) -> str:
 
 def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
     """Read the patches of one message or commit; with its entities undone if more can be read so."""
-    text = _undashed(_COLOUR.sub("", text))
+    text = restored(_undashed(_COLOUR.sub("", text)))
     text = text if text.isascii() else text.translate(_INVISIBLE)
     walk = _Walk(text, name)
     if _ENTITY.search(text):
@@ -582,7 +587,20 @@ def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
         joined = _Walk(_joined(walk.text), name).patches()
         if any(map(_is_known, joined)):
             patches = [patch._replace(wrapped=True) if _is_known(patch) else patch for patch in joined]
-    return patches, walk.refused
+    if not patches and (inside := packed_inside(text)):
+        return _read_text(inside, name)
+    signless = [
+        patch for patch in patches
+        if patch.hunks and not patch.others and not patch.quoted and patch.counts == (0, 0)
+    ]  # fmt: skip
+    patches = [patch for patch in patches if patch not in signless]
+    return patches, [*walk.refused, *([_SIGNLESS] if signless else [])]
+
+
+_SIGNLESS = (
+    "the lines of its hunks have lost their signs (+ and -), as where a page or a tool such as delta shows a diff in "
+    "colours; give the diff itself"
+)
 
 
 def _is_known(patch: Patch) -> bool:
@@ -693,6 +711,40 @@ _REASONS = (
     (
         re.compile(r"(?:^.{20,}[ \t][|<>]\t.*\n){2}", re.MULTILINE),
         "a diff in two columns (diff -y) names no files; make it anew with diff -u",
+    ),
+    (
+        re.compile(r"^begin(?:-base64)? [0-7]{3} \S+\n", re.MULTILINE),
+        "a file in uuencode; unpack it (uudecode)",
+    ),
+    (
+        re.compile(r"^# v\d git bundle\n"),
+        "a bundle of git; fetch from it, and give git format-patch's output",
+    ),
+    (
+        re.compile(
+            r"^are available in the Git repository at:|^The following changes since commit ", re.MULTILINE
+        ),
+        "a request to pull, which holds no diff; fetch what it names, and give git log -p",
+    ),
+    (
+        re.compile(r"^error: patch failed: |: patch does not apply$|^Hunk #\d+ FAILED at ", re.MULTILINE),
+        "what git or patch said of a patch; give the patch",
+    ),
+    (
+        re.compile(r"^total: \d+ errors?, \d+ warnings?|^#\d+: FILE: ", re.MULTILINE),
+        "what checkpatch said of a patch; give the patch",
+    ),
+    (
+        re.compile(r"^\^?[0-9a-f]{7,40} \(.{1,60} \d{4}-\d\d-\d\d.{0,40}\d+\) ", re.MULTILINE),
+        "the output of git blame is no diff",
+    ),
+    (
+        re.compile(r"\A\s*(?:<[^<>\s]+@[^<>\s]+>|https?://\S+|(?:commit )?[0-9a-f]{7,40}\b[^\n]*)\s*\Z"),
+        "the name of a mail or commit alone; give the mail (b4 mbox, or its raw form) or the commit (git show)",
+    ),
+    (
+        re.compile(r"^[ ─]*\n?modified: \S+\n─", re.MULTILINE),
+        "a diff as diff-so-fancy shows it, without its signs; give the diff itself",
     ),
     (
         re.compile(r"^<{7} .*\n(?:(?!<{7} ).*\n){0,200}?={7}\n", re.MULTILINE),
