@@ -742,6 +742,28 @@ LINES = {
         "(gdb) p run->memory_fault\n$1 = {flags = 8, gpa = 4294967296, size = 4096}", [(8, "memfault")]
     ),
     "VirtualBox's log": ("u64ExitQual=0x181 uExitReason=48", [(0x181, "ept")]),
+    "an exit by its fields": (
+        "kvm_exit: exit_reason=48 guest_rip=0x1000 isa=1 info1=386 info2=0 intr_info=0 error_code=0 vcpu_id=5",
+        [(0x182, "ept")],
+    ),
+    "an exit by its fields, AMD": (
+        "kvm_exit: exit_reason=1024 guest_rip=0x1000 isa=2 info1=4294967302 info2=4276093104", [(0x100000006, "npf")]
+    ),
+    "perf trace, an exit": (
+        "kvm:kvm_exit(exit_reason: 48, guest_rip: 4096, isa: 1, info1: 386, info2: 0)", [(0x182, "ept")]
+    ),
+    "the host's and the guest's": (
+        "kvm_nested_page_fault: address 0x1ab000 host_error_code 0x200000006 guest_error_code 0x4",
+        [(0x200000006, "npf"), (0x4, "pf")],
+    ),
+    "UEFI": (
+        "!!!! X64 Exception Type - 0E(#PF - Page-Fault)  CPU Apic ID - 00000000 !!!!\n"
+        "ExceptionData - 0000000000000002  I:0 R:0 U:0 W:1 P:0", [(0x2, "pf")],
+    ),
+    "Rust's x86_64": ("PAGE FAULT Accessed Address: 0xfee00000 Error Code: PageFaultErrorCode(0x2)", [(0x2, "pf")]),
+    "Rust's names": ("Error Code: PROTECTION_VIOLATION | CAUSED_BY_WRITE | USER_MODE", [(0x7, "pf")]),
+    "Linux's names": ("error_code: X86_PF_WRITE | X86_PF_USER", [(0x6, "pf")]),
+    "names of KVM's": ("Unhandled page fault: error code PRESENT|WRITE|USER", [(0x7, "pferr")]),
     "an oops of a host with SNP": (
         "BUG: unable to handle page fault for address: ff11000f7b600000\n#PF: supervisor write access in kernel mode\n"
         "#PF: error_code(0x80000003) - RMP violation\nOops: 0003 [#1] PREEMPT SMP NOPTI", [(0x80000003, "pf")],
@@ -831,6 +853,10 @@ def test_what_an_internal_error_says_of_the_fault_is_noted():
         ("DMAR: [DMA Read NO_PASID] Request device [03:00.0] fault addr 0xffb00000 [fault reason 0x06]", "IOMMU"),
         ("SEV-SNP: PFN: 0x56600, [0x80000000000007fd - 0x0000000000000000]", "RMP"),
         ("SEV-SNP: RMPEntry paddr 0x1001ea000 [assigned=1 immutable=1 pagesize=0 gpa=0x2000000001]", "RMP"),
+        ("SEV: Unexpected RMP fault for non-private GPA 0x4000000", "cannot explain"),
+        ("watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [CPU 0/KVM:4145]", "does not go on"),
+        ("Memory failure: 0x12345: Sending SIGBUS to CPU 0/KVM:4145 due to hardware memory corruption", "poisoned"),
+        ("handle_mmio_page_fault: addr:fee000b0 gfn fee00 access a0", "this event has none"),
         ("SEV: Unsupported exit-code 0x404 in #VC exception (IP: 0x577566600c3b)", "not validated"),
         ("hvm_hap_nested_page_fault: NPF violation gpa 0xf0000 npfec 0x5", "Xen"),
         ("Unhandled exit reason: KVM_EXIT_MEMORY_FAULT", "(39)"),
@@ -880,6 +906,7 @@ def test_a_line_without_a_code_is_refused_with_its_own_reason(line, reason):
      ("kvm_page_fault { fault_address: 4620025858 error_code: 385 }", 0x113600002),
      ("kvm_page_fault.error_code,addr ffffc90000b3fd00\n  error_code = 0x4,\n  addr = 0x100000000,", 0x100000000),
      ("kvm_mmu_page_fault(vcpu=0xffff8881, cr2_or_gpa=0xfee000b0, error_code=0x100000006)", 0xFEE000B0),
+     ("kvm_exit: exit_reason=1024 guest_rip=0x1000 isa=2 info1=4294967302 info2=4276093104", 0xFEE000B0),
      ("exitcode\t0x400\n\texitinfo1\t0x100000006\n\texitinfo2\t0xfee000b0", 0xFEE000B0),
      ("0x181", None), ("kvm_exit: reason EPT_VIOLATION rip 0x1 info 181 0", None)],
 )  # fmt: skip

@@ -292,6 +292,14 @@ _KERNEL_NAMES = {
 """EPT_VIOLATION_* of Linux `arch/x86/include/asm/vmx.h` that are called otherwise here."""
 
 
+_OTHERS_NAMES = {
+    "PROT": "PRESENT", "INSTR": "FETCH", "SHSTK": "SS", "RMP": "GUEST_RMP",
+    "PROTECTION_VIOLATION": "PRESENT", "CAUSED_BY_WRITE": "WRITE", "USER_MODE": "USER", "MALFORMED_TABLE": "RSVD",
+    "INSTRUCTION_FETCH": "FETCH", "PROTECTION_KEY": "PK", "SHADOW_STACK": "SS",
+}  # fmt: skip
+"""Other names of the bits: X86_PF_* of Linux `arch/x86/include/asm/trap_pf.h`, PageFaultErrorCode of Rust's x86_64."""
+
+
 def _named(text: str) -> dict[str, int]:
     """Read names of bits, the kernel's letters, and the rest in hexadecimal that it prints beside them.
 
@@ -301,7 +309,7 @@ def _named(text: str) -> dict[str, int]:
     terms = {word: term(word) for word in words}
     numbers = [value for value in terms.values() if value is not None]
     names = [
-        re.sub(r"^(PFERR|EPT_VIOLATION|KVM_MEMORY_EXIT_FLAG)_|_MASK$", "", word)
+        re.sub(r"^(PFERR|EPT_VIOLATION|KVM_MEMORY_EXIT_FLAG|X86_PF)_|_MASK$", "", word)
         for word in words
         if terms[word] is None
     ]
@@ -309,7 +317,11 @@ def _named(text: str) -> dict[str, int]:
     if not names or text.strip().isdigit():
         return {}
     codes = {}
-    for encoding, others in (("pferr", PFERR_LETTERS), ("ept", _KERNEL_NAMES), ("memfault", {})):
+    for encoding, others in (
+        ("pferr", PFERR_LETTERS | _OTHERS_NAMES),
+        ("ept", _KERNEL_NAMES),
+        ("memfault", {}),
+    ):
         try:
             code = encode("|".join(others.get(name, name) for name in names), ENCODINGS[encoding].table)
         except InputError:
@@ -339,8 +351,10 @@ def _from_names(text: str, place: Place) -> list[Reading]:
     ]
     if place.sure == Sure.CERTAIN or not readings:
         return readings
-    letters = all(word in PFERR_LETTERS for word in _words(bare(text)))
-    guest = letters and any(r.encoding == "pf" and r.sure for r in readings)
+    words = _words(bare(text))
+    letters = all(word in PFERR_LETTERS for word in words)
+    theirs = any(word.startswith("X86_PF_") or word in _OTHERS_NAMES for word in words)
+    guest = (letters or theirs) and any(r.encoding == "pf" and r.sure for r in readings)
     first = "pf" if guest else next(iter(codes))
     why = "the kernel's letters" if letters else "these are the names of its bits"
     return [

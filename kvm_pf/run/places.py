@@ -168,6 +168,8 @@ def _exit_places(name: str, text: str) -> _Places:
 
     Up to 5.9 kvm_exit had two infos, on VMX the qualification and the interruption information.
     """
+    if raw := _raw_exit(text):
+        return _of_exit(*raw, "", "", name)
     reason = _reason(text)
     old = re.search(rf"\binfo\s+{_NUMBER}\s+{_NUMBER}", text)
     infos = (_value(f"(?:info{n}|ext_inf{n})", text) for n in (1, 2))
@@ -331,6 +333,18 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         lambda m: _certain("pf", "Linux's own page fault, of the machine that was traced", stood=LINUX),
     ),
     (
+        r"Exception Type - 0E.{0,200}?\bExceptionData - ([0-9a-f]{16})\b",
+        lambda m: _certain("pf", "UEFI's own report of a #PF, in the guest", stood=LINUX),
+    ),
+    (
+        rf"\bPageFaultErrorCode\(\s*{_NUMBER}",
+        lambda m: _certain("pf", "a #PF's code, as programs in Rust report it", base=_printed_base(m[1])),
+    ),
+    (
+        r"\berror ?_?code\b[\s:=(]{0,4}((?-i:[A-Z][A-Z_0-9]{2,})(?: ?\| ?(?-i:[A-Z][A-Z_0-9]{2,}))*)",
+        lambda m: Place((*TRACED, "pferr"), Sure.POSSIBLE, "called an error code, in names"),
+    ),
+    (
         rf"#PF:? error_code\(\s*{_NUMBER}",
         lambda m: _certain("pf", "Linux's own report of a #PF", stood=LINUX),
     ),
@@ -430,15 +444,28 @@ def _keyed(rest: str) -> _Places:
     return found
 
 
+_RAW_EXIT = re.compile(
+    r"\bexit_reason\s*[=:]\s*(\d{1,10}),?\s.{0,120}?\binfo1\s*[=:]\s*(0x[0-9a-f]{1,16}|\d{1,20}),?\s+info2\s*[=:]\s*"
+    r"(0x[0-9a-f]{1,16}|\d{1,20})"
+)
+"""An exit by its fields, as LTTng, perf trace and `trace-cmd report -R` print it: in decimal without 0x."""
+
+
+def _raw_exit(text: str) -> tuple[str, str, str] | None:
+    """Read an exit that is told by its fields: its name, and both infos in hexadecimal."""
+    if (found := _RAW_EXIT.search(text)) is None:
+        return None
+    info1, info2 = (f"{int(each, _printed_base(each)):#x}" for each in found.groups()[1:])
+    return EXIT_NUMBERS.get(int(found[1]), ""), info1, info2
+
+
 def _bare_exits(rest: str) -> _Places:
     """Find exits whose event is not named, as in a table of perf: "reason EPT_VIOLATION rip … info …"."""
     found: _Places = []
     for match in re.finditer(r"\breason (?:EPT_|EXIT_NPF|npf)\w* rip .{0,120}?(?=\breason |\Z)", rest):
         found += _exit_places("kvm_exit", match[0])
-    for match in re.finditer(r"\bexit_reason = (\d+), .{0,80}?\binfo1 = (\d+), info2 = (\d+)", rest):  # LTTng
-        reason, info1, info2 = (int(number) for number in match.groups())
-        name = EXIT_NUMBERS.get(reason, "")
-        found += _of_exit(name, f"{info1:#x}", f"{info2:#x}", "", "", "LTTng's kvm_exit")
+    if raw := _raw_exit(rest):
+        found += _of_exit(*raw, "", "", "kvm_exit, by its fields")
     return found
 
 
@@ -511,7 +538,8 @@ def places(text: str) -> _Places:
             else ""
         )
         names = (
-            rf"error[ _]?code_?(?:\s*[=:(]|\b)|(?:ec|err|pferr|fault_code)\s*[=:]|(?:ec|pferr)\b(?= 0x){hand}"
+            rf"(?:host_|guest_)?error[ _]?code_?(?:\s*[=:(]|\b)|(?:ec|err|pferr|fault_code)\s*[=:]"
+            rf"|(?:ec|pferr)\b(?= 0x){hand}"
         )
         for match in re.finditer(rf"\b(?:{names})\s*{_NUMBER}", rest, re.I):
             width = 0 if match[1][:2].lower() == "0x" else 32
@@ -548,6 +576,8 @@ def address(text: str) -> int | None:
         data = dict(EXTRA.findall(error[2]))
         gpa = int(data["3"], 16) if len(data) > 4 else (1 << 64) - 1
         return gpa if gpa < 1 << 52 else None
+    if (raw := _raw_exit(whole)) and raw[0] == "NPF":
+        return int(raw[2], 16)
     decimal = re.search(
         r"kvm_page_fault\((?!.{0,200}0x)|\bfault_address[ =:]+\d|MemoryFault|memory_fault|\w = \d+,"
         r"|\bflags: ?\d+, ?gpa:",
