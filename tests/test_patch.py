@@ -1517,6 +1517,43 @@ def test_borrowed_bit_is_recognised_by_what_it_does(gate, revision):
     ]
 
 
+@pytest.mark.parametrize(
+    ("marks", "reads"),
+    [
+        ("error_code |= BIT_ULL(34);", ".is_private = !!(err & BIT_ULL(34)),"),
+        (
+            "error_code = error_code | PFERR_GUEST_ENC_MASK;",
+            "fault.is_private = (err & PFERR_GUEST_ENC_MASK) != 0;",
+        ),
+        ("error_code |= BIT_ULL(PFERR_GUEST_ENC_BIT);", ".is_private = err & BIT_ULL(PFERR_GUEST_ENC_BIT),"),
+        (
+            "error_code |= PFERR_SECRET;",
+            "#define PFERR_SECRET BIT_ULL(34)\n+.is_private = err & PFERR_SECRET,",
+        ),
+        ("error_code |= 1ULL << 34;", ".is_private = err & (1ULL << 34),"),
+    ],
+)
+def test_borrowed_bit_is_recognised_by_any_name(marks, reads):
+    text = (
+        BORROWS.replace("{mmu}", "arch/x86/kvm/mmu")
+        .replace("error_code |= PFERR_GUEST_ENC_MASK;", marks)
+        .replace(".is_private = {gate}err & PFERR_GUEST_ENC_MASK,", reads)
+        .replace("-290,2 +290,3", f"-290,2 +290,{3 + reads.count(chr(10))}")
+    )
+    verdict = judge(text)
+    assert (verdict.kind, verdict.revision) == ("a known relative", "guest_enc_ungated")
+    assert [change.status for change in verdict.changes[1:]] == ["with AMD's encryption bit instead"] * 2
+
+
+def test_another_bit_is_not_taken_for_the_borrowed_one():
+    text = (
+        BORROWS.replace("{mmu}", "arch/x86/kvm/mmu")
+        .replace("{gate}", "")
+        .replace("PFERR_GUEST_ENC_MASK", "BIT_ULL(35)")
+    )
+    assert judge(text).revision != "guest_enc_ungated"
+
+
 # ------------------------------------------------------------------------------------ what is not read
 
 CONTEXT = (

@@ -394,8 +394,20 @@ def _stretch(part: Sequence[object], whole: Sequence[object]) -> bool:
 
 # ------------------------------------------------------------------------------------------------ relatives
 
-_BORROWED = re.compile(r"\.is_private = ([^,;]*\bPFERR_GUEST_ENC_MASK\b[^,;]*)")
-_BORROWS = re.compile(r"\|= PFERR_GUEST_ENC_MASK\b")
+_BIT_34 = (
+    r"(?:BIT|BIT_ULL|_BITULL)\( ?(?:34|PFERR_GUEST_ENC_BIT) ?\)|\(?1U?LL? ?<< ?(?:34|PFERR_GUEST_ENC_BIT)\)?"
+)
+_NAMES_34 = re.compile(rf"#define (\w+) (?:{_BIT_34})")
+
+
+def _borrowed(added: str) -> dict[str, re.Match[str] | None]:
+    """Find in added lines where AMD's encryption bit, by any name, stands for private memory: for each of two steps."""
+    names = "|".join(["PFERR_GUEST_ENC_MASK", *_NAMES_34.findall(added)])
+    bit = rf"(?:\b(?:{names})\b|{_BIT_34})"
+    return {
+        "mark_private": re.search(rf"\|= {bit}|= \w+ \| {bit}", added),
+        "is_private": re.search(rf"\bis_private = ([^,;]*{bit}[^,;]*)", added),
+    }
 
 
 def _added(patch: Patch) -> str:
@@ -408,8 +420,7 @@ def _added(patch: Patch) -> str:
 def _changes(patch: Patch, present: Sequence[str]) -> tuple[Change, ...]:
     """Say which of the three changes a patch makes, by the lines of code of each; nothing if none is touched."""
     rows = [row for hunk in posted() for row in hunk.lines]
-    added = _added(patch)
-    borrowed = {"mark_private": _BORROWS.search(added), "is_private": _BORROWED.search(added)}
+    borrowed = _borrowed(_added(patch))
     found = []
     for step in HUNK_STEPS:
         there = [row.id in present for row in rows if row.step == step]
@@ -456,7 +467,7 @@ def _akin(
 ) -> tuple[str, str] | None:
     """Recognise, by its lines or by what it does, the merged form, the two other ways, and the patch taken back."""
     rows = {row.name: row for row in relatives()}
-    if initialiser := _BORROWED.search(_added(patch)):
+    if initialiser := _borrowed(_added(patch))["is_private"]:
         row = rows["guest_enc_gated" if "has_private_mem" in initialiser[1] else "guest_enc_ungated"]
         return f"{row.what} (by what it does)", row.revision
     merged = rows["merged"]
