@@ -80,7 +80,7 @@ def _one(args: argparse.Namespace) -> int:
             pace.hand_on(part)
         pace.progress.done()
         if not pace.stopped:
-            stream.check()
+            _check(stream)
         else:
             stream.name += f", interrupted after {stream.reader.lines} lines"
     pace.clear()
@@ -91,6 +91,17 @@ def _one(args: argparse.Namespace) -> int:
     if pace.stopped:
         raise KeyboardInterrupt
     return OK
+
+
+def _check(stream: Survey) -> None:
+    """Raise InputError if what was read is no trace; say what it is, if that is known."""
+    from kvm_pf.trace.report import what_else
+
+    try:
+        stream.check()
+    except InputError as error:
+        said = what_else(stream)
+        raise InputError(f"{error}, here is: {'; '.join(said[:3])}" if said else str(error)) from None
 
 
 class _Live(Pace):

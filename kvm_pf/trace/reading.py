@@ -98,6 +98,15 @@ class _Joined(io.RawIOBase):
         return count
 
 
+_OTHERS = {
+    b"PERFILE2": "perf.data, which perf alone reads; give what perf script prints",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\xc1\x1f\xfc\xc1": "a stream of LTTng (CTF); give what babeltrace2 prints of its folder",
+    b"\x7fELF": "a program, no trace",
+}
+"""How files begin that are no trace that is read, and what they are."""
+
+
 def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple[str, Iterator[Event]]:
     """Open a file; return its kind and its events."""
     name = _name(file)
@@ -109,6 +118,8 @@ def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple
             head = stream.read(len(MAGIC)) if str(file) == "-" else head
             dat = TraceDat(name, _seekable(name, stream, head), reader, pace.limit)
             return "trace.dat", _paced(dat.events(), pace)
+        if other := next((why for magic, why in _OTHERS.items() if head.startswith(magic)), None):
+            raise InputError(f"{name}: {other}")
     except (OSError, EOFError) as error:
         raise InputError(f"{name}: cannot be read: {error}") from error
     text: Any = stream if str(file) == "-" else io.BufferedReader(_Joined(head, stream), 1 << 16)

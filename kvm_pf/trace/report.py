@@ -240,12 +240,9 @@ def what_else(traced: Survey) -> list[str]:
         answer = read(text)
     except InputError:
         said = known(text)
-        return [f"no trace: {said}"] if said else []
+        return [said] if said else []
     found = [each.best for each in (answer, *answer.more) if each.best.sure >= Sure.POSSIBLE]
-    return [
-        f"no trace, but kvm-pf decode reads it: {one.code:#x}, {one.title}: {one.meaning.sentence}"
-        for one in found
-    ]
+    return [f"kvm-pf decode reads {one.code:#x}, {one.title}: {one.meaning.sentence}" for one in found]
 
 
 _FIRST_MMIO = (

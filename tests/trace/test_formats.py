@@ -656,13 +656,13 @@ def test_fields_hand_written_lines_and_dumps_of_others_are_read(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("       EPT_VIOLATION      52310    96.02%    99.10%      0.57us\n", "no trace: how often exits came"),
-        (" Event            Total %Total CurAvg/s\n kvm_exit        52310   50.0    1000\n", "no trace: how often"),
-        ("         1,192,184      kvm:kvm_page_fault\n", "no trace: counts only"),
+        ("       EPT_VIOLATION      52310    96.02%    99.10%      0.57us\n", "how often exits came"),
+        (" Event            Total %Total CurAvg/s\n kvm_exit        52310   50.0    1000\n", "how often"),
+        ("         1,192,184      kvm:kvm_page_fault\n", "counts only"),
         ("*** STOP: 0x00000050 (0xFFFFF8A00B2D7000, 0x1, 0xFFFFF80002CD5C3A, 0x0)\n", "Windows"),
-        ("    521 0x683\n     12 0x181\n", "kvm-pf decode reads it: 0x683, EPT-violation exit qualification"),
+        ("    521 0x683\n     12 0x181\n", "kvm-pf decode reads 0x683, EPT-violation exit qualification"),
         ("kvm_mmu_page_fault(vcpu=0xffff8881, cr2_or_gpa=0xfee000b0, error_code=0x100000006) {\n",
-         "kvm-pf decode reads it: 0x100000006, page-fault error code inside KVM"),
+         "kvm-pf decode reads 0x100000006, page-fault error code inside KVM"),
     ],
 )  # fmt: skip
 def test_a_file_without_faults_is_called_what_it_is(text, said, tmp_path):
@@ -677,3 +677,26 @@ def test_a_trace_or_prose_without_faults_is_called_nothing(tmp_path):
     for text in ("", "hello world\n", f"{RAW}kvm_entry: vcpu 0, rip 0x1000\n"):
         path.write_text(text)
         assert "What this is" not in page(load(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"       EPT_VIOLATION      52310    96.02%    99.10%      0.57us\n",
+            "here is: how often exits came, not why",
+        ),
+        (
+            b"    521 0x683\n     12 0x181\n",
+            "here is: kvm-pf decode reads 0x683, EPT-violation exit qualification",
+        ),
+        (b"PERFILE2h" + bytes(100), "perf.data, which perf alone reads"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive; unpack it"),
+        (b"\xc1\x1f\xfc\xc1" + bytes(100), "LTTng"),
+    ],
+)
+def test_the_command_says_what_a_file_is_that_is_no_trace(content, said, tmp_path, capsys):
+    path = tmp_path / "trace"
+    path.write_bytes(content)
+    assert main(["trace", str(path)]) == 2
+    assert said in capsys.readouterr().err
