@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -292,18 +293,30 @@ def _table(
     return frame
 
 
+_own = threading.local()
+
+
+def _columns(rows: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Give the thread's own columns of that many rows or more: new memory for each part would take time."""
+    import numpy as np
+
+    dtypes = {
+        "time": np.float64, "vcpu": np.uint64, "rip": np.uint64, "address": np.uint64, "code": np.uint64,
+        "have": np.uint8, "offset": np.int64, "kind": np.int32,
+    }  # fmt: skip
+    columns: dict[str, np.ndarray[Any, Any]] = getattr(_own, "columns", {})
+    if not columns or len(columns["have"]) < rows:
+        columns = _own.columns = {name: np.empty(rows, dtype=dtype) for name, dtype in dtypes.items()}
+    return columns
+
+
 def _part(path: str, start: int, end: int, vendor: str | None, revision: Revision | str) -> pd.DataFrame:
     """Read the faults whose name begins in these bytes of a file; their values may go on behind them."""
     import numpy as np
 
     with open(path, "rb") as file:
         text = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    rows = (end - start) // _SHORTEST + 2
-    kinds = {
-        "time": np.float64, "vcpu": np.uint64, "rip": np.uint64, "address": np.uint64, "code": np.uint64,
-        "have": np.uint8, "offset": np.int64, "kind": np.int32,
-    }  # fmt: skip
-    columns = {name: np.empty(rows, dtype=dtype) for name, dtype in kinds.items()}
+    columns = _columns((end - start) // _SHORTEST + 2)
     room = 1 << 7
     different = room + 1
     while different > room:  # few codes are enough for most traces
