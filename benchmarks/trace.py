@@ -259,13 +259,12 @@ def main() -> None:
         write(large, megabytes)
         with_scan(small, 1)  # compiles
         expected = with_re(small)
-        simple = []
+        simple = {}
         for name, function in (
             ("re, line by line", with_re), ("re, whole file", with_re_whole), ("pandas", with_pandas),
             ("polars", with_polars), ("DuckDB", with_duckdb),
         ):  # fmt: skip
             if done := measure(name, function, small, TIMES):
-                simple.append(done[0])
                 assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True)), name
         if done := measure("kvm_pf.trace.read, exits joined", with_read, small):
             assert all(np.array_equal(a, b) for a, b in zip(done[1], expected, strict=True))
@@ -274,7 +273,7 @@ def main() -> None:
         large.read_bytes()  # into the page cache
         for name, function in (("re, whole file", with_re_whole), ("polars", with_polars)):
             if done := measure(f"{name}, the large one", function, large, TIMES):
-                simple.append(done[0])
+                simple[name] = done[0]
         one = measure("kvm_pf.trace.scan, 1 thread", lambda path: with_scan(path, 1), large, TIMES)
         two = measure("kvm_pf.trace.scan, 2 threads", lambda path: with_scan(path, 2), large, TIMES)
         count = measure_grep(large, 1)
@@ -282,12 +281,14 @@ def main() -> None:
         assert one is not None
         assert two is not None
         assert len(one[1][0]) == len(two[1][0]) == count
-        best = Speed(max(speed.wall for speed in simple), max(speed.cpu for speed in simple))
-        ratios = [
-            f"{fast[0].wall / best.wall:.1f} x ({fast[0].cpu / best.cpu:.1f} x by CPU time)"
-            for fast in (one, two)
-        ]
-        print(f"beside the best simple reader: {ratios[0]} on one thread, {ratios[1]} on two")
+        for name, speed in simple.items():
+            wall, cpu = (
+                [getattr(fast[0], of) / getattr(speed, of) for fast in (one, two)] for of in Speed._fields
+            )
+            print(
+                f"scan beside {name}: {wall[0]:.1f} x on one thread, {wall[1]:.1f} x on two; by CPU time {cpu[0]:.1f} "
+                f"and {cpu[1]:.1f} x"
+            )
 
 
 if __name__ == "__main__":
