@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             said, status = "there is not enough memory for that", UNREADABLE
         except RecursionError:
             said, status = "the input is nested too deep", UNREADABLE
+        except ImportError as error:
+            said, status = f"a library that is wanted cannot be loaded: {error}", UNREADABLE
         except KeyboardInterrupt:
             said, status = "interrupted", 128 + signal.SIGINT
         except Exception as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -223,10 +224,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = float(text) if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{0,9})?|\.[0-9]{1,9}", text) else 0.0
     if not 0.1 <= value <= 86400:
         raise argparse.ArgumentTypeError(f"{text}: a number of seconds is wanted, 0.1 to 86400")
     return value

@@ -63,6 +63,18 @@ def _read(path: str | Path, most: int) -> bytes:
             raise InputError(f"{path}: cannot be read: this is no whole .gz file ({error})") from None
 
 
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf": "a 7z archive"}
+_TAR = 257, b"ustar"
+"""Where a tar archive has its mark, and which."""
+
+
+def archive_of(raw: bytes) -> str:
+    """Say what archive of files some bytes begin, "" if none: 262 are enough."""
+    if raw[_TAR[0] : _TAR[0] + len(_TAR[1])] == _TAR[1]:
+        return "a tar archive"
+    return next((what for start, what in _ARCHIVES.items() if raw.startswith(start)), "")
+
+
 @contextmanager
 def write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file to be written, and put it in place when the block has ended well.

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import archive_of
 from kvm_pf.common.text import visible
 from kvm_pf.patch import LIMIT
 from kvm_pf.patch.context import as_unified
@@ -281,10 +282,6 @@ _PACKED: dict[bytes, _Unpack] = {
 }
 """How a packed file begins, and what unpacks as many bytes of it as are asked for."""
 
-_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf": "a 7z archive"}
-_TAR = 257, b"ustar"
-"""Where a tar archive has its mark, and which."""
-
 
 class _Budget:
     """How many bytes may be unpacked of a whole file, its attachments included, and how many are left."""
@@ -308,16 +305,9 @@ def _unpack(raw: bytes, name: str, budget: _Budget) -> bytes:
                 f"{name}: unpacks to more than {budget.limit:,} bytes; a patch was expected (--limit raises that)"
             )
         budget.left -= len(raw)
-    if archive := _archive(raw):
+    if archive := archive_of(raw):
         raise InputError(f"{name}: is {archive}; unpack it, and give the patch in it")
     return raw
-
-
-def _archive(raw: bytes) -> str:
-    """Say what archive of files some bytes are, "" if none."""
-    if raw[_TAR[0] : _TAR[0] + len(_TAR[1])] == _TAR[1]:
-        return "a tar archive"
-    return next((what for start, what in _ARCHIVES.items() if raw.startswith(start)), "")
 
 
 def _wide(raw: bytes) -> str:
@@ -464,7 +454,7 @@ def _mail(raw: bytes, name: str, budget: _Budget, layer: int) -> Iterator[str | 
                 yield head + _plain(_decode(payload, part).replace("\r\n", "\n"))
         elif kind.startswith("text/"):
             yield from _inside(_decode(payload, part).encode(errors="replace"), head, name, budget, layer)
-        elif archive := _archive(payload):
+        elif archive := archive_of(payload):
             yield InputError(f"{name}: is {archive}; unpack it, and give the patch in it")
         elif (
             file.endswith(_PATCHES)

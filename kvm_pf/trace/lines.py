@@ -15,10 +15,12 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.files import archive_of
 from kvm_pf.trace.dumps import dumped
 
 LONGEST = 8192
@@ -120,6 +122,8 @@ class _Paced(io.RawIOBase):
         if self.pace.stopped:
             return 0
         count: int = self.raw.readinto(buffer) or 0
+        if not count and self.pace.size and os.fstat(self.raw.fileno()).st_size < self.pace.size:
+            raise OSError("it became shorter while it was read")
         self.pace.done += count
         self.pace.tick()
         return count
@@ -181,16 +185,21 @@ def open_bytes(file: str | Path, pace: Pace | None = None) -> IO[bytes]:
     Raises InputError if it cannot be opened or is a device; so does reading more than `pace.limit` unpacked bytes.
     """
     pace = pace or Pace()
-    stream = io.BufferedReader(_Paced(_open_raw(file), pace), 1 << 16)
+    raw: io.RawIOBase = _Paced(_open_raw(file), pace)
+    stream = io.BufferedReader(raw, 1 << 16)
     try:
         head = stream.peek(6)[:6]
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     packing = next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
-    if packing is None:
-        return stream
     name = "standard input" if str(file) == "-" else str(file)
-    return io.BufferedReader(_Unpacked(_unpacking(stream, packing), name, pace), 1 << 16)
+    if packing is not None:
+        raw = _Unpacked(_unpacking(stream, packing), name, pace)
+        stream = io.BufferedReader(raw, 1 << 16)
+    with suppress(OSError):
+        if archive := archive_of(stream.peek(512)[:512]):
+            raise InputError(f"{name}: this is {archive}; unpack it, and give the traces in it")
+    return stream
 
 
 def _unpacking(stream: Any, packing: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import visible
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.dat import MAGIC, TraceDat
 from kvm_pf.trace.digest import Digest
@@ -127,7 +128,7 @@ def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple
 
 
 def _name(file: str | Path) -> str:
-    return "standard input" if str(file) == "-" else str(file)
+    return "standard input" if str(file) == "-" else visible(file)
 
 
 def _guarded(name: str, events: Iterator[Event], pace: Pace) -> Iterator[Event]:
