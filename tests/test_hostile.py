@@ -5,8 +5,10 @@ import gzip
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
 from kvm_pf.proof.verdict import verdict
 from kvm_pf.revisions import get
 from kvm_pf.revisions.link import digest
-from kvm_pf.trace import load
+from kvm_pf.trace import load, scan
 from kvm_pf.trace.lines import Pace
 from kvm_pf.trace.pasted import read_text
 
@@ -122,6 +124,50 @@ class TestTraces:
         assert "no event of a trace stands in its first 1,000 lines" in refused("trace", str(path))
         path.write_bytes(b"\n" * 999 + FAULT + b"\n" * 2000)
         assert len(load(path).faults) == 1
+
+    def test_a_file_that_shrinks_while_it_is_read_is_said_to(self, tmp_path):
+        path = tmp_path / "trace"
+        path.write_bytes(FAULT * 4000)
+        parts = scan(path, threads=1, chunk=100_000)
+        assert len(next(parts)) > 900
+        os.truncate(path, 1000)
+        with pytest.raises(InputError, match="it became shorter while it was read"):
+            list(parts)
+
+        class Cut(Pace):
+            def tick(self):
+                os.truncate(path, 1000)
+
+        path.write_bytes(FAULT * 4000)
+        with pytest.raises(InputError, match="it became shorter while it was read"):
+            load(path, pace=Cut())
+
+    @pytest.mark.parametrize("how", ["w:", "w:gz"])
+    def test_an_archive_is_no_trace(self, trace, tmp_path, how):
+        archive = tmp_path / "traces"
+        with tarfile.open(archive, how) as file:
+            file.add(trace, "trace.txt")
+        assert "this is a tar archive; unpack it" in refused("trace", str(archive))
+        with zipfile.ZipFile(archive, "w") as zipped:
+            zipped.write(trace, "trace.txt")
+        assert "this is a zip archive; unpack it" in refused("trace", str(archive))
+
+    def test_a_name_that_is_no_text_is_shown(self, tmp_path):
+        folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+        os.mkdir(folder)
+        for name in ("a", "b"):
+            Path(folder, name).write_bytes(FAULT)
+        for file in (folder, folder + "/a"):
+            for more in ([], ["--json"]):
+                status, out, _ = run("trace", file, *more)
+                assert status == 0
+                assert "udcff" in out or "--json" in more
+
+    @pytest.mark.parametrize(
+        "seconds", ["\u0663", "+5", "1_000", "1e3", "nan", "inf", "-0", "", "0", "0.09", "86401"]
+    )
+    def test_seconds_are_written_plainly(self, trace, seconds):
+        assert "a number of seconds is wanted" in refused("trace", str(trace), f"--every={seconds}")
 
     def test_a_closed_standard_input_is_said_to_be(self):
         command = [sys.executable, "-m", "kvm_pf", "trace", "-"]

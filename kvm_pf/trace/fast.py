@@ -8,7 +8,6 @@ reads everything, and joins the events around a fault.  Both give the same value
 from __future__ import annotations
 
 import functools
-import mmap
 import os
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import SHARED, protected, sense, spread
+from kvm_pf.trace.lines import LONGEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,8 +296,8 @@ def _table(
 _own = threading.local()
 
 
-def _columns(rows: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Give the thread's own columns of that many rows or more: new memory for each part would take time."""
+def _columns(rows: int, size: int) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Give the thread's own columns of that many rows or more, and bytes: new memory for each part would take time."""
     import numpy as np
 
     dtypes = {
@@ -307,23 +307,35 @@ def _columns(rows: int) -> dict[str, np.ndarray[Any, Any]]:
     columns: dict[str, np.ndarray[Any, Any]] = getattr(_own, "columns", {})
     if not columns or len(columns["have"]) < rows:
         columns = _own.columns = {name: np.empty(rows, dtype=dtype) for name, dtype in dtypes.items()}
-    return columns
+    text: np.ndarray[Any, Any] | None = getattr(_own, "text", None)
+    if text is None or len(text) < size:
+        text = _own.text = np.empty(size, dtype=np.uint8)
+    return columns, text
 
 
 def _part(path: str, start: int, end: int, vendor: str | None, revision: Revision | str) -> pd.DataFrame:
     """Read the faults whose name begins in these bytes of a file; their values may go on behind them."""
     import numpy as np
 
-    with open(path, "rb") as file:
-        text = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    columns = _columns((end - start) // _SHORTEST + 2)
+    lead = min(start, LONGEST)  # its first line may begin before it
+    first_byte, wanted = start - lead, end - start + lead + LONGEST
+    columns, text = _columns((end - start) // _SHORTEST + 2, wanted)
+    with open(path, "rb", buffering=0) as file:  # a memory map of a file that shrinks would end the process
+        file.seek(first_byte)
+        got = 0
+        while got < wanted and (more := file.readinto(text[got:wanted].data)):
+            got += more
+    if got < lead + end - start:
+        raise InputError(f"{path}: it became shorter while it was read")
+    text = text[:got]
     room = 1 << 7
     different = room + 1
     while different > room:  # few codes are enough for most traces
         room *= 16
         first, slots = np.empty(room, dtype=np.int32), np.zeros(2 * room, dtype=np.int32)
-        count, unread, different = _scanner()(text, start, end, *columns.values(), first, slots)
+        count, unread, different = _scanner()(text, lead, lead + end - start, *columns.values(), first, slots)
     found = {name: column[:count].copy() for name, column in columns.items()}
+    found["offset"] += first_byte
     return _table(found, first[:different], unread, vendor, revision)
 
 
@@ -350,7 +362,7 @@ def scan(
             size = os.fstat(file.fileno()).st_size
             if not size:
                 return
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).close()
+            file.peek(1)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     parts = (
