@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_cli import refused, run
 
@@ -185,6 +187,12 @@ class TestTraces:
         path = tmp_path / "faults.parquet"
         pd.DataFrame({"raw_code": [6], "source": pd.Categorical([b"\xff"])}).to_parquet(path)
         assert "column source: string is wanted" in refused("trace", str(path))
+
+    def test_words_of_a_damaged_table_that_are_no_text_are_refused(self, tmp_path):
+        path = tmp_path / "faults.parquet"
+        words = pa.array([b"\xff"]).view(pa.string()).dictionary_encode()
+        pq.write_table(pa.table({"raw_code": [6], "source": words}), path)
+        assert "is damaged: " in refused("trace", str(path))
 
     def test_traces_that_are_not_read_are_told_of_on_the_error_stream(self, trace, tmp_path):
         (tmp_path / "empty").write_bytes(b"")

@@ -146,8 +146,13 @@ def _frame(path: str | Path, batch: Any) -> pd.DataFrame:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise InputError(f"{path}: column {name}: {kind} is wanted ({error})") from None
         columns.append(column)
-    table: pd.DataFrame = pa.table(columns, names=names).to_pandas(types_mapper=kinds.get)
-    return table
+    try:
+        table = pa.table(columns, names=names)
+        table.validate(full=True)  # what a damaged file says of itself need not hold
+        made: pd.DataFrame = table.to_pandas(types_mapper=kinds.get)
+    except (ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: is damaged: {error}") from None
+    return made
 
 
 def _filled(part: pd.DataFrame, done: int) -> pd.DataFrame:
