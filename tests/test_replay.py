@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Replay: recordings agree with their kernel's revision, with no other, and every compared value can fail."""
 
+import functools
 import gzip
 import json
 import re
@@ -14,7 +15,7 @@ from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
 from kvm_pf.conformance.fault_rows import columns
-from kvm_pf.conformance.join import faults
+from kvm_pf.conformance.join import faults, walk
 from kvm_pf.conformance.placement import PLACEMENTS, kernel_of, revision_for
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import Replay, ReplayDifference, ReplayReport, replay
@@ -37,9 +38,18 @@ def test_there_is_a_test_for_every_recording():
     assert {path.name for path in DATA.iterdir() if path.is_dir()} == set(REVISION)
 
 
+replayed = functools.cache(lambda name: replay(DATA / name))
+
+
+@functools.cache
+def read_once(name):
+    recording = read_recording(DATA / name)
+    return recording, list(walk(recording))
+
+
 @pytest.mark.parametrize("name", REVISION)
 def test_the_kernel_and_its_revision_agree_on_every_value(name):
-    report = replay(DATA / name)
+    report = replayed(name)
     assert report.differences == []
     assert report.revision == REVISION[name]
     assert (
@@ -47,7 +57,7 @@ def test_the_kernel_and_its_revision_agree_on_every_value(name):
         if "+" in report.revision
         else not report.remark
     )
-    assert report.faults == len(faults(read_recording(DATA / name)))
+    assert report.faults == len(faults(read_once(name)[0]))
     assert report.compared.total() > 30 * report.faults
     assert {"trace_error_code", "pf_err", "in_error_code", "handler_ret", "pf_ret"} <= set(report.compared)
 
@@ -55,7 +65,7 @@ def test_the_kernel_and_its_revision_agree_on_every_value(name):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", RAW)
 def test_raw_recordings_say_the_same_as_carried_ones(name, shared):
-    raw, carried = replay(shared / "recordings" / name), replay(DATA / name)
+    raw, carried = replay(shared / "recordings" / name), replayed(name)
     assert (raw.compared, raw.not_compared, raw.given) == (
         carried.compared,
         carried.not_compared,
@@ -93,8 +103,8 @@ class Seen(Replay):
     """A replay that notes which cells it compared, and may find recorded values altered."""
 
     def __init__(self, name, alter=()):
-        recording = read_recording(DATA / name)
-        super().__init__(recording, kernel_of(recording)[0], ReplayReport(name, None, ""))
+        recording, rows = read_once(name)
+        super().__init__(recording, kernel_of(recording)[0], ReplayReport(name, None, ""), rows)
         self.cells = []
         self.rows = [
             (_altered(row, dict(alter).get((row.scenario, row.fault))), state) for row, state in self.rows
@@ -154,7 +164,7 @@ def test_an_altered_value_of_any_compared_column_is_found(name):
 def test_all_columns_are_compared_in_some_recording():
     compared = Counter()
     for name in REVISION:
-        compared.update(replay(DATA / name).compared)
+        compared.update(replayed(name).compared)
     # Fast MMIO was recorded on Intel only, where its address is the input.
     # No kernel that looks up again after the walk is carried.
     assert set(COMPARED) | set(RUN_FIELDS) <= {*compared, "fast_mmio_gpa", "walk_look_gfn", "walk_look_word"}
@@ -358,7 +368,7 @@ def test_a_release_without_a_revision_is_refused(kernel):
 
 
 def test_the_report_counts_names_and_gives_reasons():
-    first, *rest = str(replay(DATA / SMALL)).splitlines()
+    first, *rest = str(replayed(SMALL)).splitlines()
     counts = r"48 faults, \d+ fields, \d+ values compared, 0 differences in 0 places"
     assert re.fullmatch(rf"6\.12-shadow-paging: 6\.12\.95-kvmlab as v6_12: {counts}", first)
     assert any("given: " in line and "emulator's answer" in line for line in rest)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvm_pf.conformance.join import walk
 from kvm_pf.conformance.placement import revision_for
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import replay
@@ -39,7 +40,7 @@ def hidden(name, folder):
 def test_codes_that_were_changed_are_told_as_they_were_changed(name, tmp_path):
     copy, armed = hidden(name, tmp_path)
     recording = read_recording(copy)
-    found = causes(recording, revision_for(recording.kernel)[0])
+    found = causes(recording, revision_for(recording.kernel)[0], list(walk(recording)))
     assert len(found) > MOST_FAULTS
     for cause in found:
         scenario, step = re.match(r"(.+), step (\d+) ", cause.where).groups()

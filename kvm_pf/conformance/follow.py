@@ -13,6 +13,7 @@ from kvm_pf.common.text import write_number
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.fault_rows import FaultRow, columns
+from kvm_pf.conformance.join import walk
 from kvm_pf.conformance.placement import kernel_of
 from kvm_pf.conformance.recordings import Recording, Scenario, read_recording
 from kvm_pf.conformance.replay import Replay, ReplayReport
@@ -92,7 +93,8 @@ class Follow(Replay):
     """A replay that keeps what it compares."""
 
     def __init__(self, recording: Recording, revision: Revision) -> None:
-        super().__init__(recording, revision, ReplayReport(recording.name, recording.kernel, revision.name))
+        report = ReplayReport(recording.name, recording.kernel, revision.name)
+        super().__init__(recording, revision, report, list(walk(recording)))
         self.seen = {(row.scenario, row.fault): Seen(row, None, (), revision) for row, _ in self.rows}
 
     def fields(self, row: FaultRow, taken: Taken, before: int, where: str) -> None:

@@ -22,7 +22,8 @@ that ends when the handler returns.
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -271,14 +272,24 @@ def _letters(text: str, where: str) -> int:
     return code
 
 
+@functools.cache
+def _read_from() -> dict[str, list[tuple[str, str]]]:
+    """Return the columns that are read from each event, each with its field."""
+    found: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, column in columns().items():
+        event_name, _, key = column.source.partition(".")
+        found[event_name].append((name, key))
+    return dict(found)
+
+
 def _row(recording: Recording, scenario: Scenario, number: int, fault: _Fault, last: bool) -> FaultRow:
     """Join a fault's lines, user space's side and the state that it met."""
     table, path = columns(), scenario.trace.path
     cells: dict[str, Any] = {}
-    for name, column in table.items():
-        event_name, _, key = column.source.partition(".")
-        if event := fault.first.get(event_name):
-            cells[name] = cell(column, event.fields.get(key), f"{path}:{event.line}: {key} of {event.name}")
+    for event_name, event in fault.first.items():
+        for name, key in _read_from().get(event_name, ()):
+            if (value := event.fields.get(key)) is not None:
+                cells[name] = cell(table[name], value, f"{path}:{event.line}: {key} of {event.name}")
     cells["cpu_code"], cells["cpu_address"] = fault.cpu()
     if changes := [event.name.removeprefix("pre_") for event in fault.events if event.name in _INJECTIONS]:
         cells["inject_at"] = "+".join(changes)

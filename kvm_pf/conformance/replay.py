@@ -189,7 +189,7 @@ def _options(recording: Recording, scenario: Scenario, rows: list[FaultRow], rev
 _BASE = (0, 0, BASE_SLOT_SIZE >> PAGE_SHIFT)
 
 
-def _addresses(rows: list[tuple[FaultRow, VmState]]) -> dict[tuple[int, int, int], int | None]:
+def _addresses(rows: Rows) -> dict[tuple[int, int, int], int | None]:
     """Tell where user space keeps each slot (id, first gfn, pages), by the faults in it; None: in several places."""
     found: dict[tuple[int, int, int], int | None] = {}
     for row, state in rows:
@@ -246,17 +246,22 @@ def _host_level(row: FaultRow) -> tuple[int | None, str]:
     return getattr(row, column), column
 
 
-class Replay:
-    """One recording on its way through the model: override `fields` and `cell` to look on, `before` to suppose."""
+Rows = list[tuple[FaultRow, VmState]]
 
-    def __init__(self, recording: Recording, revision: Revision, report: ReplayReport) -> None:
-        self.recording, self.revision, self.report = recording, revision, report
-        self.rows = list(walk(recording))
-        rows = [row for row, _ in self.rows]
-        self.live = {name for name in COMPARED if any(getattr(row, name) is not None for row in rows)}
+
+class Replay:
+    """One recording on its way through the model: override `fields` and `cell` to look on, `before` to suppose.
+
+    `rows` is what `walk(recording)` yields, for whoever replays it more than once.
+    """
+
+    def __init__(self, recording: Recording, revision: Revision, report: ReplayReport, rows: Rows) -> None:
+        self.recording, self.revision, self.report, self.rows = recording, revision, report, rows
+        faults = [row for row, _ in rows]
+        self.live = {name for name in COMPARED if any(getattr(row, name) is not None for row in faults)}
         if any(name.startswith(TRACEPOINTS) for name in self.live):
             self.live |= {name for name in COMPARED if name.startswith(TRACEPOINTS)}
-        found = {row.source for row in rows}
+        found = {row.source for row in faults}
         told = "ept" if found & {"ept", "miscfg"} else "shadow" if "pf" in found else "npt"
         self.machine = Machine("default", recording.mode or told, revision)
         self.warned = self.machine.warned
@@ -291,7 +296,7 @@ class Replay:
         self.trace, self.passed, self.counts = scenario.trace, 0, True
         self.addresses = _addresses(mine)
         self.whole = not (scenario.trace.lost or scenario.trace.missing)
-        by_step: defaultdict[int | None, list[tuple[FaultRow, VmState]]] = defaultdict(list)
+        by_step: defaultdict[int | None, Rows] = defaultdict(list)
         for row, state in mine:
             by_step[row.step].append((row, state))
         for row, _ in by_step[None]:
@@ -402,7 +407,7 @@ class Replay:
             if name in told:
                 self.compare(where, f"{verb}_{name}", told[name], want)
 
-    def runs(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+    def runs(self, step: Step, rows: Rows, where: str) -> None:
         """Take the faults of a step and compare each KVM_RUN's result and statistics."""
         taken = self.taken(rows, where)
         for n, (name, told) in enumerate(runs_of(step.result)):
@@ -412,7 +417,7 @@ class Replay:
                 last = taken[0][-1] if taken[0] else None
                 self.machine.l1_wrote(number(gpa, where), number(value, where), last)
 
-    def taken(self, rows: list[tuple[FaultRow, VmState]], where: str) -> defaultdict[int, list[Taken]]:
+    def taken(self, rows: Rows, where: str) -> defaultdict[int, list[Taken]]:
         """Take faults, and return them by their KVM_RUN."""
         taken: defaultdict[int, list[Taken]] = defaultdict(list)
         for row, state in rows:
@@ -420,7 +425,7 @@ class Replay:
                 taken[row.run or 0].append(fault)
         return taken
 
-    def l2(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+    def l2(self, step: Step, rows: Rows, where: str) -> None:
         """Let L1 run L2, or L2 go on; compare, besides, what L1 sees of how L2 ended."""
         machine, words, runs = self.machine, step.op.split(), runs_of(step.result)
         if machine.l2 is None:
@@ -467,7 +472,7 @@ class Replay:
                 stale = want is None or (intel and not known)
                 self.compare(where, column, value, STALE if stale else want)
 
-    def stores(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+    def stores(self, step: Step, rows: Rows, where: str) -> None:
         """Let L1 change its nested page table: each store is a KVM_RUN of its own."""
         machine, words = self.machine, step.op.split()
         machine.leave_l2()
@@ -510,7 +515,7 @@ class Replay:
             stat = name.removeprefix("stat_")
             self.compare(where, name, told.get(stat, 0), counted[stat] if self.whole else LOST)
 
-    def prefault(self, step: Step, rows: list[tuple[FaultRow, VmState]], where: str) -> None:
+    def prefault(self, step: Step, rows: Rows, where: str) -> None:
         """Map pages ahead, page by page, and compare the system call's result."""
         self.machine.look_as(l2=self.machine.l2 is not None and self.machine.l2.running)
         words = step.op.split()[1:]
@@ -722,8 +727,9 @@ def replay(
     recording = read_recording(directory, limit)
     chosen, remark = kernel_of(recording) if revision is None else (get(revision), "by request")
     report = ReplayReport(recording.name, recording.kernel, chosen.name, remark, damage=recording.damage)
-    play = Replay(recording, chosen, report)
-    report.faults = len(play.rows)
+    rows = list(walk(recording))
+    play = Replay(recording, chosen, report, rows)
+    report.faults = len(rows)
     for scenario in recording.scenarios:
         play.scenario(scenario)
     logs = [path for name in ("dmesg.txt", "console.log") for path in directory.glob(f"{name}*")]
@@ -731,5 +737,5 @@ def replay(
     if report.differences and revision is None:
         from kvm_pf.conformance.unseen import causes  # which replays, too
 
-        report.causes = [str(cause) for cause in causes(recording, chosen)]
+        report.causes = [str(cause) for cause in causes(recording, chosen, rows)]
     return report

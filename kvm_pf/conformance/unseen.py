@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kvm_pf.bits import PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.conformance.fault_rows import FaultRow
 from kvm_pf.conformance.recordings import Recording, Scenario
-from kvm_pf.conformance.replay import Replay, ReplayReport
+from kvm_pf.conformance.replay import Replay, ReplayReport, Rows
 from kvm_pf.exits import Event
 from kvm_pf.guest.machine import Taken
 from kvm_pf.guest.memory import Given
@@ -57,8 +57,11 @@ class Cause(NamedTuple):
 class Supposing(Replay):
     """A replay in which some faults get an input that the recording does not show."""
 
-    def __init__(self, recording: Recording, revision: Revision, unseen: Mapping[str, Unseen]) -> None:
-        super().__init__(recording, revision, ReplayReport(recording.name, recording.kernel, revision.name))
+    def __init__(
+        self, recording: Recording, revision: Revision, rows: Rows, unseen: Mapping[str, Unseen]
+    ) -> None:
+        report = ReplayReport(recording.name, recording.kernel, revision.name)
+        super().__init__(recording, revision, report, rows)
         self.unseen = unseen
         self.met: dict[str, tuple[FaultRow, Taken]] = {}
 
@@ -115,17 +118,17 @@ def candidates(row: FaultRow, taken: Taken) -> Iterator[Unseen]:
         yield Unseen(f"the host's mappings {how} dropped during the fault", invalidated=dropped)
 
 
-def causes(recording: Recording, revision: Revision) -> list[Cause]:
+def causes(recording: Recording, revision: Revision, rows: Rows) -> list[Cause]:
     """Look for one unseen input for each differing fault, in order, at most MOST_FAULTS of a scenario's.
 
-    `revision`: the one that the recording's kernel is replayed with.
+    `revision`: the one that the recording's kernel is replayed with, `rows`: what `walk(recording)` yields.
     """
     found: list[Cause] = []
     for scenario in recording.scenarios:
         supposed: dict[str, Unseen] = {}
 
         def again(unseen: dict[str, Unseen], scenario: Scenario = scenario) -> Supposing:
-            play = Supposing(recording, revision, unseen)
+            play = Supposing(recording, revision, rows, unseen)
             play.scenario(scenario)
             return play
 
