@@ -16,8 +16,9 @@ RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
 LOGIC := tests/path
 
 # What `make test` runs, the longest first; each line of output says which it is from.
-CHECKS := browser unit nbval logic conformance types lint
-PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
+CHECKS := unit browser traces nbval logic conformance types lint
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+WORKERS ?= 2
 SAY = 2>&1 | sed -u 's/^/$@: /'
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -37,7 +38,7 @@ LAB := $(VENV)/share/jupyter/lab/settings
 QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html pocket notebooks lock clean
+.PHONY: help walkthrough test env unit traces browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html pocket notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +51,9 @@ walkthrough: env ## open the first page in JupyterLab (HEADLESS=1: execute all, 
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/index.ipynb
 endif
 
-test: env ## everything that must hold, two targets at a time
-	@$(MAKE) --no-print-directory --jobs=2 $(CHECKS)
+# Three targets at a time, each in one process: the browser's waits more than it computes.
+test: env ## everything that must hold
+	@$(MAKE) --no-print-directory --jobs=3 WORKERS=0 $(CHECKS)
 
 env: $(VENV)/ready ## make .venv from requirements.lock and install the project into it
 
@@ -72,8 +74,11 @@ $(VENV)/locked: requirements.lock
 	@$(BIN)/python -c 'import matplotlib.font_manager'
 	@touch $@
 
-unit: env ## unit and property tests of all but the logic
-	@$(PYTEST) -m "not browser" $(wildcard tests/test_*.py) tests/trace $(SAY)
+unit: env ## unit and property tests of all but the logic and the traces
+	@$(PYTEST) -m "not browser" $(wildcard tests/test_*.py) $(SAY)
+
+traces: env ## unit and property tests of the readers of traces
+	@$(PYTEST) tests/trace $(SAY)
 
 logic: env ## tests of the logic; its line and branch coverage must be complete
 	@$(PYTEST) $(LOGIC) --cov $(SAY)

@@ -316,18 +316,6 @@ def test_whatever_is_wrong_is_noticed(lab):
     lab.stop()
 
 
-def test_the_site_fits_a_phone_and_a_laptop(quiet, tmp_path):
-    site.write([site.prepare(path.stem, notebooks.read(path)) for path in NOTEBOOKS], tmp_path)
-    page = quiet.page.context.browser.new_page()
-    page.on("console", quiet.hear)
-    for path in sorted(tmp_path.glob("*.html")):
-        page.goto(path.as_uri())
-        for width in (390, 1280):
-            page.set_viewport_size({"width": width, "height": 900})
-            assert page.evaluate("document.documentElement.scrollWidth") == width, path.name
-    page.close()
-
-
 # Each kind of widget, operated as a person would.  What is expected is read off the sources, not off the page.
 
 

@@ -309,14 +309,19 @@ def test_the_one_file_runs_every_widget_from_disk_and_asks_the_solver_if_wished(
     page.context.close()
 
 
-def test_every_still_page_reads_on_a_phone_in_light_and_in_dark_and_prints_on_white(browser, tmp_path):
+def test_every_still_page_fits_a_phone_and_a_laptop_reads_in_light_and_in_dark_and_prints_on_white(
+    browser, tmp_path
+):
     site.write([site.prepare(path.stem, notebooks.read(path)) for path in NOTEBOOKS], tmp_path)
-    page = browser.new_page()
-    found = {}
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    found, complaints = {}, []
+    page.on("console", lambda m: m.type == "error" and complaints.append(m.text))
     for path in sorted(tmp_path.glob("*.html")):
         page.goto(path.as_uri())
+        wide = page.evaluate("document.documentElement.scrollWidth")
         page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-        found[path.name] = hard_to_read(page)
+        found[path.name] = hard_to_read(page) + [f"{wide} pixels on a laptop"] * (wide != 1280)
+    assert complaints == []
     assert len(found) == len(NOTEBOOKS)
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
     page.goto((tmp_path / "01_the_bits.html").as_uri())

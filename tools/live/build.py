@@ -75,7 +75,7 @@ def stored(packed: bytes) -> bytes:
 
 def part(name: str, content: bytes) -> str:
     """Return the script that hands a file to the page."""
-    packed = base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
     return f"kvmPf.part({json.dumps(name)},{json.dumps(packed)});\n"
 
 
