@@ -25,7 +25,7 @@ SHELL := bash
 
 # Compiled modules are kept: every notebook and command starts a Python of its own.  These are left for later.
 unexport PYTHONDONTWRITEBYTECODE
-RARE := tests|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|pygments|textual
+RARE := tests|debugpy|jedi|libcst|pip|setuptools|pkg_resources|mypy|mypyc|fontTools|pygments|textual
 
 # uv installs several times as fast as pip; where it finds nothing, pip may, which reads settings of its own.
 LOCKED := --no-deps --require-hashes --requirement
