@@ -70,7 +70,7 @@ $(VENV)/locked: requirements.lock
 	@$(BIN)/python -m pip install -qq $(LOCKED) $(VENV)/uv.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) requirements.lock \
 	    || $(BIN)/python -m pip install -qq --no-compile $(LOCKED) requirements.lock
-	@$(BIN)/python -m compileall -qq -j 2 -x '/($(RARE))/' $(VENV)/lib
+	@$(BIN)/python -W ignore -m compileall -qq -j 2 -x '/($(RARE))/' $(VENV)/lib
 	@$(BIN)/python -c 'import matplotlib.font_manager'
 	@touch $@
 

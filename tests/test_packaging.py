@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The files that describe the project agree with each other and hold nothing of one machine."""
 
+import ast
 import os
 import re
 import subprocess
@@ -15,7 +16,27 @@ from packaging.requirements import Requirement
 
 from tools.notebooks import MACHINE_PATH
 
+INDEX_NAMES = {"IPython": "ipython", "bs4": "beautifulsoup4", "yaml": "pyyaml", "z3": "z3-solver"}
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "playwright": "playwright-python"}
+RUN_AS_TOOLS = {
+    "hatchling": "hatchling.build",
+    "jupyterlab": "$(BIN)/jupyter lab",
+    "mypy": "$(BIN)/mypy",
+    "pandas-stubs": "strict = true",
+    "pytest-cov": "--cov",
+    "pytest-xdist": "-n 2",
+    "ruff": "$(BIN)/ruff",
+    "uv": "$(BIN)/uv",
+    "vulture": "$(BIN)/vulture",
+}
+"""What is declared to be run, not imported; and the words that run it."""
+
+IF_THERE = {"duckdb", "polars"}
+"""What a benchmark compares with, if it is installed."""
+
+IN_THE_PAGE = "tools/live/page"
+"""What runs in a reader's browser, where there are other packages."""
+
 REGISTRIES = r"pypi\.org|pythonhoste[d]|npmj[s]|debian\.org|anaconda\.(?:org|com)|crates\.io|/simpl[e]/"
 ENTRY = re.compile(
     r"^([a-z0-9.-]+)==(\S+)(?: ; .+?)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE
@@ -54,6 +75,35 @@ def test_conda_gets_the_same_packages_and_floors(root, project, declared):
     wanted |= {"python" + project["project"]["requires-python"], "pip"}
     assert {line for line in conda if isinstance(line, str)} == wanted
     assert [line for line in conda if not isinstance(line, str)] == [{"pip": ["--editable ."]}]
+
+
+def imported_by(root, *folders):
+    """The packages that the code in `folders` imports, at once or later, as an index names them."""
+    paths = [
+        p for folder in folders for p in (root / folder).rglob("*.py") if IN_THE_PAGE not in p.as_posix()
+    ]
+    names = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    ours = {"kvm_pf", "tests", "tools", *(path.stem for path in paths)}
+    return {INDEX_NAMES.get(name, name) for name in names - ours - IF_THERE - set(sys.stdlib_module_names)}
+
+
+def test_the_package_imports_what_it_declares_and_declares_what_it_imports(root, project):
+    wanted = {Requirement(r).name for r in project["project"]["dependencies"]}
+    extra = {Requirement(r).name for r in project["project"]["optional-dependencies"]["dask"]}
+    assert imported_by(root, "kvm_pf") == wanted | extra
+
+
+def test_tests_and_tools_import_what_is_declared_and_nothing_declared_is_idle(root, project, declared):
+    imported = imported_by(root, "kvm_pf", "tests", "tools", "benchmarks", "notebooks")
+    assert imported | set(RUN_AS_TOOLS) == {r.name for r in declared}
+    said = (root / "Makefile").read_text() + (root / "pyproject.toml").read_text()
+    assert [name for name, words in RUN_AS_TOOLS.items() if words not in said] == []
 
 
 def test_the_lock_pins_every_line_with_a_hash(lock):

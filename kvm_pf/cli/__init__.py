@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  kvm-pf decode 0x2000100000006\n"
         "  kvm-pf explain 0x100000006 --vm sw-protected --private\n"
-        "  kvm-pf check cases_posted.csv.gz",
+        "  kvm-pf check",
         formatter_class=PLAIN,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

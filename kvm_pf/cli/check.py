@@ -37,8 +37,9 @@ def add(commands: Any) -> None:
         "check",
         help="compare the model with tables of the kernel's answers",
         formatter_class=PLAIN,
-        epilog="examples:\n  kvm-pf check cases_posted.csv.gz sources_v6_12.csv.gz\n"
-        "  kvm-pf check cases_before.csv.gz --revision posted   # what the patch changes",
+        epilog="examples:\n  kvm-pf check                                  # all that the package carries\n"
+        "  kvm-pf check vectors/cases_v6_12.csv.gz vectors/sources_v6_12.parquet\n"
+        "  kvm-pf check vectors/cases_before.parquet --revision posted   # what the patch changes",
     )
     p.add_argument(
         "file", nargs="*", help="KIND_REVISION.csv, .csv.gz or .parquet (all that the package carries)"

@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         "evaluate",
         help="run a Parquet table of faults through the model",
         formatter_class=PLAIN,
-        epilog="example:\n  kvm-pf evaluate faults.parquet outcomes.parquet --revision v6_12",
+        epilog="example:\n  kvm-pf evaluate states.parquet outcomes.parquet --revision v6_12",
     )
     p.add_argument("source", help="Parquet file with input columns")
     p.add_argument("target", help="Parquet file to write")
