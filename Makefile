@@ -38,7 +38,7 @@ LAB := $(VENV)/share/jupyter/lab/settings
 QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit traces browser nbval logic claims conformance types lint mutants fuzz newest bench record test-record html pocket notebooks lock clean
+.PHONY: help walkthrough test env unit traces browser nbval logic claims conformance types lint mutants fuzz newest oldest bench record test-record html pocket notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,11 +109,14 @@ fuzz: env ## damaged inputs and command lines for every reader (SECONDS=60, SEED
 	$(BIN)/python -m tools.fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 newest: ## the tests with the newest versions that pyproject.toml allows, in .venv-newest: what would break?
-	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install -qq --upgrade pip
-	.venv-newest/bin/python -m pip install -qq --editable . --group dev
-	.venv-newest/bin/python -m pip list --format freeze >.venv-newest/versions.txt
-	.venv-newest/bin/pytest -q -m "not browser" tests
+oldest: ## the tests with the oldest versions that pyproject.toml allows, in .venv-oldest: is each floor true?
+oldest: OLDEST := --resolution lowest-direct
+newest oldest:
+	$(PYTHON) -m venv --clear .venv-$@
+	.venv-$@/bin/python -m pip install -qq uv
+	.venv-$@/bin/uv pip install --quiet --python .venv-$@/bin/python $(OLDEST) --upgrade --editable . --group dev
+	.venv-$@/bin/python -m pip list --format freeze >.venv-$@/versions.txt
+	.venv-$@/bin/pytest -q -n 2 --dist loadfile -m "not browser" tests
 
 bench: env ## speed against plain Python and C
 	$(BIN)/python benchmarks/speed.py
