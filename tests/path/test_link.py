@@ -148,6 +148,19 @@ class TestDigest:
 
         assert digest(root, {"leaf": made(leaf)}) != digest(root, {"leaf": made(other)})
 
+    def test_a_tuple_of_tuples_shows_all_the_way_down(self):
+        def made(value):
+            return lambda x: value
+
+        def deep(value):
+            for _ in range(60):  # written out it would never end
+                value = (value, value)
+            return value
+
+        assert digest(made(deep((0, 1))), {}) == digest(made(deep((0, 1))), {})
+        assert digest(made(deep((0, 1))), {}) != digest(made(deep((0, 2))), {})
+        assert digest(made(((1, 2), 3)), {}) != digest(made((1, (2, 3))), {})
+
     def test_defaults_show(self):
         assert digest(root, {"leaf": lambda x, y=1: x}) != digest(root, {"leaf": lambda x, y=2: x})
         assert digest(root, {"leaf": lambda x, *, y=1: x}) != digest(root, {"leaf": lambda x, *, y=2: x})
