@@ -17,8 +17,8 @@ LOGIC := tests/path
 
 # What `make test` runs, the longest first; each line of output says which it is from.
 CHECKS := unit browser traces nbval logic conformance types lint
-PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 WORKERS ?= 2
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 SAY = 2>&1 | sed -u 's/^/$@: /'
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
