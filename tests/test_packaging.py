@@ -16,7 +16,13 @@ from packaging.requirements import Requirement
 
 from tools.notebooks import MACHINE_PATH
 
-INDEX_NAMES = {"IPython": "ipython", "bs4": "beautifulsoup4", "yaml": "pyyaml", "z3": "z3-solver"}
+INDEX_NAMES = {
+    "IPython": "ipython",
+    "bs4": "beautifulsoup4",
+    "dask": "distributed",  # which requires it, in its own version
+    "yaml": "pyyaml",
+    "z3": "z3-solver",
+}
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "playwright": "playwright-python"}
 RUN_AS_TOOLS = {
     "hatchling": "hatchling.build",

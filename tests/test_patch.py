@@ -1220,7 +1220,7 @@ DISGUISES = {
     ),
     "Perforce": lambda o: under(
         o,
-        "==== //depot/linux/{path}#5 (text) ====\n--- //depot/linux/{path}\t2024\n+++ /home/x/linux/{path}\t2024",
+        "==== //depot/linux/{path}#5 (text) ====\n--- //depot/linux/{path}\t2024\n+++ /ws/linux/{path}\t2024",
     ),
     "git show --stat -p": lambda o: git_show(o).replace(
         "diff --git", " a.h | 2 ++\n 3 files changed\n\ndiff --git", 1
