@@ -21,7 +21,8 @@ def test_every_promise_is_kept(inputs, first):
         assert not broken, (number, arguments, printed)
 
 
-def test_a_case_is_always_the_same(inputs):
+def test_a_case_is_always_the_same(inputs, monkeypatch):
+    monkeypatch.setattr(fuzz, "main", lambda arguments: 0)
     one, two = ([fuzz.run(inputs, "same", n)[0][0] for n in range(20)] for _ in range(2))
     assert one == two
 
