@@ -19,11 +19,28 @@ import pytest
 from test_cli import refused, run
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.patch.diff import source_lines, step_diff
 from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
 from kvm_pf.proof.verdict import verdict
 from kvm_pf.revisions import get
 from kvm_pf.revisions.link import digest
-from kvm_pf.trace import load, scan
+from kvm_pf.trace import (
+    chunks,
+    conversions,
+    convert,
+    declared,
+    disagreements,
+    follows,
+    load,
+    meanings,
+    next_steps,
+    page,
+    read,
+    scan,
+    storms,
+    summary,
+    top_addresses,
+)  # fmt: skip
 from kvm_pf.trace.lines import Pace
 from kvm_pf.trace.pasted import read_text
 
@@ -210,6 +227,34 @@ def test_a_setting_that_means_nothing_to_the_compiler_is_left_out(setting):
         [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True
     )
     assert (end.returncode, end.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, True, 1, 1.5, b"x", [], {}, object(), pd.DataFrame({"a": [1]})], ids=repr
+)
+@pytest.mark.parametrize(
+    "function",
+    [load, read, scan, chunks, convert, page, summary, conversions, declared, disagreements, next_steps, meanings,
+     storms, top_addresses, follows, step_diff, source_lines],
+    ids=lambda function: function.__name__,
+)  # fmt: skip
+def test_a_wrong_argument_is_named_and_opens_nothing(function, wrong):
+    with pytest.raises(InputError, match=r"(?s)is wanted|has no column"):
+        function(wrong, wrong) if function is convert else function(wrong)
+
+
+@pytest.mark.parametrize("function", [meanings, top_addresses, follows, storms])
+def test_codes_that_went_through_floats_and_columns_that_are_there_twice_are_refused(function, trace):
+    table = read(trace)
+    assert len(function(table)) < 2
+    with pytest.raises(InputError, match="column raw_code: UInt64 is wanted, not float64"):
+        function(table.astype({"raw_code": "float64"}))
+    with pytest.raises(InputError, match="column address: UInt64 is wanted, not object"):
+        function(table.astype({"address": "object"}))
+    with pytest.raises(InputError, match="a column twice"):
+        function(pd.concat([table, table[["rip"]]], axis=1))
+    with pytest.raises(InputError, match="has no column"):
+        function(table.set_axis(pd.MultiIndex.from_product([["a"], list(table)]), axis=1))
 
 
 def called(body: str) -> None:

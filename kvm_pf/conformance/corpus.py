@@ -23,6 +23,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import folder as new_folder
 from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
+from kvm_pf.common.text import one_line
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.cases import (
     CASE_COLUMNS,
@@ -249,7 +250,12 @@ def load_corpus(folder: str | Path | None = None) -> Corpus:
     Raises InputError if `folder` has no cases; a table that is wrong raises InputError when it is first used.
     """
     folder = data_dir() if folder is None else Path(folder)
-    if not case_files(folder):
+    try:
+        files = case_files(folder)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{one_line(folder, 200)}: cannot be read: {why}") from None
+    if not files:
         raise InputError(f"{folder}: no cases/*.toml here")
     files = sorted(folder.glob("*/*"))
     return _corpus(folder, tuple((file, changed_at(file)) for file in files))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
-from kvm_pf.common.text import write_number
+from kvm_pf.common.text import one_line, write_number
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import Why
 from kvm_pf.conformance.fault_rows import FaultRow, columns
@@ -113,7 +113,10 @@ class Follow(Replay):
 def carried(name: str | Path) -> Path:
     """Return the folder of a recording: one that the package carries ("posted-on-6.12"), or any other."""
     folder = data_dir() / "recordings" / name
-    return folder if folder.is_dir() else Path(name)
+    try:
+        return folder if folder.is_dir() else Path(name)
+    except OSError as error:
+        raise InputError(f"{one_line(name, 200)}: cannot be read: {error.strerror}") from None
 
 
 def scenario_of(recording: Recording, name: str) -> Scenario:

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from kvm_pf import bits
+from kvm_pf.common.typed import typed
 from kvm_pf.revisions import Revision, get
 
 __all__ = ("Row", "compared", "diff_text", "source_lines", "step_diff")
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     right: str
 
 
+@typed()
 def source_lines(name: str, revision: str | Revision) -> list[str]:
     """Return what `revision` means by `name`, as lines of Python: a function without its docstring, or a constant.
 
@@ -68,6 +70,7 @@ def _knows(revision: Revision, since: str) -> bool:
     return since == "before" or (since in lineage and (since != "posted" or "before" not in lineage))
 
 
+@typed()
 def step_diff(name: str, a: str | Revision = "before", b: str | Revision = "posted") -> list[Row]:
     """Compare a step or constant of two revisions, without docstrings; `name` as in `source_lines`.
 
@@ -77,6 +80,7 @@ def step_diff(name: str, a: str | Revision = "before", b: str | Revision = "post
     return compared(source_lines(name, a), source_lines(name, b))
 
 
+@typed()
 def compared(left: Sequence[str], right: Sequence[str]) -> list[Row]:
     """Compare lines of text.
 
@@ -90,6 +94,7 @@ def compared(left: Sequence[str], right: Sequence[str]) -> list[Row]:
     ]
 
 
+@typed()
 def diff_text(rows: Sequence[Row]) -> str:
     """Write a comparison as text: common lines after two blanks, others after "- " and "+ "."""
     lines = []

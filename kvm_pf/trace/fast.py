@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import SHARED, protected, sense, spread
 from kvm_pf.trace.lines import LONGEST
@@ -339,6 +340,7 @@ def _part(path: str, start: int, end: int, vendor: str | None, revision: Revisio
     return _table(found, first[:different], unread, vendor, revision)
 
 
+@typed(threads=10, chunk=40)
 def scan(
     path: str | Path,
     threads: int = 0,
@@ -357,6 +359,8 @@ def scan(
     `attrs["unread"]` counts the events of that name that have other values (wrapped, damaged).  Raises InputError
     if the file cannot be read.
     """
+    if not chunk:
+        raise InputError("scan: chunk=0: at least one byte is wanted")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -12,6 +12,7 @@ import heapq
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import (
@@ -35,6 +36,8 @@ from kvm_pf.bits import (
     U64_MASK,
     describe,
 )
+from kvm_pf.common.errors import InputError
+from kvm_pf.common.text import one_line
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.meanings import ENCODINGS, TDX_REVISION, meaning, under_shadow
 from kvm_pf.run.places import FAULT_EXITS, fault_exit
@@ -693,6 +696,32 @@ COLUMNS = (
     "size", "step", "meaning",
 )  # fmt: skip
 """The columns of a table of faults, in order."""
+
+
+@contextmanager
+def of_faults(faults: object) -> Iterator[None]:
+    """In the block, `faults` is a table of faults.
+
+    Raises InputError if it is none, or has a column twice, or numbers of 64 bits that are none; and for a column that
+    the block wants and that is not there.
+    """
+    import pandas as pd
+
+    if not isinstance(faults, pd.DataFrame):
+        raise InputError(
+            f"a table of faults, as kvm_pf.trace.read gives it, is wanted, not {type(faults).__name__}"
+        )
+    if not faults.columns.is_unique:
+        raise InputError(f"the table of faults has a column twice: {list(faults)[:99]!r:.200}")
+    for name, dtype in faults.dtypes.items():
+        if name in U64 and getattr(dtype, "kind", "O") not in "iu":
+            raise InputError(
+                f"the table of faults, column {name}: {DTYPES[str(name)]} is wanted, not {dtype}"
+            )
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"the table of faults has no column {one_line(error, 200)}") from None
 
 
 def frame(

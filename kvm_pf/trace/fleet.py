@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import check_target, folder, scratch
 from kvm_pf.common.text import one_line, visible
+from kvm_pf.common.typed import typed
 from kvm_pf.trace.digest import Digest, storm_table
 from kvm_pf.trace.faults import table
 from kvm_pf.trace.lines import UNPACKED, Pace
@@ -130,6 +131,7 @@ class Fleet:
         return pd.concat([empty, *parts], ignore_index=True)[["file", "line", "what"]]
 
 
+@typed(limit=60)
 def read_all(
     files: Sequence[str | Path],
     revision: str = "posted",
@@ -213,6 +215,7 @@ def _targets(names: list[str], out: str | Path | None) -> Iterator[list[str | No
 
 
 @contextmanager
+@typed(workers=10)
 def cluster(
     workers: int = 0, scheduler: str = "", died: Callable[[str], None] = lambda line: None
 ) -> Iterator[Any]:

@@ -31,7 +31,7 @@ from kvm_pf.state import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
 )
-from kvm_pf.trace.faults import STAGE, kinds, table
+from kvm_pf.trace.faults import STAGE, kinds, of_faults, table
 from kvm_pf.trace.record import STALE, WAITS
 
 if TYPE_CHECKING:
@@ -360,12 +360,13 @@ def follows(faults: pd.DataFrame, revision: Revision | str | Model = "posted") -
     many times in a row the very same fault (task, rip, page, code) had come before; `what` says a disagreement in
     words.
     """
-    codes, _, said = compared(faults, revision if isinstance(revision, Model) else Model(revision))
-    columns: dict[str, list[Any]] = {name: [said[n][name] for n in codes] for name in _SAID}
-    columns |= {"line": faults["line"].tolist(), "again": faults["again"].tolist()}
-    found = table({name: columns[name] for name in _FOLLOWS}, _FOLLOWS)
-    found.index = faults.index
-    return found
+    with of_faults(faults):
+        codes, _, said = compared(faults, revision if isinstance(revision, Model) else Model(revision))
+        columns: dict[str, list[Any]] = {name: [said[n][name] for n in codes] for name in _SAID}
+        columns |= {"line": faults["line"].tolist(), "again": faults["again"].tolist()}
+        found = table({name: columns[name] for name in _FOLLOWS}, _FOLLOWS)
+        found.index = faults.index
+        return found
 
 
 def compared(

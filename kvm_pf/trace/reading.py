@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
+from kvm_pf.common.typed import typed
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.dat import MAGIC, TraceDat
 from kvm_pf.trace.digest import Digest
@@ -148,6 +149,7 @@ def _paced(events: Iterator[Event], pace: Pace) -> Iterator[Event]:
         yield event
 
 
+@typed()
 def load(file: str | Path, revision: Revision | str = "posted", pace: Pace | None = None) -> Traced:
     """Read a trace whole: the table of faults, and what else the file told.
 
@@ -164,6 +166,7 @@ def load(file: str | Path, revision: Revision | str = "posted", pace: Pace | Non
     return Traced(_name(file), kind, reader, joiner, Digest(revision=revision).add(table), table)
 
 
+@typed()
 def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
     """Read a trace into a table, one row a fault, the columns of `kvm_pf.trace.faults.COLUMNS`.
 
@@ -213,6 +216,7 @@ class Stream(Survey):
         return part
 
 
+@typed(rows=40)
 def chunks(file: str | Path, revision: Revision | str = "posted", rows: int = ROWS) -> Iterator[pd.DataFrame]:
     """Read a trace in tables of at most `rows` faults each, as `Stream` does: memory stays bounded."""
     yield from Stream(file, revision).parts(rows)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
+from kvm_pf.common.typed import typed
 from kvm_pf.run.codes import map_code, read
 from kvm_pf.run.places import Sure
 from kvm_pf.run.refusals import known
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import EVENTS, trace_cmd
-from kvm_pf.trace.faults import Joiner, table
+from kvm_pf.trace.faults import Joiner, of_faults, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
 from kvm_pf.trace.stuck import hexadecimal, look_next
@@ -28,6 +29,7 @@ LOOP = 5
 """From so many times on, faults that come again are told of beside what should have followed."""
 
 
+@typed()
 def summary(traced: Survey) -> pd.DataFrame:
     """Say what the trace is: a table of `item` and `value`, both text."""
     import pandas as pd
@@ -72,18 +74,22 @@ _TITLES = {
 
 def meanings(faults: pd.DataFrame) -> pd.DataFrame:
     """Count the faults by code: `encoding`, `raw_code`, `error_code`, `meaning`, `faults`, the most frequent first."""
-    digest = Digest()
-    digest.count_codes(faults)
-    return digest.meanings()
+    with of_faults(faults):
+        digest = Digest()
+        digest.count_codes(faults)
+        return digest.meanings()
 
 
+@typed(most=32)
 def top_addresses(faults: pd.DataFrame, most: int = 10) -> pd.DataFrame:
     """List the pages with the most faults: `gfn`, `faults`, `codes` (how many), `mmio`, `first`, `last` (s)."""
-    digest = Digest()
-    digest.count_pages(faults)
-    return digest.pages(most)
+    with of_faults(faults):
+        digest = Digest()
+        digest.count_pages(faults)
+        return digest.pages(most)
 
 
+@typed(at_least=32)
 def storms(faults: pd.DataFrame, at_least: int = 5) -> pd.DataFrame:
     """Find the same faults again and again: cycles of up to 8 with the same rip, address and code on one vCPU.
 
@@ -92,9 +98,10 @@ def storms(faults: pd.DataFrame, at_least: int = 5) -> pd.DataFrame:
     (s), `rate` (faults a second, NA without times), `rip`, `address`, `raw_code` of the turn's first fault,
     `stuck_on` in words.
     """
-    finder = Finder(at_least)
-    finder.add(faults)
-    return storm_table(finder.found, together=True)
+    with of_faults(faults):
+        finder = Finder(at_least)
+        finder.add(faults)
+        return storm_table(finder.found, together=True)
 
 
 def _rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -102,6 +109,7 @@ def _rows(frame: pd.DataFrame) -> Iterator[Any]:
     yield from frame.itertuples()
 
 
+@typed()
 def conversions(traced: Survey) -> pd.DataFrame:
     """List the conversions of memory in the order of the trace, and what each met until its memory was converted again.
 
@@ -121,11 +129,13 @@ def conversions(traced: Survey) -> pd.DataFrame:
     return table({name: [row[name] for row in rows] for name in dtypes}, dtypes)
 
 
+@typed()
 def declared(traced: Traced) -> pd.Series[Any]:
     """Say for each fault whether its page was private by the last conversion before it; NA if none was seen."""
     return traced.faults["declared"]
 
 
+@typed()
 def disagreements(traced: Survey) -> pd.DataFrame:
     """List the faults after which something else followed than the model says: `line`, `what` in words.
 
@@ -279,6 +289,7 @@ _ERRORS = {
 """Why KVM gives up.  Source: Linux `include/uapi/linux/kvm.h`, KVM_INTERNAL_ERROR_* (v6.12)."""
 
 
+@typed()
 def next_steps(traced: Survey) -> list[str]:
     """Say what to record to know more, the last being a line to copy."""
     digest, joiner = traced.digest, traced.joiner
@@ -358,6 +369,7 @@ def counts(digest: Digest, most: int) -> list[str]:
     return out
 
 
+@typed()
 def page(traced: Survey, most: int = 8) -> str:
     """Tell everything on one page of plain text; nothing that the file holds reaches it with control characters."""
     import pandas as pd

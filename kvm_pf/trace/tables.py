@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import write
+from kvm_pf.common.typed import typed
 from kvm_pf.revisions import Revision
 from kvm_pf.trace.digest import Digest
 from kvm_pf.trace.faults import COLUMNS, DTYPES, Joiner, classified, frame, is_amd, is_intel
@@ -185,6 +186,7 @@ def _filled(part: pd.DataFrame, done: int) -> pd.DataFrame:
     return part.assign(**absent)
 
 
+@typed(rows=40)
 def convert(
     source: str | Path,
     target: str | Path,
