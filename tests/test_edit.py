@@ -121,6 +121,7 @@ def test_a_step_that_only_a_later_kernel_has_can_be_edited_there():
         (HEAD + "    return 1 << error_code, 0", "line 2: << by error_code could be too far"),
         (HEAD + "    error_code <<= 64\n    return error_code, 0", "line 2: << by 64 could be too far"),
         ("\0", "null bytes"),
+        (HEAD + "    return f(a=1, a=2)", "line 2, column 19: keyword argument repeated"),
         ("(" * 5000, "too many nested parentheses"),
         ("x" * 20_001, "20001 characters; it takes up to 20000"),
     ],

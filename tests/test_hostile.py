@@ -205,6 +205,12 @@ class TestTraces:
         pd.DataFrame({"raw_code": [6], "source": pd.Categorical([b"\xff"])}).to_parquet(path)
         assert "column source: string is wanted" in refused("trace", str(path))
 
+    @pytest.mark.parametrize("name", ["source", "encoding"])
+    def test_a_word_that_is_none_of_its_column_is_refused_with_its_row(self, name, tmp_path):
+        path = tmp_path / "faults.parquet"
+        pd.DataFrame({"raw_code": pd.array([6, 6], dtype="UInt64"), name: ["pf", "other"]}).to_parquet(path)
+        assert f"column {name}, row 2: other is none of npf, " in refused("trace", str(path))
+
     def test_words_of_a_damaged_table_that_are_no_text_are_refused(self, tmp_path):
         path = tmp_path / "faults.parquet"
         words = pa.array([b"\xff"]).view(pa.string()).dictionary_encode()
@@ -230,7 +236,9 @@ def test_a_setting_that_means_nothing_to_the_compiler_is_left_out(setting):
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, True, 1, 1.5, b"x", [], {}, object(), pd.DataFrame({"a": [1]})], ids=repr
+    "wrong",
+    [None, True, 1, 1.5, b"x", [], {}, object(), pd.DataFrame({"a": [1]})],
+    ids=lambda wrong: type(wrong).__name__,
 )
 @pytest.mark.parametrize(
     "function",

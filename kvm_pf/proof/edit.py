@@ -145,8 +145,10 @@ def read_step(text: str, name: str, revision: str | Revision = "posted") -> Func
     origin = revision.step(name)
     if len(text) > LONGEST:
         raise InputError(f"{name}: {len(text)} characters; it takes up to {LONGEST}")
+    file = f"<{name}, edited {next(_numbers)}>"
     try:
         tree = ast.parse(text)
+        compile(tree, file, "exec", dont_inherit=True)  # which finds more
     except SyntaxError as error:
         place = f", line {error.lineno}, column {error.offset}" if error.lineno else ""
         raise InputError(f"{name}{place}: {error.msg}") from None
@@ -164,7 +166,6 @@ def read_step(text: str, name: str, revision: str | Revision = "posted") -> Func
         documented = ast.Expr(ast.Constant(origin.__doc__))
         written.body = [documented, *(each for each in written.body if not _is_text(each))]
         ast.fix_missing_locations(ast.copy_location(documented, written))
-    file = f"<{name}, edited {next(_numbers)}>"
     code = compile(tree, file, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     exec(code, scope)  # a def and nothing else: what it says runs when it is called

@@ -534,7 +534,7 @@ class Sense(NamedTuple):
     meaning: str
 
 
-_SOURCES = {
+SOURCES = {
     "npf": ("npf", "the exit's reason is npf"),
     "ept": ("ept", "the exit's reason is EPT_VIOLATION"),
     "misconfig": ("misconfig", "the exit's reason is EPT_MISCONFIG, which has no code"),
@@ -543,6 +543,7 @@ _SOURCES = {
     "guest_pf": ("pf", "Linux in the guest reports its own #PF"),
     "hvf": ("ept", "called an exit qualification"),
 }
+"""By what a code was found in: its encoding, and why."""
 
 
 def _encoding(
@@ -558,7 +559,7 @@ def _encoding(
         why = "rip 0 and bit 7 is clear: a TDX guest, whose registers and linear address are hidden"
         return "tdx", why if source else f"likely: {why}; else a #PF under shadow paging"
     if source:
-        return _SOURCES[source]
+        return SOURCES[source]
     if code is None:
         return None, "no code was recorded"
     if code & (STAGE | PFERR_SYNTHETIC_MASK):

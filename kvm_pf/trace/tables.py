@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import write
+from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
 from kvm_pf.revisions import Revision
+from kvm_pf.run.meanings import ENCODINGS
 from kvm_pf.trace.digest import Digest
-from kvm_pf.trace.faults import COLUMNS, DTYPES, Joiner, classified, frame, is_amd, is_intel
+from kvm_pf.trace.faults import (
+    COLUMNS,
+    DTYPES,
+    SOURCES,
+    Joiner,
+    classified,
+    frame,
+    is_amd,
+    is_intel,
+)
 from kvm_pf.trace.lines import Pace, Reader
 from kvm_pf.trace.reading import Survey
 
@@ -79,7 +90,7 @@ class TableStream(Survey):
 
         done = 0
         for batch, count in parquet_batches(self.path, rows, _WORDS):
-            part = _frame(self.path, batch)
+            part = _frame(self.path, batch, done)
             if self.anew or "encoding" not in part:
                 self._vendor_of(part)
                 part = classified(part, self.vendor, False, self.revision, as_text=False)
@@ -116,7 +127,7 @@ class TableStream(Survey):
         self.digest.add(filled)
 
 
-def _frame(path: str | Path, batch: Any) -> pd.DataFrame:
+def _frame(path: str | Path, batch: Any, done: int) -> pd.DataFrame:
     """Make a table of Arrow's batch, the known columns of their kinds: nothing that does not fit is taken."""
     import pandas as pd
     import pyarrow as pa
@@ -153,6 +164,13 @@ def _frame(path: str | Path, batch: Any) -> pd.DataFrame:
         made: pd.DataFrame = table.to_pandas(types_mapper=kinds.get)
     except (ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: is damaged: {error}") from None
+    for name, words in (("source", SOURCES), ("encoding", (*ENCODINGS, "misconfig"))):
+        if name in made and (odd := ~made[name].isin(words) & made[name].notna() & (made[name] != "")).any():
+            row = int(odd.to_numpy().argmax())
+            raise InputError(
+                f"{path}: column {name}, row {done + row + 1}: {visible(str(made[name].iloc[row])[:40])} is none of "
+                f"{', '.join(words)}"
+            )
     return made
 
 
