@@ -322,8 +322,8 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "private-exactly-then",
-    "A fault is private exactly if the option is on, it is not reserved, the VM is software-protected, and the "
-    "page is declared private.",
+    "A fault is private exactly if CONFIG_KVM_SW_PROTECTED_VM is on, it is not reserved, the VM is software-protected, "
+    "and the page is declared private.",
     "h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
     MARKS,
     f"{LOOKS_UP} {NEVER_PRIVATE} {CALLERS_STRIP} {BORROWS}",
