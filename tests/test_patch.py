@@ -1269,6 +1269,7 @@ DISGUISES = {
     "a fragment": lambda o: f"<pre>{html.escape(o.diff())}</pre>",
     "a comment first": lambda o: f"<!-- x > y -->\n<!--X-->\n<html><pre>{html.escape(o.diff())}</pre></html>",
     "entities": lambda o: "Look:\n\n" + html.escape(reply(o)),
+    "entities of a diff that is not quoted": lambda o: "Look:\n\n" + html.escape(o.diff()),
     "xz": lambda o: lzma.compress(git_show(o).encode()),
     "bzip2": lambda o: bz2.compress(git_show(o).encode()),
     "twice packed": lambda o: gzip.compress(lzma.compress(git_show(o).encode())),

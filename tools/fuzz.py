@@ -132,6 +132,13 @@ BITS = [
     b"\xff\xff\xff\x7f",
 ]
 
+PIECES = [
+    b"> ", b" |\t", b"a>", b"1a\n", b"[-", b"{+", b"&lt;", b"&#1", b"<br ", b"<!--", b"@@ -1 +1 @@\n",
+    b"--- a\n+++ b\n", b"=?utf-8?q?a?= ", b";", b"Content-Type: multipart/mixed; boundary=b\n\n--b\n", b"\n",
+    b"vcpu 0 ", b"kvm_page_fault: ", b"***************\n*** 1 ****\n", b"{ ", b"=\n",
+]  # fmt: skip
+"""What patterns and parsers may look at again for each time that it stands there."""
+
 POSTED = (
     "kvm_page_fault: vcpu 0 rip 0xffffffff81000000 address 0x0000000001234000 error_code 0x181",
     "t-1 [000] ..... 1.000000: kvm_page_fault: vcpu 0 rip 0x1 address 0x0000000000001050 error_code 0x181",
@@ -314,6 +321,19 @@ def code(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
     return [rng.choice(("decode", "explain")), *rng.choice(([], ["--"])), posted]
 
 
+def repeated(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
+    """Read a mail or a trace in which one short piece comes again and again: what takes the square of it is slow."""
+    command, content = rng.choice(
+        (("patch", MAIL.encode()), ("trace", inputs.recording["2-swprot.trace"][:20_000]))
+    )
+    at, size = rng.randrange(len(content)), rng.choice((1, 2, 3, 5, 9, 30))
+    piece = rng.choice((content[at : at + size], rng.choice(BITS), rng.choice(PIECES)))
+    piece *= 100_000 // max(1, len(piece))
+    path = folder / "a.txt"
+    path.write_bytes(rng.choice((content[:at] + piece + content[at:], piece)))
+    return [command, str(path)]
+
+
 class Asked(list[str]):
     """What a person gives to a widget or a notebook, where there is no command: its words, and what is then done."""
 
@@ -358,7 +378,7 @@ def cases(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
 
 
 KINDS: tuple[Callable[[Inputs, Path, random.Random], list[str]], ...] = (
-    table, recording, mail, text, line, binary, faults, several, code, pasted, step, cases,
+    table, recording, mail, text, line, binary, faults, several, code, pasted, step, cases, repeated,
 )  # fmt: skip
 
 

@@ -569,7 +569,7 @@ def _read_text(text: str, name: str) -> tuple[list[Patch], list[str]]:
     walk = _Walk(text, name)
     if _ENTITY.search(text):
         other = _Walk(_unescaped(_BREAK.sub("\n", text)), name)
-        if other.worth() > walk.worth():
+        if (other.worth(), _alike(other)) > (walk.worth(), _alike(walk)):
             walk = other
     patches = walk.patches()
     alike = len(walk.text) < LONGEST_JOINED and any(likeness(patch)[0] for patch in patches)
@@ -591,6 +591,11 @@ _SIGNLESS = (
     "the lines of its hunks have lost their signs (+ and -), as where a page or a tool such as delta shows a diff in "
     "colours; give the diff itself"
 )
+
+
+def _alike(walk: _Walk) -> int:
+    """Count the lines of all diffs that the posted patch has too, less those that it has not."""
+    return sum(likeness(patch)[1] for patch in walk.patches())
 
 
 def _is_known(patch: Patch) -> bool:
