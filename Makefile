@@ -18,7 +18,7 @@ LOGIC := tests/path
 # What `make test` runs, the longest first; each line of output says which it is from.
 CHECKS := unit browser traces nbval logic conformance types lint
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+PYTEST = $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 SAY = 2>&1 | sed -u 's/^/$@: /'
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -51,7 +51,7 @@ walkthrough: env ## open the first page in JupyterLab (HEADLESS=1: execute all, 
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/index.ipynb
 endif
 
-# Three targets at a time, each in one process: the browser's waits more than it computes.
+# Three targets at a time, each in one process but for the longest: the browser's waits more than it computes.
 test: env ## everything that must hold
 	@$(MAKE) --no-print-directory --jobs=3 WORKERS=0 $(CHECKS)
 
@@ -74,6 +74,7 @@ $(VENV)/locked: requirements.lock
 	@$(BIN)/python -c 'import matplotlib.font_manager'
 	@touch $@
 
+unit: override WORKERS = 2
 unit: env ## unit and property tests of all but the logic and the traces
 	@$(PYTEST) -m "not browser" $(wildcard tests/test_*.py) $(SAY)
 
