@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CHUNK = 32 << 20
+CHUNK = 16 << 20
 """Bytes that one thread reads at a time."""
 
 _SHORTEST = 40
