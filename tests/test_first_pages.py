@@ -28,11 +28,14 @@ class TestIndex:
             ({"error_code": f"{WRITE}|GUEST_ENC", "vm_type": "sev-es"}, "00", "10"),
             ({"error_code": f"{WRITE}|PRIVATE_ACCESS", "vm_type": "snp"}, "00", "10"),
             ({"error_code": f"{WRITE}|PRIVATE_ACCESS", "vm_type": "tdx"}, "00", "10"),
+            ({"error_code": f"{WRITE}|PRIVATE_ACCESS", "vm_type": "snp", "private": True}, "10", "10"),
+            ({"error_code": f"{WRITE}|PRIVATE_ACCESS", "vm_type": "tdx", "private": True}, "10", "10"),
             ({**STALE, **SW, "direct": False}, "10", "10"),
         ],
         ids=[
             "default", "software-protected, private page", "software-protected, shared page",
-            "software-protected, reserved fault, stale mark", "SEV", "SEV-ES", "SNP", "TDX", "L2, reserved fault",
+            "software-protected, reserved fault, stale mark", "SEV", "SEV-ES", "SNP, shared page", "TDX, shared page",
+            "SNP, private page", "TDX, private page", "L2, reserved fault",
         ],
     )  # fmt: skip
     def test_what_changes_for_each_kind_of_vm(self, fault, private, lookups):

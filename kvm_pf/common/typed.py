@@ -61,9 +61,8 @@ def typed(**bits: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
             taken += [more(value) for value in rest] if more else rest
             for name in kwargs.keys() & by_name.keys():
                 kwargs[name] = by_name[name](kwargs[name])
-            return function(
-                *taken, **kwargs
-            )  # what does not fit its parameters is a TypeError, here as without us
+            # What does not fit its parameters is a TypeError, here as without us.
+            return function(*taken, **kwargs)
 
         return checked
 

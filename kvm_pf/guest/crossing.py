@@ -59,9 +59,8 @@ def _spoken(fault: Underway, before: str, machine: Machine, gfn: int) -> tuple[s
             return before, f"the count is {seq}" + (
                 ", as noted" if seq == h.mmu_seq else f", not {h.mmu_seq}"
             )
-    return before, "finds the same entry" if h.ret == machine.constant(
-        "RET_PF_SPURIOUS"
-    ) else "makes the entry"
+    spurious = h.ret == machine.constant("RET_PF_SPURIOUS")
+    return before, "finds the same entry" if spurious else "makes the entry"
 
 
 def _looked(h: Handler, machine: Machine) -> tuple[str, str]:

@@ -166,7 +166,7 @@ def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
     name, raw = _load(source, limit)
     patches: list[Patch] = []
     refused: list[str] = []
-    lines = 0
+    lines = hunks = 0
     try:
         for text in _texts(raw, name, _Budget(limit)):
             if isinstance(text, InputError):
@@ -177,7 +177,8 @@ def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
             some, reasons = _read_text(text, name)
             patches += some
             refused += reasons
-            _bound(name, limit, 512, sum(len(patch.hunks) for patch in patches), "hunks")
+            hunks += sum(len(patch.hunks) for patch in some)
+            _bound(name, limit, 512, hunks, "hunks")
             _bound(name, limit, 4096, len(patches), "diffs")
     except RecursionError:
         raise InputError(

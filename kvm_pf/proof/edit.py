@@ -303,9 +303,8 @@ def _multiplies(node: ast.AST) -> bool:
 
 def _tuples(nodes: list[ast.AST]) -> set[str]:
     """The names that may stand for a tuple which the step itself makes: a number times that would fill the memory."""
-    followed: dict[
-        str, set[str]
-    ] = {}  # by each name the names made of it; by "" those of a tuple written out
+    # By each name the names made of it; by "" those of a tuple written out.
+    followed: dict[str, set[str]] = {}
     for node in nodes:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

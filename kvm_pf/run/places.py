@@ -508,9 +508,8 @@ def places(text: str) -> _Places:
         if name.startswith(("kvm_exit", "kvm_nested")):
             found += _exit_places(name, body)
         elif name == "kvm_page_fault":
-            if raw := re.search(
-                r"\berror_code=([0-9]{1,19})(?![0-9a-fx])", body
-            ):  # by field, as trace-cmd's -R prints
+            # By field, as trace-cmd's -R prints.
+            if raw := re.search(r"\berror_code=([0-9]{1,19})(?![0-9a-fx])", body):
                 body, number = body.replace(raw[0], f"error_code={int(raw[1]):#x}"), f"{int(raw[1]):#x}"
                 found.append((number, _traced_place(body, number, reasons, exceptions)))
             elif number := _value("error_code", body):

@@ -605,9 +605,8 @@ _SIGNS = (
     *_DUMPED,
 )  # fmt: skip
 _LOWER = frozenset(sign.lower() for sign in _SIGNS)
-_LOWER_FRAMED = _LOWER - {
-    "gpa"
-}  # by itself it tells something only where no task, CPU and time stand before it
+_LOWER_FRAMED = _LOWER - {"gpa"}
+"""The same where a task, a CPU and a time stand before it: there "gpa" by itself tells nothing."""
 
 
 def _may_be_loose(text: str, signs: frozenset[str] = _LOWER) -> bool:

@@ -102,11 +102,10 @@ class _Joined(io.RawIOBase):
 
 _OTHERS = {
     b"PERFILE2": "perf.data, which perf alone reads; give what perf script prints",
-    b"PK\x03\x04": "a zip archive; unpack it",
     b"\xc1\x1f\xfc\xc1": "a stream of LTTng (CTF); give what babeltrace2 prints of its folder",
     b"\x7fELF": "a program, no trace",
 }
-"""How files begin that are no trace that is read, and what they are."""
+"""How files begin that are no trace that is read, and what they are; `open_bytes` refuses archives."""
 
 
 def _events(file: str | Path, reader: Reader, pace: Pace | None = None) -> tuple[str, Iterator[Event]]:
