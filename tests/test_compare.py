@@ -40,8 +40,8 @@ FIVE = [
         (("the page is private", "the handler is called for it"), "f_is_private", "attrs=0x8, vm_type=sw-protected"),
     ]),
     ("attribute look-ups", [
-        (None, "attr_lookups", "nothing unusual"),
-        (("the page is shared", "the handler is called for it", "cfg_sw_protected"), "attr_lookups", "nothing unusual"),
+        (None, "attr_lookups", "all inputs at their defaults"),
+        (("the page is shared", "the handler is called for it", "cfg_sw_protected"), "attr_lookups", "all inputs at their defaults"),
     ]),
 ]  # fmt: skip
 

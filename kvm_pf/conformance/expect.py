@@ -32,7 +32,7 @@ class Why(NamedTuple):
 
 HOST = Why("the host's memory decides")
 HOST_SIZE = Why("the size of the host's page, an input")
-ENTRY = Why("it holds or follows a frame number of the host")
+ENTRY = Why("a frame number of the host decides")
 POINTER = Why("a kernel address")
 EMULATOR = Why("the emulator's work")
 DECODED = Why("an input that the model is not given")

@@ -100,7 +100,7 @@ def spell(name: str, value: int) -> str:
 def spelled(state: Mapping[str, int]) -> str:
     """Write the inputs of a state that are unlike their defaults."""
     unlike = {n: v for n, v in state.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
-    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or "nothing unusual"
+    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or "all inputs at their defaults"
 
 
 class Case:

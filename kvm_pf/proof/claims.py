@@ -705,7 +705,7 @@ vectors of both revisions, row by row.
 
 @claim(
     "five-differences",
-    "Over states that can exist the revision differs from before in exactly five ways: something differs in each "
+    "Over states that can exist this kernel differs from before in exactly five ways: something differs in each "
     "of the five, and nothing outside of them.",
     "h1+10 h1+11 h2+04 h2+05 h2-06 h2-07 h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
     "posted",
