@@ -41,7 +41,11 @@ FIVE = [
     ]),
     ("attribute look-ups", [
         (None, "attr_lookups", "all inputs at their defaults"),
-        (("the page is shared", "the handler is called for it", "cfg_sw_protected"), "attr_lookups", "all inputs at their defaults"),
+        (
+            ("the page is shared", "the handler is called for it", "cfg_sw_protected"),
+            "attr_lookups",
+            "all inputs at their defaults",
+        ),
     ]),
 ]  # fmt: skip
 
