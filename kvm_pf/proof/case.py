@@ -83,6 +83,10 @@ def default(column: Input) -> int:
     return words.index(column.default) if words else logic_names()[column.default]
 
 
+DEFAULTS = "all inputs at their defaults"
+"""What is said of a state that is unlike the defaults in nothing."""
+
+
 def spell(name: str, value: int) -> str:
     """Write an input's value for people: codes as names of bits, words for numbers that have one."""
     column = COLUMNS.get(name)
@@ -100,7 +104,7 @@ def spell(name: str, value: int) -> str:
 def spelled(state: Mapping[str, int]) -> str:
     """Write the inputs of a state that are unlike their defaults."""
     unlike = {n: v for n, v in state.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
-    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or "all inputs at their defaults"
+    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or DEFAULTS
 
 
 class Case:

@@ -102,7 +102,9 @@ def _sentence(name: str, statement: str) -> Html:
 def _answer(answer: Answer) -> object:
     if answer.status != "fails":
         return f"{answer.status}, {answer.strength}" if answer.holds else answer.status
-    smallest = join(str(answer.witness or "all inputs at their defaults").split("|"), Html("|<wbr>"))
+    if answer.witness is None:  # a claim that is run, not proved
+        return bold("fails")
+    smallest = join(str(answer.witness).split("|"), Html("|<wbr>"))
     return join([bold("fails"), smallest], Html("<br>"))
 
 
