@@ -131,7 +131,7 @@ dt { margin-top: 1rem; font-weight: bold } dd { margin: .2rem 0 0 1.2rem }
   .output_area table { width: max-content } .output_area .kvm-pf table { width: auto }
   .output_area table.diff { min-width: 36rem } td:first-child:has(> br) { min-width: 9rem }
   .text_cell table { font-size: .8rem }
-  .text_cell :is(th, td) { padding: .15rem .3rem } .text_cell td code { overflow-wrap: anywhere }
+  .text_cell :is(th, td) { padding: .15rem .3rem }
   .text_cell td:first-child:has(> code) { min-width: 5.5rem }
   pre.line { white-space: pre-wrap; overflow-wrap: anywhere } }
 @media print { nav { display: none } body { max-width: none; font-size: 11pt } pre { white-space: pre-wrap }
@@ -285,6 +285,7 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "
         html = re.sub(r'(?<=href=")\.\./([^"#]+)', lambda link: carried(link[1], folder), html)
         html = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', html, flags=re.DOTALL)
         html = re.sub(r"<pre>(?=[^\n]*\n?</pre>)", '<pre class="line">', html)
+        html = re.sub("<code>[^<]+</code>", lambda code: code[0].replace("_", "_<wbr>"), html)
         html = html.replace("<code>-E", '<code class="errno">-E')
         html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
         (folder / f"{page.name}.html").write_text(html)
