@@ -42,6 +42,9 @@ LARGEST = 4096
 SECONDS = 1.0
 """A step that has not returned by then does not end."""
 
+clock = getattr(time, "thread_time", time.process_time)
+"""Time of the processor: on a busy machine a step has as long as on an idle one."""
+
 MADE_OF = (
     ast.Add, ast.And, ast.AnnAssign, ast.Assign, ast.Attribute, ast.AugAssign, ast.BinOp, ast.BitAnd,
     ast.BitOr, ast.BitXor, ast.BoolOp, ast.Break, ast.Call, ast.Compare, ast.Constant, ast.Continue, ast.Eq,
@@ -331,7 +334,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 @contextmanager
 def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
-    """Stop the steps that a derived revision changes if one has not returned after so many seconds.
+    """Stop the steps that a derived revision changes if one has not returned after so many seconds of the processor.
 
     Raises DoesNotEnd naming the line that was run then, also if a value, or what is returned, has grown too far.  In
     this thread only.  Lines are watched in functions that loop, add or multiply: it takes time, and others end by
@@ -351,7 +354,7 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         name, watched = places.get((frame.f_code.co_filename, frame.f_code.co_firstlineno), ("", False))
         if not name:
             return None
-        end = time.monotonic() + seconds
+        end = clock() + seconds
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:
             seen: dict[str, Any] = {}
@@ -361,7 +364,7 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
                 seen = {"what it returns": argument}
             if local := _too_large(seen):
                 raise DoesNotEnd(f"{name}, line {frame.f_lineno}: {local} grows too far")
-            if time.monotonic() > end:
+            if clock() > end:
                 raise DoesNotEnd(
                     f"{name}, line {frame.f_lineno}: it does not return (stopped after {seconds:g} s)"
                 )

@@ -12,7 +12,6 @@ which needs nothing but the standard library.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from traceback import extract_tb
@@ -26,7 +25,7 @@ from kvm_pf.conformance.cases import CaseDifference, differences, read_cases, ru
 from kvm_pf.proof.ask import Answer, beside, find, prove
 from kvm_pf.proof.case import WAYS, Case
 from kvm_pf.proof.claims import CLAIMS, HOLDS, PROVED, Claim
-from kvm_pf.proof.edit import DoesNotEnd, ending
+from kvm_pf.proof.edit import DoesNotEnd, clock, ending
 from kvm_pf.proof.mutants import ENTRIES, Apart, Doubt, behind
 from kvm_pf.proof.terms import TIMEOUT_MS, Unknown, alone, has_solver, patience
 from kvm_pf.revisions import Revision, get, steps_of
@@ -148,8 +147,9 @@ def verdict(
     """Judge a changed revision by what is expected of the one that it was derived from.
 
     `change` is a derived revision, or a function that is to replace the step of its name in `base`.  Asks the claims
-    that are proved of the base, or only those given; without the solver, none.  After `seconds` nothing more is
-    asked, and a step that does not return is stopped.  A run that ends in an error counts as a case that fails.
+    that are proved of the base, or only those given; without the solver, none.  After `seconds` of this thread's
+    processor time nothing more is asked, and a step that does not return is stopped.  A run that ends in an error
+    counts as a case that fails.
     A changed step may use names of the path, numbers, its own functions that do no more, and bool, int, max, min, abs,
     len, str and isinstance: it could not be stopped in others, such as time.sleep.
     Raises InputError if there is no such step or claim, if the revision is derived from none, if the changed step
@@ -167,7 +167,7 @@ def verdict(
                 behind(revision, entry)
         except RecursionError:
             raise InputError(f"{revision.name}: its steps call each other in a circle") from None
-        return _judged(revision, revision.base, wanted, time.monotonic() + seconds)
+        return _judged(revision, revision.base, wanted, clock() + seconds)
 
 
 def _replaced(step: FunctionType, base: Revision) -> Revision:
@@ -179,7 +179,7 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
     cases = [row for row in read_cases() if row["revision"] == base.name]
     found: list[CaseDifference] = []
     for row in cases:
-        if time.monotonic() > end:
+        if clock() > end:
             raise DoesNotEnd(f"{revision.name}: the cases took too long; stopped before {row['id']}")
         found += _differences(row, revision)
     asked = claims or [
@@ -193,7 +193,7 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
         return Verdict(revision, base, len(cases), found, 0, [], {}, smallest, remark)
     fallen, unasked = [], {}
     for claim in asked:
-        if time.monotonic() > end:
+        if clock() > end:
             unasked[claim.name] = OUT_OF_TIME
             continue
         try:
@@ -205,7 +205,7 @@ def _judged(revision: Revision, base: Revision, claims: list[Claim], end: float)
             unasked[claim.name] = _why(error)
             continue
         if answer.holds is None:
-            unasked[claim.name] = OUT_OF_TIME if time.monotonic() > end else GAVE_UP
+            unasked[claim.name] = OUT_OF_TIME if clock() > end else GAVE_UP
         elif not answer.holds:
             fallen.append(answer)
     smallest, remark = witness(revision, end)
@@ -219,8 +219,8 @@ GAVE_UP = "the solver gave up"
 
 
 def _left(end: float) -> int:
-    """How many milliseconds the solver may think about a question, if all is to end at `end` (time.monotonic)."""
-    return max(1, int(1000 * min(TIMEOUT_MS / 1000, end - time.monotonic())))
+    """How many milliseconds the solver may think about a question, if all is to end at `end` (`clock`)."""
+    return max(1, int(1000 * min(TIMEOUT_MS / 1000, end - clock())))
 
 
 def _why(error: BaseException) -> str:
@@ -270,14 +270,14 @@ def by_cases(cases: Iterable[Mapping[str, Any]], revision: Revision) -> Apart | 
 def witness(revision: Revision, end: float = float("inf")) -> tuple[Apart | None, str]:
     """Find the smallest input on which a revision and its base differ, if possible one that a fault can meet.
 
-    Without one, say why.  Nothing is looked for once the clock (time.monotonic) has passed `end`.
+    Without one, say why.  Nothing is looked for once the clock (`clock`) has passed `end`.
     """
     assert revision.base is not None
     unmet, why = None, "they do the same"
     for entry in ENTRIES:
         if behind(revision, entry).digests == behind(revision.base, entry).digests:
             continue
-        if time.monotonic() > end:
+        if clock() > end:
             return unmet, OUT_OF_TIME
         try:
             with patience(_left(end)):
@@ -286,7 +286,7 @@ def witness(revision: Revision, end: float = float("inf")) -> tuple[Apart | None
                     return found, ""
                 unmet = unmet or doubt.smallest()
         except Unknown:
-            why = OUT_OF_TIME if time.monotonic() > end else GAVE_UP
+            why = OUT_OF_TIME if clock() > end else GAVE_UP
         except DoesNotEnd:
             raise
         except STRAY as error:  # the change cannot be fed with solver terms
