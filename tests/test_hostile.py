@@ -8,6 +8,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.patch.diff import source_lines, step_diff
 from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
 from kvm_pf.proof.verdict import verdict
-from kvm_pf.revisions import get
+from kvm_pf.revisions import get, logic_names
 from kvm_pf.revisions.link import digest
 from kvm_pf.trace import (
     chunks,
@@ -276,10 +277,10 @@ class TestSteps:
         "body",
         [
             "    while 1: pass\n",
-            "    x = error_code\n" + "    x = x * x\n" * 60,
+            "    x = error_code\n    while 1: x = x * 9\n",
             "    x = (0, 0)\n" + "    x = x + x\n" * 60,
         ],
-        ids=["a loop on one line", "a number that is squared", "a tuple that is doubled"],
+        ids=["a loop on one line", "a number that is multiplied", "a tuple that is doubled"],
     )
     def test_one_that_takes_for_ever_is_stopped(self, body):
         start = time.monotonic()
@@ -294,10 +295,11 @@ class TestSteps:
             "error_code.to_bytes(999999999)",
             "(0,)\n    y = x\n    y *= 999999999",
             "(0, 0) if error_code else 0\n    y = (x * 9) * 999999999",
+            "error_code * error_code",
         ],
     )
     def test_one_that_would_fill_the_memory_is_refused(self, value):
-        with pytest.raises(InputError, match="has no place in a step"):
+        with pytest.raises(InputError, match=r"\.to_bytes has no place in a step|could be too much"):
             called(f"    x = {value}\n")
 
     @pytest.mark.parametrize(
@@ -322,6 +324,50 @@ class TestSteps:
         exec(f"def sanitize(error_code):\n    return {value}, 0\n", scope)
         with pytest.raises(InputError, match=rf"sanitize, line \d+: .*{said}"):
             verdict(scope["sanitize"])
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("(0,) * 999999999", "could be too much"),
+            ("999999999 * (error_code, 0)", "could be too much"),
+            ("'x' * (1 << 40)", "could be too much"),
+            ("(0,) * error_code", "could be too much"),
+            ("(0,) * (999999999 if error_code else 1)", "could be too much"),
+            ("(1 if error_code else 999999999) * (error_code,)", "could be too much"),
+            ("(error_code,) * 4096 * 2", "could be too much: .* and in all"),
+            ("1 << (999999999 if error_code else 1)", "<< by this could be too far"),
+            ("[0] * 9", "a list has no place"),
+            ("f'{error_code:>999999999}'", "an f-string has no place"),
+            ("'%999999999d' % error_code", "text with % in it has no place"),
+            ("wide % error_code", "text with % in it has no place"),
+            ("str(error_code).zfill(999999999)", r"\.zfill has no place"),
+            ("max(0 for x in (1,) * 250 for y in (1,) * 250)", "a generator has no place"),
+            ("double((0,))", "grows too far"),
+            ("double('x')", "grows too far"),
+        ],
+    )
+    def test_one_that_is_given_as_a_function_ends_at_once_in_little_memory(self, value, said):
+        scope = {"wide": "%999999999d"}
+        exec("def double(x): " + "x = x + x; " * 40 + "return x\n", scope)
+        exec(f"def sanitize(error_code):\n    return {value}, 0\n", scope)
+        tracemalloc.start()
+        start = time.monotonic()
+        try:
+            with pytest.raises(InputError, match=said):
+                verdict(scope["sanitize"])
+            assert tracemalloc.get_traced_memory()[1] < 1 << 28
+        finally:
+            tracemalloc.stop()
+        assert time.monotonic() < start + 20
+
+    @pytest.mark.parametrize(
+        "value", ["error_code * 4096", "2 * (error_code & 7) * 3", "gpa_to_gfn(error_code) * 9"]
+    )
+    def test_one_may_multiply_by_what_is_small(self, value):
+        scope = dict(logic_names())
+        exec(f"def sanitize(error_code):\n    return {value}, 0\n", scope)
+        with ending(get("posted").derive("mine", "", sanitize=scope["sanitize"])):
+            assert isinstance(scope["sanitize"](7), tuple)
 
     def test_one_that_waits_is_refused_before_it_is_run(self):
         def sanitize(error_code):
@@ -374,6 +420,16 @@ class TestSteps:
             return error_code, 0
 
         with pytest.raises(DoesNotEnd, match=r"sanitize, line .*: it does not return"):
+            verdict(sanitize)
+
+    def test_a_helper_of_its_own_that_calls_itself_without_end_is_stopped(self):
+        def again(error_code):
+            return again(error_code)
+
+        def sanitize(error_code):
+            return again(error_code), 0
+
+        with pytest.raises(InputError, match="its steps call themselves, or each other, too often"):
             verdict(sanitize)
 
     def test_values_that_hold_one_another_twice_are_compared_at_once(self):

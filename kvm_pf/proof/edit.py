@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from dis import Instruction, get_instructions
+from dis import Instruction, get_instructions, stack_effect
 from itertools import count, pairwise
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -38,6 +38,8 @@ LONGEST = 20_000
 
 LARGEST = 4096
 """Bits of a number, and items of a tuple, that a step may have."""
+
+TOO_MUCH = f"could be too much: * takes a number up to {LARGEST} on one side"
 
 SECONDS = 1.0
 """A step that has not returned by then does not end."""
@@ -67,11 +69,20 @@ BUILTINS = ("bool", "int", "max", "min")
 OF_FUNCTIONS = (*BUILTINS, "abs", "isinstance", "len", "str")
 """Those that a step may call which is given as a function: besides, what the path's own step of that name calls."""
 
-REACHING_OUT = (
-    "DELETE_ATTR", "DELETE_GLOBAL", "DELETE_NAME", "DELETE_SUBSCR", "IMPORT_FROM", "IMPORT_NAME", "LOAD_BUILD_CLASS",
-    "LOAD_SUPER_ATTR", "PUSH_EXC_INFO", "STORE_ATTR", "STORE_GLOBAL", "STORE_NAME", "STORE_SUBSCR",
-)  # fmt: skip
-"""Instructions by which a function changes, or fetches, what is not its own, or catches what would stop it."""
+OUT_OF_PLACE = {
+    "IMPORT_": "an import", "LOAD_BUILD_CLASS": "a class", "LOAD_SUPER_ATTR": "a class", "PUSH_EXC_INFO": "try or with",
+    **dict.fromkeys(
+        ("DELETE_ATTR", "DELETE_GLOBAL", "DELETE_NAME", "DELETE_SUBSCR", "STORE_ATTR", "STORE_GLOBAL", "STORE_NAME",
+         "STORE_SUBSCR"), "what changes something outside of it",
+    ),
+    "BUILD_LIST": "a list", "BUILD_SET": "a set", "BUILD_MAP": "a dict", "BUILD_CONST": "a dict",
+    "BUILD_STRING": "an f-string", "BUILD_TEMPLATE": "a t-string", "FORMAT_": "an f-string",
+    "RETURN_GENERATOR": "a generator",
+}  # fmt: skip
+"""Instructions, by their first letters, that no function for a step may have, and what they are part of.
+
+By these it changes, or fetches, what is not its own, catches what would stop it, or makes what is not watched.
+"""
 
 _WORDS = {
     "FunctionDef": "a function in the function", "AsyncFunctionDef": "an async function", "ClassDef": "a class",
@@ -164,7 +175,7 @@ def read_step(text: str, name: str, revision: str | Revision = "posted") -> Func
         return _constant(tree, name, scope)
     written = _function(tree, name, origin)
     scope |= origin.__globals__
-    _check(written, scope, name, _shifts(ast.parse(step_text(name, revision))))
+    _check(written, scope, name, ast.parse(step_text(name, revision)))
     if origin.__doc__ is not None:  # which is no change
         documented = ast.Expr(ast.Constant(origin.__doc__))
         written.body = [documented, *(each for each in written.body if not _is_text(each))]
@@ -249,18 +260,19 @@ def _is_small(by: str, scope: dict[str, Any]) -> bool:
     return False
 
 
-def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: set[str]) -> None:
+def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, usual: ast.Module) -> None:
     """Raise InputError for what a step cannot be made of, and for names that mean nothing.
 
-    It may shift by what it shifted by (`shifts`), and by what is small: others would fill the memory.
+    It may shift and multiply by what the `usual` one does, and by what is small: others would fill the memory.
     """
+    shifts = _shifts(usual)
+    products = {ast.unparse(node) for node in ast.walk(usual) if isinstance(node, ast.BinOp)}
     body = [statement for statement in written.body if not _is_text(statement)]
     if not body:
         raise InputError(f"{name}, line {written.lineno}: there is nothing in it")
     nodes = [node for statement in body for node in ast.walk(statement)]
     own = {argument.arg for argument in written.args.args}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    tuples = _tuples(nodes)
     line = written.lineno
     skipped: set[int] = set()  # annotations, which say nothing
     for node in nodes:
@@ -282,11 +294,10 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: s
             raise InputError(
                 f"{place}: << by {unknown[0]:.40} could be too far: it takes a number up to 63, or x & 63"
             )
-        if _multiplies(node) and any(
-            isinstance(each, ast.Tuple) or (isinstance(each, ast.Name) and each.id in tuples)
-            for each in ast.walk(node)
-        ):
-            raise InputError(f"{place}: a tuple times a number has no place in a step")
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Mult):
+            sides = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.value,)
+            if ast.unparse(node) not in products and not any(_is_factor(side, scope) for side in sides):
+                raise InputError(f"{place}: {ast.unparse(node):.40} {TOO_MUCH}")
         if isinstance(node, ast.Attribute) and (node.attr.startswith("_") or hasattr(int, node.attr)):
             raise InputError(f"{place}: .{node.attr:.40} has no place in a step")
         if isinstance(node, ast.Name) and node.id == written.name:
@@ -300,28 +311,10 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, shifts: s
                 raise InputError(f"{place}: the path has no name {node.id:.60}{hint}")
 
 
-def _multiplies(node: ast.AST) -> bool:
-    return isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Mult)
-
-
-def _tuples(nodes: list[ast.AST]) -> set[str]:
-    """The names that may stand for a tuple which the step itself makes: a number times that would fill the memory."""
-    # By each name the names made of it; by "" those of a tuple written out.
-    followed: dict[str, set[str]] = {}
-    for node in nodes:
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            made = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
-            for part in ast.walk(node.value):
-                if isinstance(part, ast.Name | ast.Tuple):
-                    followed.setdefault(getattr(part, "id", ""), set()).update(made)
-    found: set[str] = set()
-    waiting = [""]
-    while waiting:
-        new = followed.get(waiting.pop(), set()) - found
-        found |= new
-        waiting += new
-    return found
+def _is_factor(side: ast.expr, scope: dict[str, Any]) -> bool:
+    """Whether this is a number or a constant that anything may be multiplied by."""
+    value = scope.get(side.id) if isinstance(side, ast.Name) else getattr(side, "value", None)
+    return type(value) is int and value <= LARGEST
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -357,11 +350,7 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         end = clock() + seconds
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:
-            seen: dict[str, Any] = {}
-            if event == "line":
-                seen = frame.f_locals
-            elif event == "return":
-                seen = {"what it returns": argument}
+            seen = {"what it returns": argument} if event == "return" else frame.f_locals
             if local := _too_large(seen):
                 raise DoesNotEnd(f"{name}, line {frame.f_lineno}: {local} grows too far")
             if clock() > end:
@@ -390,13 +379,14 @@ def reached(step: FunctionType, name: str, revision: Revision) -> list[CodeType]
 
     Raises InputError naming the line of what has no place in a step.  It may use names of the path, numbers, its
     own functions that do no more, and a few functions of Python's (OF_FUNCTIONS); import and change nothing, catch
-    nothing, and shift to the left by no more than 63.  This keeps a step from what cannot be stopped, such as
-    time.sleep; it is no fence against somebody who means harm.
+    nothing, make tuples alone, shift to the left by no more than 63, and multiply by no more than LARGEST in all.
+    This keeps a step from what cannot be stopped, such as time.sleep; it is no fence against somebody who means harm.
     """
     origin = logic_names().get(name)
     usual = list(get_instructions(origin)) if isinstance(origin, FunctionType) else []
     callable_ = {*OF_FUNCTIONS, *(i.argval for i in usual if i.opname == "LOAD_GLOBAL")}
-    shifts = {(a.opname, a.argrepr) for a, b in pairwise(usual) if b.argrepr in _SHIFT}
+    taken = {i.opname for i in usual}
+    by = {(b.argrepr, a.opname, a.argrepr) for a, b in pairwise(usual) if b.argrepr in (*_SHIFT, *_TIMES)}
     found: dict[CodeType, None] = {}
     waiting = [(step, step.__code__)]
 
@@ -404,6 +394,8 @@ def reached(step: FunctionType, name: str, revision: Revision) -> list[CodeType]
         for each in value if type(value) is tuple else (value,):
             if isinstance(each, FunctionType) and not _is_ours(each):
                 waiting.append((each, each.__code__))
+            elif isinstance(each, str) and "%" in each:
+                raise InputError(f"{place}: text with % in it has no place in a step")
             elif not (isinstance(each, int | str | None) or _is_ours(each) or _is_ours(type(each))):
                 raise InputError(
                     f"{place}: {what:.60} has no place in a step: it takes names of the path, numbers, and "
@@ -422,31 +414,44 @@ def reached(step: FunctionType, name: str, revision: Revision) -> list[CodeType]
             take(value, f"a value that {function.__name__} holds", f"{name}, line {line}")
         scope = {**vars(builtins), **function.__globals__, **revision.names}
         before: list[Instruction] = []
+        product: int | float = 1
         for each in get_instructions(code):
             line = (each.positions and each.positions.lineno) or line
             place, argument = f"{name}, line {line}", each.argval
-            if each.opname in REACHING_OUT:
-                raise InputError(f"{place}: {_words(each.opname)} has no place in a step")
+            usually = bool(before) and (each.argrepr, before[-1].opname, before[-1].argrepr) in by
+            for start, words in OUT_OF_PLACE.items():
+                if each.opname.startswith(start) and each.opname not in taken:
+                    raise InputError(f"{place}: {words} has no place in a step")
+            if each.opname == "LOAD_CONST" and not isinstance(argument, CodeType) and "%" in repr(argument):
+                raise InputError(f"{place}: text with % in it has no place in a step")
             if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 is_pythons = scope.get(argument) is getattr(builtins, argument, None)
                 if not (is_pythons and (argument in callable_ or _is_error(scope.get(argument)))):
                     take(scope.get(argument), argument, place)
             elif each.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                if argument.startswith("__") or hasattr(int, argument):
+                texts = hasattr(str, argument) and not hasattr(tuple, argument)
+                if argument.startswith("__") or hasattr(int, argument) or texts:
                     raise InputError(f"{place}: .{argument:.40} has no place in a step")
             elif each.argrepr in ("**", "**="):
                 raise InputError(f"{place}: ** has no place in a step")
-            elif each.argrepr in _SHIFT and not (
-                (before[-1].opname, before[-1].argrepr) in shifts or _is_near(before[-2:], scope)
+            elif (
+                each.argrepr in _SHIFT
+                and not usually
+                and (each.is_jump_target or not _is_near(before[-2:], scope))
             ):
                 raise InputError(
                     f"{place}: << by this could be too far: it takes a number up to 63, or x & 63"
                 )
+            elif each.argrepr in _TIMES and not usually:
+                product *= _factor([*before, each], scope)
+                if product > LARGEST:
+                    raise InputError(f"{place}: this {TOO_MUCH}, and in all")
             before.append(each)
     return list(found)
 
 
 _SHIFT = ("<<", "<<=")
+_TIMES = ("*", "*=")
 
 
 def _is_near(before: list[Instruction], scope: Mapping[str, Any]) -> bool:
@@ -454,16 +459,32 @@ def _is_near(before: list[Instruction], scope: Mapping[str, Any]) -> bool:
     *others, last = before
     if last.argrepr in ("&", "&=") and others:
         return _is_near(others, {})
-    value = scope.get(last.argval) if last.opname == "LOAD_GLOBAL" else last.argval
-    return (
-        last.opname in ("LOAD_GLOBAL", "LOAD_CONST", "LOAD_SMALL_INT") and type(value) is int and value < 64
-    )
+    return _number(last, scope) < 64
 
 
-def _words(opname: str) -> str:
-    """Name what an instruction is part of."""
-    known = {"IMPORT": "an import", "PUSH": "try or with", "LOAD": "a class"}
-    return known.get(opname.partition("_")[0], "what changes something outside of it")
+def _number(load: Instruction, scope: Mapping[str, Any]) -> int | float:
+    """The number that an instruction loads, which is written out or a constant of the path; infinity if it is none."""
+    value = scope.get(load.argval) if load.opname == "LOAD_GLOBAL" else load.argval
+    loads = load.opname in ("LOAD_GLOBAL", "LOAD_CONST", "LOAD_SMALL_INT")
+    return value if loads and type(value) is int else float("inf")
+
+
+def _factor(instructions: list[Instruction], scope: Mapping[str, Any]) -> int | float:
+    """The lesser of the two that the last instruction multiplies, at least 1, as far as they are known numbers."""
+    *before, last = instructions
+    if last.is_jump_target:  # one of several values
+        return float("inf")
+    least, depth = _number(before[-1], scope), 0
+    for place in range(
+        len(before) - 1, 0, -1
+    ):  # back to where the right one begins: before it, the left one ends
+        depth += stack_effect(before[place].opcode, before[place].arg, jump=False)
+        if before[place].is_jump_target:
+            break
+        if depth == 1:
+            least = min(least, _number(before[place - 1], scope))
+            break
+    return max(1, least)
 
 
 def _is_error(value: object) -> bool:
@@ -495,6 +516,7 @@ def _too_large(values: dict[str, Any]) -> str:
             value = left.pop()
             if isinstance(value, tuple):
                 left += value[:LARGEST]
+            if isinstance(value, tuple | str | bytes):
                 items += len(value)
             if items > LARGEST or (isinstance(value, int) and value.bit_length() > LARGEST):
                 return name

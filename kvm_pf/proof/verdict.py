@@ -237,6 +237,8 @@ def _differences(row: Mapping[str, Any], revision: Revision) -> list[CaseDiffere
         return differences([row], revision)
     except DoesNotEnd:
         raise
+    except RecursionError:
+        raise DoesNotEnd(f"{revision.name}: its steps call themselves, or each other, too often") from None
     except STRAY as error:  # whatever a changed step does, or makes others do
         steps = {name for name, value in revision.changes.items() if isinstance(value, FunctionType)}
         frames = [frame for frame in extract_tb(error.__traceback__) if frame.name in steps]
