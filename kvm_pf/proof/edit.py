@@ -359,6 +359,7 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
                 )
             return at_line
 
+        frame.f_trace = at_line  # without which Python 3.13 takes no notice of the rest
         frame.f_trace_lines = watched
         frame.f_trace_opcodes = watched  # a loop that stands on one line comes to no other
         return at_line
@@ -367,6 +368,7 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
         yield
         return
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # before settrace: Python 3.12 looks for it there
     sys.settrace(called)
     try:
         yield
@@ -382,7 +384,10 @@ def reached(step: FunctionType, name: str, revision: Revision) -> list[CodeType]
     nothing, make tuples alone, shift to the left by no more than 63, and multiply by no more than LARGEST in all.
     This keeps a step from what cannot be stopped, such as time.sleep; it is no fence against somebody who means harm.
     """
-    origin = logic_names().get(name)
+    known = revision
+    while known.base is not None and REVISIONS.get(known.name) is not known:
+        known = known.base
+    origin = {**logic_names(), **known.names}.get(name)
     usual = list(get_instructions(origin)) if isinstance(origin, FunctionType) else []
     callable_ = {*OF_FUNCTIONS, *(i.argval for i in usual if i.opname == "LOAD_GLOBAL")}
     taken = {i.opname for i in usual}
