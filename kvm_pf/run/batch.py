@@ -172,7 +172,9 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     made = [np.dtype(np.int64) if o.kind == "u64" else _OUT_TYPES[o.kind] for o in wanted] + [
         _OUT_TYPES["bool"]
     ] * len(_gates(wanted))
-    array = [numba.types.Array(numba.from_dtype(t), 1, "C") for t in [np.dtype(np.uint64), *given, *made]]
+    array = [numba.types.Array(numba.from_dtype(np.dtype(np.uint64)), 1, "C")]
+    array += [numba.types.Array(numba.from_dtype(t), 1, "C", readonly=True) for t in given]
+    array += [numba.types.Array(numba.from_dtype(t), 1, "C") for t in made]
     cached = True
     try:
         try:
@@ -201,6 +203,11 @@ def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
 
 def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: list[Any]) -> None:
     made = [array.view(np.int64) if array.dtype == np.uint64 else array for array in made]
+    given = [array.view() for array in given]
+    for (
+        array
+    ) in given:  # pandas gives some to be read only: one that may be written would be compiled for once more
+        array.flags.writeable = False
 
     def work(start: int) -> None:
         loop(np.uint64(start), np.uint64(min(start + CHUNK, rows)), strides, *given, *made)
