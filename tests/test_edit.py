@@ -13,6 +13,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import escaped
 from kvm_pf.conformance.cases import read_cases
 from kvm_pf.proof import verdict as judge
+from kvm_pf.proof.claims import CLAIMS
 from kvm_pf.proof.edit import DoesNotEnd, constants, ending, read_step, step_text, steps
 from kvm_pf.proof.verdict import RAISES, in_words, verdict
 from kvm_pf.revisions import REVISIONS, get
@@ -191,7 +192,7 @@ def test_an_unchanged_step_is_noticed_by_nobody():
 
 
 def test_the_smallest_witness_is_shown_as_two_lists_of_steps():
-    found = judged("    return error_code & ~PFERR_IMPLICIT_ACCESS, 0")
+    found = judged("    return error_code & ~PFERR_IMPLICIT_ACCESS, 0", claims=["sanitiser-is-a-mask"])
     before, after = found.steps().values()
     assert [record.step for record in before] == [record.step for record in after]
     apart = [(a.step, a.after, b.after) for a, b in zip(before, after, strict=True) if a.after != b.after]
@@ -293,6 +294,14 @@ ONE_BIT = """def sanitize(error_code: int) -> tuple[int, int]:
 """
 
 
+@pytest.fixture
+def few_claims(monkeypatch):
+    """Widgets ask two claims, for tests of what becomes of a verdict, whatever it is."""
+    monkeypatch.setattr(
+        judge, "CLAIMS", {name: CLAIMS[name] for name in ("sanitiser-is-a-mask", "cpu-cannot-forge")}
+    )
+
+
 def test_an_edited_step_is_run_and_the_verdict_shown():
     w = your_turn("sanitize")
     assert w.controls["text"].value == step_text("sanitize")
@@ -310,6 +319,7 @@ def test_an_edited_step_is_run_and_the_verdict_shown():
     assert (w.controls["text"].value, w.verdict) == (step_text("sanitize"), None)
 
 
+@pytest.mark.usefixtures("few_claims")
 def test_what_is_wrong_with_an_edited_step_is_said_and_no_verdict_stands():
     w = your_turn("sanitize", text=ONE_BIT)
     assert w.verdict is not None
@@ -379,11 +389,12 @@ def test_another_step_or_revision_brings_its_own_text():
     assert w.controls["step"].value in steps("before")
 
 
+@pytest.mark.usefixtures("few_claims")
 def test_the_static_twin_has_the_step_and_the_verdict():
     w = your_turn("sanitize", text=ONE_BIT)
     html = w.static()._repr_html_()
     assert "return error_code &amp; ~PFERR_PRIVATE_ACCESS, WARN_SYNTHETIC" in html
-    assert "cases notice" in html
+    assert "cases notice; 2 of 2 claims fall" in html
     assert html == your_turn("sanitize", text=ONE_BIT).static()._repr_html_()
 
 
