@@ -14,6 +14,7 @@ from test_cli import refused, run
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import read
 from kvm_pf.common.paths import data_dir
+from kvm_pf.conformance import vectors
 from kvm_pf.conformance.ftrace import read_trace
 from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import replay
@@ -59,18 +60,20 @@ class TestReading:
 
 
 class TestTables:
-    def test_a_table_is_checked_in_pieces_however_well_it_was_packed(self, tmp_path):
+    def test_a_table_is_checked_in_pieces_however_well_it_was_packed(self, tmp_path, monkeypatch):
+        assert vectors.CHUNK_ROWS <= 125_000
+        monkeypatch.setattr(vectors, "CHUNK_ROWS", 12_500)  # less than what is compiled for
         path = tmp_path / "cases_posted.csv.gz"
-        path.write_bytes(gzip.compress(b"error_code,f_addr\n" + b"6,4294967296\n" * 600_000))
-        assert path.stat().st_size < 30_000
+        path.write_bytes(gzip.compress(b"error_code,f_addr\n" + b"6,4294967296\n" * 60_000))
+        assert path.stat().st_size < 3_000
         with pytest.raises(
-            InputError, match=r"cases_posted\.csv\.gz: there are more than 1,000,000 bytes in it"
+            InputError, match=r"cases_posted\.csv\.gz: there are more than 100,000 bytes in it"
         ):
-            check_table(path, limit=1_000_000)
+            check_table(path, limit=100_000)
         seen = []
-        with pytest.raises(InputError, match="more than 9,000,000 bytes"):
-            check_table(path, limit=9_000_000, progress=seen.append)
-        assert seen[0] <= 125_000
+        with pytest.raises(InputError, match="more than 900,000 bytes"):
+            check_table(path, limit=900_000, progress=seen.append)
+        assert seen[0] == 12_500
 
     def test_parquet_that_would_unpack_to_too_much_is_not_unpacked(self, tmp_path, monkeypatch):
         monkeypatch.setattr(batch, "GROUP_BYTES", 10_000_000)
@@ -93,7 +96,8 @@ class TestTables:
 
     def test_the_limit_is_an_option(self, tmp_path):
         path = tmp_path / "cases_posted.parquet"
-        pd.DataFrame({"error_code": ["6"] * 90_000, "f_addr": [1 << 32] * 90_000}).to_parquet(path)
+        rows = {"case_id": ["y" * 1000], "error_code": ["6"], "f_addr": [1 << 32]}
+        pd.DataFrame(rows).loc[[0] * 2000].to_parquet(path, index=False)
         assert "--limit: 0: a whole number of MiB is wanted" in refused("check", str(path), "--limit", "0")
         assert "more than 1,048,576 bytes" in refused("check", str(path), "--limit", "1")
         assert run("check", str(path))[0] == 0

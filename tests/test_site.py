@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The site reads well without a kernel and without a network, and leads nowhere that does not exist."""
 
+import functools
 import re
 import sys
 import tarfile
@@ -74,8 +75,14 @@ def walkthrough(tmp_path_factory) -> Path:
     return folder
 
 
+@functools.lru_cache(maxsize=32)
+def parsed(text: str) -> BeautifulSoup:
+    """The tree of a page, to be looked at only: every page is parsed once, however many lead to it."""
+    return BeautifulSoup(text, "html.parser")
+
+
 def parse(page: Path) -> BeautifulSoup:
-    return BeautifulSoup(page.read_text(), "html.parser")
+    return parsed(page.read_text())
 
 
 def faults(page: Path) -> list[str]:
