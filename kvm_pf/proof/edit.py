@@ -480,9 +480,8 @@ def _factor(instructions: list[Instruction], scope: Mapping[str, Any]) -> int | 
     if last.is_jump_target:  # one of several values
         return float("inf")
     least, depth = _number(before[-1], scope), 0
-    for place in range(
-        len(before) - 1, 0, -1
-    ):  # back to where the right one begins: before it, the left one ends
+    # Back to where the right one begins: before it, the left one ends.
+    for place in range(len(before) - 1, 0, -1):
         depth += stack_effect(before[place].opcode, before[place].arg, jump=False)
         if before[place].is_jump_target:
             break
