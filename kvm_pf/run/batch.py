@@ -8,7 +8,6 @@ table is run by the same loop and the same functions uncompiled.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -139,7 +138,7 @@ def _fingerprint(table: EntryPoint, revision: Revision) -> str:
 
 def compiled_loop(kind: str, revision: Revision) -> Any:
     """Compile the loop of `kind` for `revision`, or load it from the cache of an earlier process."""
-    from kvm_pf.run.compiler import numba
+    from kvm_pf.run.compiler import kept, numba
     from kvm_pf.run.unsigned import compiled
 
     table = ENTRY_POINTS[kind]
@@ -150,11 +149,7 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
 
     found = uses(kind, revision)
 
-    def bind(function: FunctionType) -> Any:
-        if function.__name__ == "loop":
-            function.__globals__["word"] = np.int64
-            function.__qualname__ = f"loop_u64_{kind}_{fingerprint}"
-            return numba.njit(function, nogil=True, error_model="numpy", cache=cached)
+    def step(function: FunctionType) -> Any:
         unsigned = found.unsigned(function.__code__)
         key = f"{digest(function, {})} {sorted(unsigned)}"
         if key not in _compiled:
@@ -163,7 +158,14 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
             _compiled[key] = compiled(function, unsigned, **inner)
         return _compiled[key]
 
-    def compile_loop() -> Any:
+    def compile_loop(cached: bool) -> Any:
+        def bind(function: FunctionType) -> Any:
+            if function.__name__ != "loop":
+                return step(function)
+            function.__globals__["word"] = np.int64
+            function.__qualname__ = f"loop_u64_{kind}_{fingerprint}"
+            return numba.njit(function, nogil=True, error_model="numpy", cache=cached)
+
         loop = link(_loop(table, wanted), revision.names, bind, as_int64)
         loop.compile((numba.uint64, numba.uint64, *array))
         return loop
@@ -175,17 +177,8 @@ def compiled_loop(kind: str, revision: Revision) -> Any:
     array = [numba.types.Array(numba.from_dtype(np.dtype(np.uint64)), 1, "C")]
     array += [numba.types.Array(numba.from_dtype(t), 1, "C", readonly=True) for t in given]
     array += [numba.types.Array(numba.from_dtype(t), 1, "C") for t in made]
-    cached = True
     try:
-        try:
-            loop = compile_loop()
-        except numba.core.errors.NumbaError:
-            raise
-        except Exception as error:  # the cache of compiled code: no folder to write to, or damaged
-            cached = False
-            loop = compile_loop()
-            what = f"{type(error).__name__}: {brief(str(error))}"
-            warnings.warn(f"compiled code is not kept, its cache cannot be used: {what}", stacklevel=2)
+        loop = kept(compile_loop)
     except numba.core.errors.NumbaError as error:
         what = str(error).strip().partition("\n")[0]
         raise InputError(

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ("numba",)
+from kvm_pf.run.inputs import brief
+
+__all__ = ("kept", "numba")
 
 _threads = os.environ.get("NUMBA_NUM_THREADS", "1")
 if not (_threads.isascii() and _threads.isdecimal() and 1 <= int(_threads[:9]) < 100_000):
@@ -17,3 +21,19 @@ if not (_threads.isascii() and _threads.isdecimal() and 1 <= int(_threads[:9]) <
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns of each with a traceback, and goes on
     import numba
+
+
+def kept(compiled: Callable[[bool], Any], level: int = 3) -> Any:
+    """Return what `compiled(True)` compiles and keeps for later processes, or loads; it is to name all types.
+
+    Where the cache of compiled code cannot be used, warn of it (`level` as in warnings.warn) and compile without.
+    """
+    try:
+        return compiled(True)
+    except numba.core.errors.NumbaError:
+        raise
+    except Exception as error:  # no folder to write to, or what is there is damaged
+        made = compiled(False)
+        what = f"{type(error).__name__}: {brief(str(error))}"
+        warnings.warn(f"compiled code is not kept, its cache cannot be used: {what}", stacklevel=level)
+        return made

@@ -78,9 +78,20 @@ def search(
 
 @functools.cache
 def _compiled() -> Callable[..., int]:
-    from kvm_pf.run.compiler import numba
+    """Compile the search, or load it: a process that reads a long trace need not wait for it."""
+    from kvm_pf.run.compiler import kept, numba
 
-    run: Callable[..., int] = numba.njit(nogil=True)(search)
+    line, rows = numba.int64[::1], numba.int64[:, ::1]
+    signature = numba.types.Array(numba.uint64, 1, "C", readonly=True)
+    number = numba.int64
+    types = (line, signature, number, number, numba.uint64[:, ::1], rows, rows, line, rows)
+
+    def compiled(cached: bool) -> Any:
+        run = numba.njit(nogil=True, cache=cached)(search)
+        run.compile(types)
+        return run
+
+    run: Callable[..., int] = kept(compiled)
     return run
 
 
@@ -171,6 +182,8 @@ class Finder:
         signature = table["signature"].to_numpy()
         opened: Any = np.zeros((2 * len(table), 2), dtype=np.int64)
         if self._is_compiled:
+            signature = np.ascontiguousarray(signature).view()
+            signature.flags.writeable = False
             count = _compiled()(who, signature, before, self.least, *self._state, opened)
         else:
             rows = opened.tolist()
