@@ -280,7 +280,7 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "private-means-declared",
-    "A private fault is on a page that user space declared private.",
+    "The page that was looked up for a private fault is declared private.",
     "h2+09 h2+17 h2+18 h3-01 h3+01",
     f"{LOOKS_UP} {MARKS}",
     f"{CALLERS_STRIP} {BORROWS}",
@@ -323,7 +323,7 @@ def _(c: Case, r: Revision) -> Any:
 @claim(
     "private-exactly-then",
     "A fault is private exactly if CONFIG_KVM_SW_PROTECTED_VM is on, it is not reserved, the VM is software-protected, "
-    "and the page is declared private.",
+    "and the page that is looked up is declared private.",
     "h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
     MARKS,
     f"{LOOKS_UP} {NEVER_PRIVATE} {CALLERS_STRIP} {BORROWS}",
