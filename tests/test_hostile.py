@@ -37,6 +37,7 @@ from kvm_pf.trace import (
     next_steps,
     page,
     read,
+    read_all,
     scan,
     storms,
     summary,
@@ -270,6 +271,24 @@ def called(body: str) -> None:
     step = read_step(f"def sanitize(error_code):\n{body}", "sanitize")
     with ending(get("posted").derive("hostile", "", sanitize=step), 0.3):
         step(0x100000006)
+
+
+def test_a_folder_of_more_files_than_traces_ever_are_is_refused_at_once_and_read_if_one_insists(tmp_path):
+    for n in range(30):
+        (tmp_path / f"{n}.txt").write_text("hello\n")
+    (tmp_path / "loop").symlink_to("loop")
+    said = refused("trace", str(tmp_path), "--most", "29")
+    assert said.startswith(
+        f"kvm-pf: {tmp_path}: 30 files are more than 29, the most that are read at once: --most"
+    )
+    said = refused("trace", str(tmp_path), "--most", "30")
+    assert said.startswith(
+        f"kvm-pf: none of 30 files can be read, the first: {tmp_path}/0.txt: no event of a trace"
+    )
+    with pytest.raises(InputError, match="30 files are more than 3"):
+        read_all([tmp_path], most=3)
+    for wrong in ("0", "-1", "x", "1" * 10):
+        assert "a whole number of files is wanted" in refused("trace", str(tmp_path), f"--most={wrong}")
 
 
 class TestSteps:

@@ -39,19 +39,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _many(args: argparse.Namespace) -> int:
     """Read several traces; tell on one page what they amount to."""
-    from kvm_pf.trace.fleet import cluster, fleet_page, read_all
+    from kvm_pf.trace.fleet import Fleet, cluster, fleet_page, read_all
 
     if "-" in args.files or args.every:
         raise InputError("standard input and --every are for one trace alone")
     progress = Progress("trace")
+
+    def read(client: Any) -> Fleet:
+        limit = args.limit << 20
+        return read_all(args.files, args.revision, args.out, client, progress.show, limit, args.most)
+
     if args.workers or args.scheduler:
         with cluster(args.workers, args.scheduler, progress.note) as client:
-            fleet = read_all(args.files, args.revision, args.out, client, progress.show, args.limit << 20)
+            fleet = read(client)
     else:
-        fleet = read_all(args.files, args.revision, args.out, None, progress.show, args.limit << 20)
+        fleet = read(None)
     progress.done()
     if not fleet.surveys:
-        raise InputError(fleet.refused[0].why)
+        none = f"none of {len(fleet.refused)} files can be read, the first: " if fleet.refused[1:] else ""
+        raise InputError(none + fleet.refused[0].why)
     if args.json:
         parts = {
             "files": fleet.files(), "meanings": fleet.digest().meanings(), "storms": fleet.storms(),
@@ -230,6 +236,12 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= len(text) <= 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of files is wanted, 1 to 999999999")
+    return int(text)
+
+
 def _workers(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= 1024:
         raise argparse.ArgumentTypeError(f"{text}: a number of processes is wanted, 1 to 1024")
@@ -271,6 +283,13 @@ def add(commands: Any) -> None:
         "--limit", type=mebibytes, default=UNPACKED >> 20, metavar="MIB",
         help="what a packed trace holds at most, unpacked (%(default)s)",
     )  # fmt: skip
+    p.add_argument(
+        "--most",
+        type=_count,
+        default=10_000,
+        metavar="FILES",
+        help="so many traces are read at once (%(default)s)",
+    )
     p.add_argument(
         "--revision", default="posted", help="the kernel whose exit handlers make the error codes (posted)"
     )

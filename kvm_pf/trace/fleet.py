@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
+from os.path import isfile, join
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,10 @@ from kvm_pf.trace.tables import MAGIC, TableStream, writing
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+FILES = 10_000
+"""So many traces are read at once, unless somebody says otherwise: others take minutes, and may be a wrong folder."""
 
 
 def stream_of(file: str | Path, revision: str = "posted", pace: Pace | None = None) -> Stream | TableStream:
@@ -126,12 +132,14 @@ class Fleet:
         """List where traces and model disagree: `file`, `line`, `what`."""
         import pandas as pd
 
-        parts = [disagreements(one).assign(file=one.name) for one in self.surveys]
+        parts = [
+            disagreements(one).assign(file=one.name) for one in self.surveys if one.digest.disagreeing.count
+        ]
         empty = pd.DataFrame({"file": [], "line": [], "what": []})
         return pd.concat([empty, *parts], ignore_index=True)[["file", "line", "what"]]
 
 
-@typed(limit=60)
+@typed(limit=60, most=40)
 def read_all(
     files: Sequence[str | Path],
     revision: str = "posted",
@@ -139,14 +147,22 @@ def read_all(
     client: Any = None,
     progress: Callable[[str], None] | None = None,
     limit: int = UNPACKED,
+    most: int = FILES,
 ) -> Fleet:
     """Read many traces, one after another, or on the workers of a Dask client at once.
 
     `files` are traces as `load` takes them, or Parquet tables of faults; a folder stands for the files in it.  `out`
     is a folder for a Parquet table of each.  `progress` is called with what is done; `limit` is the most bytes that a
-    packed trace may hold.  Raises InputError if there is none of them, and if `out` cannot be made or written to.
+    packed trace may hold.  Raises InputError if there is none of them, or more than `most`, and if `out` cannot be
+    made or written to.
     """
     names = expanded(files)
+    if len(names) > most:
+        given = ", ".join(map(str, files[:1])) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        raise InputError(
+            f"{given}: {len(names)} files are more than {most}, the most that are read at once: --most (most=) takes "
+            "another number"
+        )
     with _targets(names, out) as targets:
         found: list[Survey | Refused] = []
         if client is None:
@@ -184,8 +200,11 @@ def expanded(files: Sequence[str | Path]) -> list[str]:
     names: list[str] = []
     for file in files:
         if Path(file).is_dir():
-            inside = sorted(path for path in Path(file).iterdir() if path.is_file() and path.name[0] != ".")
-            names += map(str, inside)
+            try:
+                inside = sorted(os.listdir(file))
+            except OSError as error:
+                raise InputError(f"{file}: {error.strerror or error}") from error
+            names += [str(Path(file, name)) for name in inside if name[0] != "." and isfile(join(file, name))]
         else:
             names.append(str(file))
     if not names:
@@ -203,7 +222,7 @@ def _targets(names: list[str], out: str | Path | None) -> Iterator[list[str | No
         yield [None] * len(names)
         return
     tables = [f"{Path(name).name}.parquet" for name in names]
-    if twice := {table for table in tables if tables.count(table) > 1}:
+    if twice := [table for table, count in Counter(tables).items() if count > 1]:
         raise InputError(f"{out}: two tables would be named {min(twice)}; give the folders one by one")
     with folder(out), scratch(out) as made:
         for table in tables:
