@@ -162,6 +162,7 @@ def test_a_function_stands_for_the_step_of_its_name():
     def sanitize(error_code):
         return error_code, 0
 
+    assert verdict(sanitize, "sanitiser-is-a-mask").claims == 1  # not read letter by letter
     found = verdict(sanitize, ["sanitiser-is-a-mask", "reserved-never-private"])
     assert found.base is REVISIONS["posted"]
     assert "sanitize-both-bits" in found.cases

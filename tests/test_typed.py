@@ -21,6 +21,7 @@ from kvm_pf.conformance.replay import replay
 from kvm_pf.conformance.vectors import check_table
 from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslots
+from kvm_pf.patch.diff import Row, compared, diff_text
 from kvm_pf.proof.ask import asked, prove, prove_all
 from kvm_pf.proof.compare import compare
 from kvm_pf.proof.verdict import verdict
@@ -28,6 +29,7 @@ from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.run.batch import evaluate, evaluate_parquet
 from kvm_pf.run.tables import SOURCE_INPUTS
 from kvm_pf.run.watch import explain
+from kvm_pf.trace import read_all
 
 WRONG = (
     None,
@@ -107,6 +109,33 @@ def public():
             if not name.startswith("_") and needed and set(needed) <= set(arguments):
                 right.append((method, tuple(arguments[n] for n in needed)))
     return {f"{function.__qualname__}": (function, arguments) for function, arguments in right}
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: compared("abc", ["a"]), "compared: left='abc': a list is wanted, each item text"),
+        (lambda: compared(["a"], ["b", 3]), r"compared: right\[1\]=3: text is wanted"),
+        (lambda: compared([["a"]], []), r"compared: left\[0\]=\['a'\]: text is wanted"),
+        (lambda: diff_text("abc"), "diff_text: rows='abc': a list is wanted, each item Row"),
+        (lambda: diff_text([("equal", "a", "a")]), r"diff_text: rows\[0\]=.*: Row is wanted"),
+        (
+            lambda: diff_text([Row("equal", "a", "a"), Row("same", "a", "a")]),
+            r"rows\[1\].tag='same': one of equal",
+        ),
+        (lambda: diff_text([Row("equal", None, "a")]), r"rows\[0\].left=None: text is wanted"),
+        (lambda: diff_text([Row("insert", "", 5)]), r"rows\[0\].right=5: text is wanted"),
+        (
+            lambda: read_all("trace.txt"),
+            "read_all: files='trace.txt': a list is wanted, each item text or Path",
+        ),
+        (lambda: read_all(["trace.txt", 3]), r"read_all: files\[1\]=3: text or Path is wanted"),
+        (lambda: read_all([]), "no trace is given"),
+    ],
+)
+def test_what_is_in_a_list_is_checked_too(call, said):
+    with pytest.raises(InputError, match=said):
+        call()
 
 
 @pytest.mark.parametrize("name", list(public()))

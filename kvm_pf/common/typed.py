@@ -9,7 +9,7 @@ import inspect
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from kvm_pf.common.errors import InputError
@@ -27,7 +27,8 @@ def typed(**bits: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Check a function's arguments by its annotations; those named in `bits` are unsigned numbers of so many bits.
 
     A whole number is anything that is one in Python, numpy's too, and is handed on as an int; a truth value may be 0
-    or 1.  What has no annotation, or one that needs a library to be loaded, is not checked.
+    or 1.  Of a Sequence, each item is checked, and a text is none.  What has no annotation, or one that needs a library
+    to be loaded, is not checked.
     The function then raises InputError that names itself, the argument, its value, and what is wanted.
     """
 
@@ -84,6 +85,8 @@ def _taker(what: str, wanted: Any, bits: int) -> _Taker:
     """Give a function that returns a value as `check` does, at once where its type says that it is right."""
     if wanted is inspect.Parameter.empty or wanted is Any:
         return lambda value: value
+    if typing.get_origin(wanted) is Sequence:
+        return lambda value: _items(what, value, typing.get_args(wanted)[0], bits)
     kinds = typing.get_args(wanted) if _is_union(wanted) else (wanted,)
     right = {kind for kind in kinds if isinstance(kind, type)} - ({int} if bits or bool in kinds else set())
     limit = 1 << bits
@@ -95,6 +98,12 @@ def _taker(what: str, wanted: Any, bits: int) -> _Taker:
         return check(what, value, wanted, bits)
 
     return take
+
+
+def _items(what: str, value: object, wanted: Any, bits: int) -> list[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
+        raise InputError(f"{what}={_brief(value)}: a list is wanted, each item {_words(wanted, bits)}")
+    return [check(f"{what}[{n}]", item, wanted, bits) for n, item in enumerate(value)]
 
 
 def _evaluated(annotation: Any, spaces: tuple[dict[str, Any], dict[str, Any]]) -> Any:

@@ -9,10 +9,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kvm_pf import bits
-from kvm_pf.common.typed import typed
+from kvm_pf.common.typed import check, typed
 from kvm_pf.revisions import Revision, get
 
 __all__ = ("Row", "compared", "diff_text", "source_lines", "step_diff")
@@ -96,9 +96,15 @@ def compared(left: Sequence[str], right: Sequence[str]) -> list[Row]:
 
 @typed()
 def diff_text(rows: Sequence[Row]) -> str:
-    """Write a comparison as text: common lines after two blanks, others after "- " and "+ "."""
+    """Write a comparison as text: common lines after two blanks, others after "- " and "+ ".
+
+    Raises InputError naming a row that is none.
+    """
     lines = []
-    for tag, left, right in rows:
+    for n, (tag, left, right) in enumerate(rows):
+        check(f"diff_text: rows[{n}].tag", tag, Literal["equal", "replace", "delete", "insert"])
+        check(f"diff_text: rows[{n}].left", left, str)
+        check(f"diff_text: rows[{n}].right", right, str)
         if tag == "equal":
             lines.append(f"  {left}")
         else:

@@ -139,7 +139,7 @@ def in_words(difference: CaseDifference) -> str:
 @typed()
 def verdict(
     change: Revision | FunctionType,
-    claims: Iterable[str | Claim] = (),
+    claims: str | Claim | Iterable[str | Claim] = (),
     *,
     base: str | Revision = "posted",
     seconds: float | int = SECONDS,
@@ -160,7 +160,7 @@ def verdict(
         raise InputError(f"{revision.name} is derived from no revision that it could be held against")
     if not 0 < seconds < 1e6:
         raise InputError(f"verdict: seconds={seconds}: a number from 1 to a million is wanted")
-    wanted = [find(claim) for claim in claims]
+    wanted = [find(claim) for claim in ([claims] if isinstance(claims, str | Claim) else claims)]
     with ending(revision):
         try:
             for entry in ENTRIES:

@@ -208,7 +208,7 @@ def expanded(files: Sequence[str | Path]) -> list[str]:
         else:
             names.append(str(file))
     if not names:
-        raise InputError(f"{', '.join(map(str, files))}: there is no file in it")
+        raise InputError(f"{', '.join(map(str, files)) or 'no trace is given'}: there is no file in it")
     return names
 
 
