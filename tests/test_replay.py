@@ -364,6 +364,15 @@ def test_a_release_without_a_revision_is_refused(kernel):
         revision_for(kernel)
 
 
+def test_a_recording_that_does_not_name_its_kernel_says_what_it_does_show(tmp_path):
+    directory = _one("2-swprot", tmp_path)
+    for path in [*directory.glob("dmesg.txt*"), *directory.glob("console.log*")]:
+        path.unlink()
+    with pytest.raises(InputError, match=r"names its kernel \(traces: 1, amd, npt\);.*--revision.* v6_12"):
+        replay(directory)
+    assert " a kernel that nothing names as v6_12 (by request): " in str(replay(directory, "v6_12"))
+
+
 # --- what it says ---
 
 

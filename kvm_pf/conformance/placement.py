@@ -87,8 +87,16 @@ def _changes(base: Revision, placement: str) -> dict[str, Any]:
 def kernel_of(recording: Recording) -> tuple[Revision, str]:
     """Return the revision that a recording is replayed with, and a remark if it is not that of its release alone.
 
-    Raises InputError as `revision_for` does.
+    Raises InputError as `revision_for` does, and if nothing names the kernel.
     """
+    if recording.kernel is None:
+        known = ", ".join(
+            filter(None, (f"traces: {len(recording.scenarios)}", recording.vendor, recording.mode))
+        )
+        raise InputError(
+            f"{recording.name}: no dmesg.txt or console.log there names its kernel ({known}); give its revision "
+            f"(--revision, revision=): {', '.join(name for _, name in KERNELS)} or another"
+        )
     base, remark = revision_for(recording.kernel)
     if not base.has("callers-strip"):  # 6.1, 6.8, and kernels that say themselves what was put back
         return base, remark

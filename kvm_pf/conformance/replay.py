@@ -112,7 +112,8 @@ class ReplayReport:
 
     def __str__(self) -> str:
         remark = f" ({self.remark})" if self.remark else ""
-        which = f"{one_line(self.name, 200)}: {one_line(self.kernel, 200)} as {self.revision}{remark}"
+        kernel = "a kernel that nothing names" if self.kernel is None else one_line(self.kernel, 200)
+        which = f"{one_line(self.name, 200)}: {kernel} as {self.revision}{remark}"
         lines = [
             f"{which}: {self.faults} faults, "
             f"{len(self.compared)} fields, {self.compared.total()} values compared, "
