@@ -322,8 +322,8 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "private-exactly-then",
-    "A fault is private exactly if CONFIG_KVM_SW_PROTECTED_VM is on, it is not reserved, the VM is software-protected, "
-    "and the page that is looked up is declared private.",
+    "A fault through kvm_mmu_page_fault() is private exactly if CONFIG_KVM_SW_PROTECTED_VM is on, it is not reserved, "
+    "the VM is software-protected, and the page that is looked up is declared private.",
     "h2+14 h2+15 h2+16 h2+17 h2+18 h3-01 h3+01",
     MARKS,
     f"{LOOKS_UP} {NEVER_PRIVATE} {CALLERS_STRIP} {BORROWS}",
