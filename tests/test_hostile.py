@@ -237,6 +237,18 @@ def test_a_setting_that_means_nothing_to_the_compiler_is_left_out(setting):
     assert (end.returncode, end.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("mine", "kept"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_a_library_of_numpy_reserves_no_memory_for_threads_that_are_not_used(mine, kept):
+    """In an address space of 200 MB it printed a message of its own, and ended with the status of "differences"."""
+    code = (
+        "import os, sys\nfrom kvm_pf.cli import script\nsys.argv = ['kvm-pf', 'decode', '6']\n"
+        "try:\n    script()\nfinally:\n    print(os.environ['OPENBLAS_NUM_THREADS'])\n"
+    )
+    others = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    end = subprocess.run([sys.executable, "-c", code], env=others | mine, capture_output=True, text=True)
+    assert (end.returncode, end.stdout.splitlines()[-1], end.stderr) == (0, kept, "")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [None, True, 1, 1.5, b"x", [], {}, object(), pd.DataFrame({"a": [1]})],

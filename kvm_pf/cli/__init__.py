@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -109,4 +110,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
 def script() -> NoReturn:
     """Run the command line as a process: what was typed, until it ends or is ended."""
     end_on_signals()
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy's; unused, and many end the process if memory is short
     sys.exit(main())
