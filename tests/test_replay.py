@@ -16,6 +16,7 @@ from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.conformance.expect import COMPARED, INPUTS, NOT_COMPARED, RUN_FIELDS
 from kvm_pf.conformance.fault_rows import columns
+from kvm_pf.conformance.follow import follow
 from kvm_pf.conformance.join import faults, walk
 from kvm_pf.conformance.placement import PLACEMENTS, kernel_of, revision_for
 from kvm_pf.conformance.recordings import read_recording
@@ -250,6 +251,15 @@ def test_an_altered_file_is_found(tmp_path, file, old, new, field, recorded, mod
     _edit(directory / file, old, new)
     (difference,) = replay(directory, "v6_12").differences
     assert (difference.field, difference.recorded, difference.model) == (field, recorded, model)
+
+
+def test_a_changed_file_is_followed_anew(tmp_path):
+    directory = _one("2-swprot", tmp_path)
+    before = follow(directory, "2-swprot", revision="v6_12")
+    assert follow(directory, "2-swprot", revision="v6_12") == before
+    _edit(directory / "2-swprot.trace", "is_private=1", "is_private=0")
+    after = follow(directory, "2-swprot", revision="v6_12")
+    assert [one.row.in_is_private for one in after] != [one.row.in_is_private for one in before]
 
 
 def test_a_warning_too_few_is_found(tmp_path):

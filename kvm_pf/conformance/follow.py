@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -128,6 +129,30 @@ def scenario_of(recording: Recording, name: str) -> Scenario:
     raise InputError(f"{recording.name} has no scenario {name!r}; it has {names}")
 
 
+def _stamp(folder: Path) -> Hashable:
+    """What tells whether the files of a folder are those that were read."""
+    try:
+        stats = [(path.name, path.stat()) for path in folder.iterdir()]
+    except OSError:
+        return object()  # like no other: reading will say what is wrong
+    return frozenset((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+@lru_cache(maxsize=4)
+def _read(folder: Path, stamp: Hashable) -> Recording:
+    return read_recording(folder)
+
+
+@lru_cache(maxsize=16)
+def _followed(
+    folder: Path, stamp: Hashable, scenario: str, revision: str | Revision | None
+) -> tuple[Seen, ...]:
+    read = _read(folder, stamp)
+    play = Follow(read, kernel_of(read)[0] if revision is None else get(revision))
+    play.scenario(scenario_of(read, scenario))
+    return tuple(seen for seen in play.seen.values() if seen.row.scenario == scenario)
+
+
 @typed()
 def follow(
     recording: str | Path, scenario: str, step: int | None = None, revision: str | Revision | None = None
@@ -135,19 +160,17 @@ def follow(
     """Replay one scenario and return its faults, or those of one step.
 
     `recording` names one that the package carries, or a directory; `revision` stands in for the one that its
-    kernel says.  Raises InputError if there is no such recording, scenario or step.
+    kernel says.  What was replayed last is kept, as long as the files stay as they are.  Raises InputError if there
+    is no such recording, scenario or step.
     """
-    read = read_recording(carried(recording))
+    folder = carried(recording)
+    stamp = _stamp(folder)
+    read = _read(folder, stamp)
     found = scenario_of(read, scenario)
     if step is not None and step not in {each.number for each in found.steps}:
         raise InputError(f"{read.name}, {scenario}: no step {step}; it has 1 to {found.steps[-1].number}")
-    play = Follow(read, kernel_of(read)[0] if revision is None else get(revision))
-    play.scenario(found)
-    return [
-        seen
-        for seen in play.seen.values()
-        if seen.row.scenario == scenario and (step is None or seen.row.step == step)
-    ]
+    faults = _followed(folder, stamp, scenario, revision)
+    return [seen for seen in faults if step is None or seen.row.step == step]
 
 
 def mmio_moments(seen: Iterable[Seen], gfn: int) -> list[tuple[int | None, int, int, bool | None]]:
