@@ -110,7 +110,6 @@ def _run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
 def script() -> NoReturn:
     """Run the command line as a process: what was typed, until it ends or is ended."""
     end_on_signals()
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # numpy's; unused, and many end the process if memory is short
+    # numpy's threads: none is used, and many end the process where memory is short.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main())
