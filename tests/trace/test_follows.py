@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from kvm_pf.common.paths import data_dir
-from kvm_pf.conformance.fault_rows import fault_frame, load_faults
 from kvm_pf.conformance.placement import revision_for
 from kvm_pf.trace import disagreements, follows, load, page
 
@@ -25,15 +24,14 @@ HONEST = [
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    rows = fault_frame(load_faults(RECORDINGS / "faults.csv.gz"))
-    return rows.groupby("recording")["kernel"].first()
+def kernels(recorded_faults):
+    return recorded_faults.groupby("recording")["kernel"].first()
 
 
 @pytest.mark.parametrize("path", HONEST, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_what_a_real_kernel_did_is_among_what_the_model_allows(kernels, path):
+def test_what_a_real_kernel_did_is_among_what_the_model_allows(kernels, load_once, path):
     revision = revision_for(kernels[path.parent.name])[0]
-    faults = load(path, revision).faults
+    faults = load_once(path, revision).faults
     table = follows(faults, revision)
     assert table["line"].tolist() == faults["line"].tolist()
     beyond = ("not shown", "passed to L1")  # what L1's tables say is not of this path

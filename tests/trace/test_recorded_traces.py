@@ -12,7 +12,6 @@ import pytest
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.paths import data_dir
-from kvm_pf.conformance.fault_rows import fault_frame, load_faults
 from kvm_pf.conformance.placement import revision_for
 from kvm_pf.trace import conversions, disagreements, load, page
 from kvm_pf.trace.dat import TraceDat
@@ -26,16 +25,16 @@ TRACES = sorted(RECORDINGS.glob("*/*.trace.gz"))
 
 
 @pytest.fixture(scope="module")
-def joined():
-    rows = fault_frame(load_faults(RECORDINGS / "faults.csv.gz"))
+def joined(recorded_faults):
+    rows = recorded_faults
     return rows[rows["source"].isin(["npf", "ept", "miscfg", "pf"])]
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_every_fault_is_found(joined, path):
+def test_every_fault_is_found(joined, load_once, path):
     mine = joined[(joined["recording"] == path.parent.name) & (joined["scenario"] == path.name.split(".")[0])]
     kernel = joined.loc[joined["recording"] == path.parent.name, "kernel"].iloc[0]
-    traced = load(path, revision_for(kernel)[0])
+    traced = load_once(path, revision_for(kernel)[0])
     assert traced.faults["line"].tolist() == mine["first_line"].tolist()
     assert traced.reader.unread == []
     both = mine.merge(traced.faults, left_on="first_line", right_on="line", suffixes=("_theirs", ""))
