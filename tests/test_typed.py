@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import kvm_pf
 from kvm_pf import Machine
@@ -16,12 +17,18 @@ from kvm_pf.bits import PFERR, decode, describe, encode
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import check, typed
 from kvm_pf.conformance.corpus import load_corpus
-from kvm_pf.conformance.follow import follow
+from kvm_pf.conformance.fault_rows import load_faults
+from kvm_pf.conformance.follow import carried, follow
+from kvm_pf.conformance.ftrace import read_trace
+from kvm_pf.conformance.placement import revision_for
+from kvm_pf.conformance.recordings import read_recording
 from kvm_pf.conformance.replay import replay
 from kvm_pf.conformance.vectors import check_table
 from kvm_pf.guest.attribute_store import AttributeStore
 from kvm_pf.guest.memslots import Memslots
 from kvm_pf.patch.diff import Row, compared, diff_text
+from kvm_pf.patch.identify import steps_of
+from kvm_pf.patch.reader import read_patch, read_patches
 from kvm_pf.proof.ask import asked, prove, prove_all
 from kvm_pf.proof.compare import compare
 from kvm_pf.proof.verdict import verdict
@@ -29,6 +36,8 @@ from kvm_pf.revisions import REVISIONS, get
 from kvm_pf.run.batch import evaluate, evaluate_parquet
 from kvm_pf.run.tables import SOURCE_INPUTS
 from kvm_pf.run.watch import explain
+from kvm_pf.show.draw import png
+from kvm_pf.show.traces import co_occurrence
 from kvm_pf.trace import read_all
 
 WRONG = (
@@ -131,9 +140,22 @@ def public():
         ),
         (lambda: read_all(["trace.txt", 3]), r"read_all: files\[1\]=3: text or Path is wanted"),
         (lambda: read_all([]), "no trace is given"),
+        (lambda: read_recording(None), "read_recording: directory=None: text or Path is wanted"),
+        (lambda: read_recording("x" * 5000), "x{90}.*: cannot be read: File name too long"),
+        (lambda: replay("none", limit="x"), "replay: limit='x': a whole number is wanted"),
+        (lambda: read_trace(3), "read_trace: path=3: text or Path is wanted"),
+        (lambda: load_faults(None), "load_faults: path=None: text or Path is wanted"),
+        (lambda: revision_for(6.12), "revision_for: kernel=6.12: text or None is wanted"),
+        (lambda: carried(None), "carried: name=None: text or Path is wanted"),
+        (lambda: read_patch(b"x", limit="9"), "read_patch: limit='9': a whole number is wanted"),
+        (lambda: read_patches(["x"]), "read_patches: source=.*: text or bytes or Path is wanted"),
+        (lambda: steps_of([]), r"steps_of: name=\[\]: text is wanted"),
+        (lambda: co_occurrence(None, []), r"co_occurrence: column=\[\]: text is wanted"),
+        (lambda: png(None), "png: picture=None: Figure or Axes is wanted"),
+        (lambda: png(Figure(), 1e9), "png: dpi=1000000000.0: 10 to 1200"),
     ],
 )
-def test_what_is_in_a_list_is_checked_too(call, said):
+def test_a_wrong_value_is_named_with_its_place(call, said):
     with pytest.raises(InputError, match=said):
         call()
 

@@ -305,6 +305,18 @@ def test_what_is_no_code_or_encoding_is_refused_at_once():
             error_code_explorer(code, encoding)
 
 
+@pytest.mark.parametrize(
+    ("make", "box", "go"), [(patch_checker, "text", "check"), (trace_reader, "lines", "read")]
+)
+def test_half_a_character_that_was_pasted_is_read_as_a_question_mark(make, box, go):
+    with pytest.raises(InputError, match=r"holds no diff|no event of KVM's"):
+        make(**{box: "\ud800\n"})
+    w = make()
+    w.controls[box].value = "\ud800\n"
+    w.controls[go].click()
+    assert "holds no diff" in message(w) or "no event" in message(w)
+
+
 EXPLORER = error_code_explorer()
 
 

@@ -16,6 +16,7 @@ from typing import Annotated as A
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import read
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.ftrace import LIMIT
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ def dump_faults(rows: Iterable[FaultRow]) -> str:
     return out.getvalue()
 
 
+@typed()
 def load_faults(path: str | Path) -> list[FaultRow]:
     """Read rows that `dump_faults` wrote; the file may be gzipped.
 

@@ -111,6 +111,7 @@ class Follow(Replay):
         super().cell(row, name, want, where)
 
 
+@typed()
 def carried(name: str | Path) -> Path:
     """Return the folder of a recording: one that the package carries ("posted-on-6.12"), or any other."""
     folder = data_dir() / "recordings" / name
@@ -120,6 +121,7 @@ def carried(name: str | Path) -> Path:
         raise InputError(f"{one_line(name, 200)}: cannot be read: {error.strerror}") from None
 
 
+@typed()
 def scenario_of(recording: Recording, name: str) -> Scenario:
     """Return the scenario called `name`.  Raises InputError naming those there are."""
     for scenario in recording.scenarios:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import read
+from kvm_pf.common.typed import typed
 
 __all__ = ("FORMATS", "LIMIT", "Trace", "TraceEvent", "read_events", "read_trace")
 
@@ -219,6 +220,7 @@ LIMIT = 1 << 26
 """How many bytes of text one recording has at most, unpacked: 64 MiB, some 600,000 events, unless told otherwise."""
 
 
+@typed()
 def read_trace(path: str | Path, limit: int = LIMIT) -> Trace:
     """Read ftrace's text, or that of `trace-cmd report`.
 
@@ -231,6 +233,7 @@ def read_trace(path: str | Path, limit: int = LIMIT) -> Trace:
     return trace
 
 
+@typed()
 def read_events(trace: Trace, content: str) -> None:
     """Read the text of a trace file into `trace`.  Raises InputError if it holds no line of a trace."""
     lines = content.split("\n")

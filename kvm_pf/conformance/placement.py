@@ -16,6 +16,7 @@ from kvm_pf.attributes import kvm_mem_is_private
 from kvm_pf.bits import PFERR_GUEST_ENC_MASK, PFERR_PRIVATE_ACCESS, PFERR_SYNTHETIC_MASK
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import one_line
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.ftrace import TraceEvent
 from kvm_pf.conformance.recordings import Recording
 from kvm_pf.revisions import REVISIONS, ROWS, Revision, get
@@ -27,6 +28,7 @@ KERNELS = sorted((row.kernel, row.name) for row in ROWS if row.kernel)
 """Kernels and the revisions made from them; any other kernel takes the one before it."""
 
 
+@typed()
 def revision_for(kernel: str | None) -> tuple[Revision, str]:
     """Return the revision for a kernel's release, and a remark if it is only the nearest older one.
 
@@ -84,6 +86,7 @@ def _changes(base: Revision, placement: str) -> dict[str, Any]:
     }[placement]
 
 
+@typed()
 def kernel_of(recording: Recording) -> tuple[Revision, str]:
     """Return the revision that a recording is replayed with, and a remark if it is not that of its release alone.
 

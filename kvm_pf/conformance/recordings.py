@@ -89,6 +89,7 @@ from typing import Any, NamedTuple
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import read
 from kvm_pf.common.text import one_line
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.fault_rows import columns
 from kvm_pf.conformance.ftrace import LIMIT, Trace, TraceEvent, read_events
 
@@ -363,9 +364,13 @@ def _damage(scenario: Scenario, results: Mapping[int, Any], wanted: bool) -> Ite
 
 def _named(directory: Path, end: str) -> dict[str, Path]:
     """The files `NAME.end` of a folder, or `NAME.end.gz`, by name; numbers in names count as such."""
+    try:
+        paths = sorted(directory.glob(f"*.{end}*"))
+    except OSError as error:
+        raise InputError(f"{one_line(directory, 200)}: cannot be read: {error.strerror}") from None
     found = {
         name: path
-        for path in sorted(directory.glob(f"*.{end}*"))
+        for path in paths
         if (name := path.name.removesuffix(".gz").removesuffix(f".{end}")) + f".{end}"
         == path.name.removesuffix(".gz")
     }
@@ -373,6 +378,7 @@ def _named(directory: Path, end: str) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found, key=lambda name: parts[name])}
 
 
+@typed()
 def read_recording(directory: str | Path, limit: int = LIMIT) -> Recording:
     """Read a recordings directory, raw or with gzipped files.
 

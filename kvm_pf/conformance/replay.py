@@ -22,6 +22,7 @@ from kvm_pf.bits import EPT_VIOLATION_PROT_MASK, PFERR_PRESENT_MASK, PFERR_RSVD_
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import as_path
 from kvm_pf.common.text import one_line, write_number
+from kvm_pf.common.typed import typed
 from kvm_pf.conformance.expect import (
     COMPARED,
     EMULATOR,
@@ -715,6 +716,7 @@ class Replay:
             self.note("warning", Why("outside the path"), others)
 
 
+@typed()
 def replay(
     directory: str | Path, revision: str | Revision | None = None, *, limit: int = LIMIT
 ) -> ReplayReport:

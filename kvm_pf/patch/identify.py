@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
+from kvm_pf.common.typed import typed
 from kvm_pf.patch import LIMIT
 from kvm_pf.patch.ledger import MERGED, PostedHunk, Relative, digest, posted, relatives
 from kvm_pf.patch.reader import UNREAD, FileChange, Found, Hunk, Line, Patch, likeness, read_patches
@@ -527,6 +528,7 @@ def _notes(patch: Patch, kind: Kind, places: Sequence[int | None]) -> Iterator[s
 # ------------------------------------------------------------------------------------------------ what it touches
 
 
+@typed()
 def steps_of(name: str) -> tuple[str, ...]:
     """Return the steps of the model, as "module.function", that stand for the kernel function `name`.
 
@@ -589,6 +591,7 @@ def _defined(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ report
 
 
+@typed()
 def report(source: str | bytes | Path, limit: int = LIMIT) -> tuple[str, int]:
     """Return what `kvm-pf patch` prints of one file, and its exit status.
 

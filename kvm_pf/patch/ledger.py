@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_pf.common.paths import data_dir
+from kvm_pf.common.typed import typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +102,7 @@ class Relative(NamedTuple):
     source: str
 
 
+@typed()
 def digest(text: str) -> str:
     r"""Return the first 16 hex digits of the SHA-256 of a line without its sign, white space folded.
 

@@ -36,6 +36,7 @@ from typing import NamedTuple
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import archive_of
 from kvm_pf.common.text import visible
+from kvm_pf.common.typed import typed
 from kvm_pf.patch import LIMIT
 from kvm_pf.patch.context import as_unified
 from kvm_pf.patch.ledger import Span, digest, posted
@@ -151,6 +152,7 @@ class Found(NamedTuple):
     refused: tuple[str, ...]
 
 
+@typed()
 def read_patches(source: str | bytes | Path, limit: int = LIMIT) -> Found:
     """Read every diff of a file, wherever it stands.
 
@@ -196,6 +198,7 @@ def _bound(name: str, limit: int, each: int, count: int, what: str) -> None:
         raise InputError(f"{name}: has more than {most:,} {what}; a patch was expected (--limit raises that)")
 
 
+@typed()
 def read_patch(source: str | bytes | Path, limit: int = LIMIT) -> Patch:
     """Read one patch: of several the one most like the posted patch, else the first; `source` as in `read_patches`.
 

@@ -18,6 +18,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Rectang
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
+from kvm_pf.common.errors import InputError
 from kvm_pf.common.typed import typed
 from kvm_pf.show.inks import INK, PALE, PAPER, Ink
 
@@ -62,10 +63,14 @@ def drawing(**bits: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
-def png(picture: Figure | Axes, dpi: float | None = None) -> bytes:
+@typed()
+def png(picture: Figure | Axes, dpi: float | int | None = None) -> bytes:
     """Return a picture, or the figure that Axes are in, as a PNG file: always the same bytes for the same picture."""
+    if dpi is not None and not 10 <= dpi <= 1200:
+        raise InputError(f"png: dpi={dpi}: 10 to 1200 dots to an inch are wanted")
     figure = picture.get_figure(root=True) if isinstance(picture, Axes) else picture
-    assert isinstance(figure, Figure)
+    if not isinstance(figure, Figure):
+        raise InputError("png: these axes have been taken out of their figure")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=dpi or figure.dpi, metadata={"Software": None}, facecolor=PAPER)
     return file.getvalue()

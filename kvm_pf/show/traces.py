@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kvm_pf.bits import PFERR
 from kvm_pf.common.errors import InputError
+from kvm_pf.common.typed import typed
 from kvm_pf.run.inputs import brief
 from kvm_pf.run.meanings import ENCODINGS
 from kvm_pf.show.draw import (
@@ -168,6 +169,7 @@ def _bins(at: Any, span: float, bins: int) -> tuple[Any, float]:
 # The tables
 
 
+@typed()
 def co_occurrence(faults: pd.DataFrame, column: str = "error_code") -> pd.DataFrame:
     """Count for each pair of bits the faults in which both are set; the diagonal counts each bit alone.
 

@@ -43,12 +43,12 @@ class PatchChecker(Panel):
         self.found: Found | None = None
         self.verdicts: list[Identity] = []
         self._upload = False
-        self._take(text.encode())
+        self._take(text.encode(errors="replace"))
 
     def react(self, name: str) -> None:
         """Check what was pasted or chosen."""
         if name == "text":
-            self._take(self.controls["text"].value.encode())
+            self._take(self.controls["text"].value.encode(errors="replace"))
         elif self.controls["file"].value:
             self._take(bytes(self.controls["file"].value[0]["content"]), upload=True)
 

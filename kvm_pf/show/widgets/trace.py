@@ -72,7 +72,7 @@ class TraceReader(Panel):
             "file": upload,
             "picture": choice("picture", "a picture of the faults below", options, picture),
         }
-        self._name, self._data = BOX, lines.encode()
+        self._name, self._data = BOX, lines.encode(errors="replace")
         if file is not None:
             self._name, self._data = Path(file).name, read_file(file, LARGEST)
         shown = [controls["read"], upload, *([controls["picture"]] if len(options) > 1 else [])]
@@ -83,7 +83,7 @@ class TraceReader(Panel):
     def react(self, name: str) -> None:
         """Read what was pasted or chosen, and draw."""
         if name == "lines":
-            self._take(BOX, self.controls["lines"].value.encode())
+            self._take(BOX, self.controls["lines"].value.encode(errors="replace"))
         elif name == "file" and self.controls["file"].value:
             chosen = self.controls["file"].value[0]
             self._take(str(chosen["name"]), bytes(chosen["content"]))
