@@ -285,6 +285,23 @@ def called(body: str) -> None:
         step(0x100000006)
 
 
+@pytest.mark.parametrize("command", ["evaluate table.parquet -", "trace trace.txt --out -", "export -"])
+def test_a_dash_becomes_no_file_of_that_name(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"error_code": [6]}).to_parquet("table.parquet")
+    Path("trace.txt").write_text("kvm_page_fault: address febd0000 error_code 181\n")
+    assert refused(*command.split()).startswith("kvm-pf: -: this is not written to standard output")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.parquet", "trace.txt"]
+
+
+def test_a_table_of_vectors_with_more_columns_than_there_are_is_refused_at_once(tmp_path):
+    path = tmp_path / "cases_posted.csv"
+    path.write_text(",".join(f"c{n}" for n in range(20_000)) + "\n")
+    start = time.process_time()
+    assert "it has 20000 columns, and no table more than 1000" in refused("check", str(path))
+    assert time.process_time() < start + 20
+
+
 def test_a_folder_of_more_files_than_traces_ever_are_is_refused_at_once_and_read_if_one_insists(tmp_path):
     for n in range(30):
         (tmp_path / f"{n}.txt").write_text("hello\n")

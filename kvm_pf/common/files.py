@@ -115,6 +115,7 @@ def folder(path: str | Path) -> Iterator[Path]:
     """
     if not isinstance(path, str | Path) or not os.fspath(path):
         raise InputError(f"{path!r}: this is no name of a folder")
+    _not_standard_output(path)
     path = Path(path)
     try:
         made = [str(parent) for parent in (path, *path.parents) if not parent.exists()]
@@ -191,6 +192,7 @@ class _Output(io.FileIO):
 
 def _target(path: str | Path) -> tuple[str, os.stat_result | None]:
     """Follow the links of `path`; return where it is to be written, and what file stands there now."""
+    _not_standard_output(path)
     old, target = _regular(path), os.path.realpath(path)
     if old and not os.access(target, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
@@ -198,6 +200,12 @@ def _target(path: str | Path) -> tuple[str, os.stat_result | None]:
     if not os.path.isdir(folder):
         raise OSError(errno.ENOENT, f"there is no folder {folder}")
     return target, old
+
+
+def _not_standard_output(path: str | Path) -> None:
+    """Raise InputError for "-", which would become a file of that name."""
+    if str(path) == "-":
+        raise InputError("-: this is not written to standard output; give it a name")
 
 
 def _regular(path: str | Path) -> os.stat_result | None:

@@ -73,6 +73,10 @@ class TableReport:
         return "\n".join(lines)
 
 
+COLUMNS = 1000
+"""A table of vectors has no more columns; many take hours."""
+
+
 def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str]:
     """Read a table's kind and revision off its name: KIND_REVISION.csv, .csv.gz or .parquet.
 
@@ -119,7 +123,10 @@ def _csv_pieces(path: Path) -> Iterator[tuple[pd.DataFrame, int]]:
         raise InputError(f"{path}: not readable as a table: there is no such file")
     try:
         with csv.open_csv(path) as head:
-            text = {name: pa.string() for name in head.schema.names}
+            names = head.schema.names
+        if len(names) > COLUMNS:
+            raise ValueError(f"it has {len(names)} columns, and no table more than {COLUMNS}")
+        text = {name: pa.string() for name in names}
         blocks = csv.ReadOptions(block_size=CHUNK_BYTES)
         with csv.open_csv(path, blocks, convert_options=csv.ConvertOptions(column_types=text)) as batches:
             for batch in batches:
