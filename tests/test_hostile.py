@@ -294,6 +294,11 @@ def test_a_dash_becomes_no_file_of_that_name(command, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.parquet", "trace.txt"]
 
 
+@pytest.mark.parametrize("command", ["patch", "trace"])
+def test_a_name_that_is_empty_is_shown_as_such(command):
+    assert refused(command, "") == f"kvm-pf: '': the path of a {command} is wanted\n"
+
+
 def test_a_table_of_vectors_with_more_columns_than_there_are_is_refused_at_once(tmp_path):
     path = tmp_path / "cases_posted.csv"
     path.write_text(",".join(f"c{n}" for n in range(20_000)) + "\n")

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import archive_of
+from kvm_pf.common.files import archive_of, as_path
 from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
 from kvm_pf.patch import LIMIT
@@ -248,7 +248,7 @@ def _read(source: str | Path, limit: int) -> bytes:
             if sys.stdin is None:
                 raise InputError("standard input: it is closed")
             return sys.stdin.buffer.read(limit + 1)
-        path = Path(source)
+        path = as_path(source, "a patch")
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.common.files import archive_of
+from kvm_pf.common.files import archive_of, as_path
 from kvm_pf.trace.dumps import dumped
 
 LONGEST = 8192
@@ -164,8 +164,13 @@ def _open_raw(file: str | Path) -> Any:
         raw = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     else:
         try:
-            number = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            number = os.open(
+                as_path(file, "a trace"),
+                os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
+            )
             raw = os.fdopen(number, "rb", buffering=0)
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
         if hasattr(os, "set_blocking"):
