@@ -198,7 +198,7 @@ class Corpus:
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as JSON takes them."""
     wide = frame.select_dtypes("UInt64")
-    frame = frame.assign(**{str(c): wide[c].map(hex, na_action="ignore").astype(object) for c in wide})
+    frame = frame.assign(**{str(c): wide[c].astype(object).map(hex, na_action="ignore") for c in wide})
     rows: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return rows
 
