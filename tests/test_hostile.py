@@ -514,3 +514,13 @@ class TestSteps:
         judged = verdict(sanitize, ["sanitiser-is-a-mask"])
         assert judged.cases
         assert "raises SystemExit" in str(judged)
+
+
+def test_the_file_that_standard_output_goes_to_is_not_replaced_by_a_table(tmp_path, root):
+    page = tmp_path / "page.txt"
+    trace = root / "data/recordings/6.12/2-swprot.trace.gz"
+    with page.open("w") as out:
+        command = [sys.executable, "-m", "kvm_pf", "trace", trace, "--out", "/dev/stdout"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, page.read_text()) == (2, "")
+    assert done.stderr == "kvm-pf: /dev/stdout: standard output goes there; give the output another name\n"

@@ -194,6 +194,8 @@ def _target(path: str | Path) -> tuple[str, os.stat_result | None]:
     """Follow the links of `path`; return where it is to be written, and what file stands there now."""
     _not_standard_output(path)
     old, target = _regular(path), os.path.realpath(path)
+    if old and _is_standard_output(old):
+        raise InputError(f"{path}: standard output goes there; give the output another name")
     if old and not os.access(target, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     folder = target if os.fspath(path).endswith(os.sep) else os.path.dirname(target)
@@ -206,6 +208,12 @@ def _not_standard_output(path: str | Path) -> None:
     """Raise InputError for "-", which would become a file of that name."""
     if str(path) == "-":
         raise InputError("-: this is not written to standard output; give it a name")
+
+
+def _is_standard_output(file: os.stat_result) -> bool:
+    with suppress(OSError):  # closed
+        return os.path.samestat(file, os.fstat(1))
+    return False
 
 
 def _regular(path: str | Path) -> os.stat_result | None:
