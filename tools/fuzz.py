@@ -283,7 +283,8 @@ def text(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
 def line(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
     """Type what no command takes; nothing that asks a solver for long, or reads the whole corpus."""
     command = rng.choice([name for name in COMMANDS if name not in ("prove", "compare", "export")])
-    return [command, *rng.choices(WORDS, k=rng.randrange(7))]
+    corpus = command in ("check", "replay")  # which they read whole if they are given nothing
+    return [command, *(["missing"] if corpus else []), *rng.choices(WORDS, k=rng.randrange(7))]
 
 
 def binary(inputs: Inputs, folder: Path, rng: random.Random) -> list[str]:
