@@ -2,6 +2,7 @@
 """What a stranger or a careless hand does to traces and steps costs a line, and no file, hour or memory."""
 
 import gzip
+import io
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_cli import refused, run
 
+from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.patch.diff import source_lines, step_diff
 from kvm_pf.proof.edit import DoesNotEnd, ending, read_step
@@ -43,7 +45,7 @@ from kvm_pf.trace import (
     summary,
     top_addresses,
 )  # fmt: skip
-from kvm_pf.trace.lines import Pace
+from kvm_pf.trace.lines import Pace, physical_lines, unpasted
 from kvm_pf.trace.pasted import read_text
 
 FAULT = (
@@ -524,3 +526,25 @@ def test_the_file_that_standard_output_goes_to_is_not_replaced_by_a_table(tmp_pa
         done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, page.read_text()) == (2, "")
     assert done.stderr == "kvm-pf: /dev/stdout: standard output goes there; give the output another name\n"
+
+
+def test_a_name_with_a_newline_is_a_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("x\ny.patch").write_text("--- a/a\n+++ b/a\n@@ -1 +1 @@\n-a\n+b\n")
+    pd.DataFrame({"error_code": [6]}).to_parquet("table.parquet")
+    assert main(["patch", "x\ny.patch"]) == 1
+    assert main(["evaluate", "table.parquet", "x\ny.parquet"]) == 0
+    assert capsys.readouterr().out.endswith("x\\ny.parquet: 1 rows\n")
+
+
+def test_a_folder_that_is_not_there_becomes_no_file(tmp_path):
+    pd.DataFrame({"error_code": [6]}).to_parquet(tmp_path / "table.parquet")
+    assert "no such folder" in refused("evaluate", str(tmp_path / "table.parquet"), f"{tmp_path}/new/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.parquet"]
+
+
+def test_empty_lines_are_passed_over_in_a_text_that_is_mailed():
+    text = "CPU-1 [000] 1.0: kvm_page_fault: address febd0000 =\n\nerror_code 181\n\n\n"
+    assert [line.text for line in unpasted(physical_lines(io.BytesIO(text.encode())))] == [
+        "CPU-1 [000] 1.0: kvm_page_fault: address febd0000 ", "error_code 181", "", "",
+    ]  # fmt: skip

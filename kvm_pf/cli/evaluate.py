@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from kvm_pf.cli.common import OK, PLAIN, Progress, millions
+from kvm_pf.common.text import visible
 from kvm_pf.run.tables import ENTRY_POINTS
 
 
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         progress=lambda done, rows: progress.show(f"{done} of {rows} rows"),
     )
     progress.done()
-    print(f"{args.target}: {rows} rows")
+    print(f"{visible(args.target)}: {rows} rows")
     return OK
 
 

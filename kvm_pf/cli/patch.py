@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from kvm_pf.cli.common import PLAIN, UNREADABLE, mebibytes
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("- is given twice; standard input can be read once")
     worst = 0
     for number, file in enumerate(args.file):
-        text, status = report(file, args.limit << 20)
+        text, status = report(Path(file) if "\n" in file else file, args.limit << 20)
         worst = max(worst, status)
         if status != UNREADABLE:
             print(("\n" if number else "") + text)

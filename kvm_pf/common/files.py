@@ -33,6 +33,8 @@ def as_path(path: object, what: str) -> Path:
     """Return a path that was given as text or as such.  Raises InputError, saying `what` is wanted, for all else."""
     if not isinstance(path, str | Path) or not str(path):
         raise InputError(f"{path!r}: the path of {what} is wanted")
+    if str(path).endswith(os.sep) and not os.path.isdir(path):
+        raise InputError(f"{path}: there is no such folder")
     return Path(path)
 
 

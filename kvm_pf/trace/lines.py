@@ -236,6 +236,9 @@ def physical_lines(
     goes_on = False
     while data := stream.readline(LONGEST):
         number += 1
+        if data == b"\n" and not goes_on:
+            yield Line(number, "", False)
+            continue
         if not goes_on and (event := quick(number, data)) is not None:
             yield event
             continue
@@ -267,7 +270,7 @@ def unpasted(lines: Iterable[Line | Event]) -> Iterator[Line | Event]:
     soft: Line | None = None
     joined = 0
     for line in lines:
-        if isinstance(line, Event):
+        if isinstance(line, Event) or (soft is None and not line.text):
             yield line
             continue
         number, text, cut = line
