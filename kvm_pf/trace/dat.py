@@ -356,7 +356,7 @@ class TraceDat:
             part = data[spec.offset : spec.offset + spec.size]
             if ("char" in spec.kind and "[" in spec.kind) or name == "insn":
                 raw[name] = part if spec.size else data[spec.offset :]
-            else:
+            elif spec.size <= 8:  # what is wider is no number
                 raw[name] = int.from_bytes(part, order, signed=spec.signed)  # type: ignore[arg-type]
         fields = self._named(form, raw)
         task = self.tasks.get(pid, "<idle>" if pid == 0 else "<...>")

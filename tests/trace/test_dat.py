@@ -280,3 +280,11 @@ def test_cpus_have_no_more_than_the_file_together():
     struct.pack_into("<Q", plain, at + 8, 1 << 60)
     with pytest.raises(InputError, match="its CPUs have more bytes than the file"):
         TraceDat("lying", bytes(plain))
+
+
+def test_a_number_of_more_than_64_bits_is_none(tmp_path):
+    plain = lzma.decompress((DATA / "2-swprot.v6.dat.xz").read_bytes())
+    path = tmp_path / "wide.dat"
+    path.write_bytes(plain.replace(b"size:8;", b"size:9;"))
+    assert path.read_bytes() != plain
+    assert load(path).faults[["raw_code", "address", "rip"]].isna().all(axis=None)
