@@ -6,7 +6,14 @@ from __future__ import annotations
 import pytest
 
 from kvm_pf import REVISIONS, Machine, encode, explain, follow, load_corpus
-from kvm_pf.bits import PFERR, PFERR_IMPLICIT_ACCESS, PFERR_PRIVATE_ACCESS, PFERR_SYNTHETIC_MASK, Origin
+from kvm_pf.bits import (
+    PFERR,
+    PFERR_IMPLICIT_ACCESS,
+    PFERR_PRIVATE_ACCESS,
+    PFERR_RSVD_MASK,
+    PFERR_SYNTHETIC_MASK,
+    Origin,
+)
 from kvm_pf.permission import smap_applies
 from kvm_pf.revisions import LATTICE
 from kvm_pf.show import page
@@ -195,6 +202,21 @@ class TestWhoseMemory:
 
 class TestReservedAndMmio:
     MARK = 0x8000060010027  # as recorded: gfn 0x60010, write and user, generation 4
+
+    def test_without_the_exclusion_a_stale_mark_on_a_private_page_ends_as_before(self):
+        posted = REVISIONS["posted"]
+
+        def mark_private(vm, cr2_or_gpa, error_code):
+            rsvd = error_code & PFERR_RSVD_MASK
+            marked, lookups = posted.step("mark_private")(vm, cr2_or_gpa, error_code & ~PFERR_RSVD_MASK)
+            return marked | rsvd, lookups
+
+        without = posted.derive("without", mark_private=mark_private)
+        ends = [
+            follow("posted-on-6.12", "2-swprot", step=50, revision=revision)[0].taken.exit.flags
+            for revision in ("before", without, "posted")
+        ]
+        assert ends == [8, 8, 0]
 
     def test_the_mark_is_the_one_that_the_recorded_kernel_made(self):
         (seen,) = follow("posted-on-6.12", "2-swprot", step=48)

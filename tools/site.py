@@ -31,6 +31,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 
 import kvm_pf.show.widgets
 from kvm_pf.common.text import escaped
+from kvm_pf.show.markup import breakable
 from tools import notebooks
 from tools.live import build, licences
 from tools.live.fetch import Unfetched
@@ -285,7 +286,7 @@ def write(pages: Sequence[Page], folder: Path, scripts: str = "", about: str = "
         html = re.sub(r'(?<=href=")\.\./([^"#]+)', lambda link: carried(link[1], folder), html)
         html = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', html, flags=re.DOTALL)
         html = re.sub(r"<pre>(?=[^\n]*\n?</pre>)", '<pre class="line">', html)
-        html = re.sub("<code>[^<]+</code>", lambda code: code[0].replace("_", "_<wbr>"), html)
+        html = re.sub("(?<=<code>)[^<]+(?=</code>)", lambda code: str(breakable(unescape(code[0]))), html)
         html = html.replace("<code>-E", '<code class="errno">-E')
         html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
         (folder / f"{page.name}.html").write_text(html)

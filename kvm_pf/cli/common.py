@@ -49,6 +49,11 @@ def millions(text: str) -> int:
     return _limit(text, "millions")
 
 
+def files(text: str) -> int:
+    """Read a limit on the files that are read."""
+    return _limit(text, "files")
+
+
 def _limit(text: str, unit: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= len(text) <= 6 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: a whole number of {unit} is wanted, 1 to 999999")

@@ -14,11 +14,20 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from kvm_pf.cli.common import OK, PLAIN, UNREADABLE, Progress, empty_terminal, mebibytes, stopped_by_interrupt
+from kvm_pf.cli.common import (
+    OK,
+    PLAIN,
+    UNREADABLE,
+    Progress,
+    empty_terminal,
+    files,
+    mebibytes,
+    stopped_by_interrupt,
+)
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import check_target
 from kvm_pf.common.text import one_line
-from kvm_pf.trace.lines import UNPACKED, Pace
+from kvm_pf.trace.lines import FILES, UNPACKED, Pace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,12 +245,6 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= len(text) <= 9 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number of files is wanted, 1 to 999999999")
-    return int(text)
-
-
 def _workers(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= 1024:
         raise argparse.ArgumentTypeError(f"{text}: a number of processes is wanted, 1 to 1024")
@@ -284,12 +287,9 @@ def add(commands: Any) -> None:
         help="what a packed trace holds at most, unpacked (%(default)s)",
     )  # fmt: skip
     p.add_argument(
-        "--most",
-        type=_count,
-        default=10_000,
-        metavar="FILES",
+        "--most", type=files, default=FILES, metavar="FILES",
         help="so many traces are read at once (%(default)s)",
-    )
+    )  # fmt: skip
     p.add_argument(
         "--revision", default="posted", help="the kernel whose exit handlers make the error codes (posted)"
     )

@@ -83,10 +83,6 @@ def default(column: Input) -> int:
     return words.index(column.default) if words else logic_names()[column.default]
 
 
-DEFAULTS = "all inputs at their defaults"
-"""What is said of a state that is unlike the defaults in nothing."""
-
-
 def spell(name: str, value: int) -> str:
     """Write an input's value for people: codes as names of bits, words for numbers that have one."""
     column = COLUMNS.get(name)
@@ -104,7 +100,8 @@ def spell(name: str, value: int) -> str:
 def spelled(state: Mapping[str, int]) -> str:
     """Write the inputs of a state that are unlike their defaults."""
     unlike = {n: v for n, v in state.items() if v != (default(COLUMNS[n]) if n in COLUMNS else 0)}
-    return ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items()) or DEFAULTS
+    told = ", ".join(f"{name}={spell(name, value)}" for name, value in unlike.items())
+    return told or "all inputs at their defaults"
 
 
 class Case:

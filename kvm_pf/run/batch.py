@@ -195,12 +195,10 @@ def _in_threads(work: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Any]:
 
 
 def _run_compiled(loop: Any, rows: int, strides: Any, given: list[Any], made: list[Any]) -> None:
+    from kvm_pf.run.compiler import read_only
+
     made = [array.view(np.int64) if array.dtype == np.uint64 else array for array in made]
-    given = [array.view() for array in given]
-    for (
-        array
-    ) in given:  # pandas gives some to be read only: one that may be written would be compiled for once more
-        array.flags.writeable = False
+    given = [read_only(array) for array in given]
 
     def work(start: int) -> None:
         loop(np.uint64(start), np.uint64(min(start + CHUNK, rows)), strides, *given, *made)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvm_pf.run.inputs import brief
 
-__all__ = ("kept", "numba")
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ("kept", "numba", "read_only")
 
 _threads = os.environ.get("NUMBA_NUM_THREADS", "1")
 if not (_threads.isascii() and _threads.isdecimal() and 1 <= int(_threads[:9]) < 100_000):
@@ -37,3 +40,10 @@ def kept(compiled: Callable[[bool], Any], level: int = 3) -> Any:
         what = f"{type(error).__name__}: {brief(str(error))}"
         warnings.warn(f"compiled code is not kept, its cache cannot be used: {what}", stacklevel=level)
         return made
+
+
+def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a view that cannot be written to.  pandas gives some so, and for others numba would compile once more."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

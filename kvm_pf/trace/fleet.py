@@ -30,17 +30,13 @@ from kvm_pf.common.text import one_line, visible
 from kvm_pf.common.typed import typed
 from kvm_pf.trace.digest import Digest, storm_table
 from kvm_pf.trace.faults import table
-from kvm_pf.trace.lines import UNPACKED, Pace
+from kvm_pf.trace.lines import FILES, UNPACKED, Pace
 from kvm_pf.trace.reading import Stream, Survey
 from kvm_pf.trace.report import counts, disagreements, followed, section
 from kvm_pf.trace.tables import MAGIC, TableStream, writing
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-FILES = 10_000
-"""So many traces are read at once, unless somebody says otherwise: others take minutes, and may be a wrong folder."""
 
 
 def stream_of(file: str | Path, revision: str = "posted", pace: Pace | None = None) -> Stream | TableStream:

@@ -79,6 +79,9 @@ _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5
 UNPACKED = 1 << 32
 """The most bytes that a packed file may hold, unless somebody says otherwise."""
 
+FILES = 10_000
+"""So many traces are read at once, unless somebody says otherwise: more take minutes, and may be a wrong folder."""
+
 
 class Pace:
     """How far the reading of a file is: `done` of `size` bytes (0: nobody knows); `stopped` ends it as if it ended.
@@ -163,18 +166,13 @@ def _open_raw(file: str | Path) -> Any:
             raise InputError("standard input: it is closed")
         raw = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     else:
+        path, flags = as_path(file, "a trace"), getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
-            number = os.open(
-                as_path(file, "a trace"),
-                os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
-            )
-            raw = os.fdopen(number, "rb", buffering=0)
-        except InputError:
-            raise
+            raw = os.fdopen(os.open(path, os.O_RDONLY | flags), "rb", buffering=0)
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
         if hasattr(os, "set_blocking"):
-            os.set_blocking(number, True)
+            os.set_blocking(raw.fileno(), True)
     try:
         mode = os.fstat(raw.fileno()).st_mode
     except (OSError, AttributeError):  # no file of the system's, as in tests

@@ -182,8 +182,9 @@ class Finder:
         signature = table["signature"].to_numpy()
         opened: Any = np.zeros((2 * len(table), 2), dtype=np.int64)
         if self._is_compiled:
-            signature = np.ascontiguousarray(signature).view()
-            signature.flags.writeable = False
+            from kvm_pf.run.compiler import read_only
+
+            signature = read_only(np.ascontiguousarray(signature))
             count = _compiled()(who, signature, before, self.least, *self._state, opened)
         else:
             rows = opened.tolist()
