@@ -750,7 +750,7 @@ def _borrowed_differs(c: Case, r: Revision, gated: bool) -> Any:
 
 @claim(
     "gated-parts-here",
-    "Borrowing bit 34 behind the gate parts from posted exactly here: a reserved fault on a private page, a stray "
+    "Borrowing bit 34 behind the gate differs from posted exactly here: a reserved fault on a private page, a stray "
     "bit 34 on a shared page of a software-protected VM, and bit 34 of an SNP or TDX VM.",
     holds="guest_enc_gated",
     fails="before guest_enc_ungated",
@@ -762,7 +762,7 @@ def _(c: Case, r: Revision) -> Any:
 
 @claim(
     "ungated-parts-here",
-    "Borrowing bit 34 without a gate parts from posted there, and at bit 34 of every other VM.",
+    "Borrowing bit 34 without a gate differs from posted there, and at bit 34 of every other VM.",
     holds="guest_enc_ungated",
     fails="before guest_enc_gated",
     source="mail <c560cdadb7d0dc88b831cf1a5382cf6f166ff022.1708933498.git.isaku.yamahata@intel.com>, 2024-02-26",
