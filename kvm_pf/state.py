@@ -100,7 +100,7 @@ class MmioFormat(NamedTuple):
     value: int  # shadow_mmio_value
     mask: int  # shadow_mmio_mask
     access_mask: int  # shadow_mmio_access_mask
-    nonpresent_or_rsvd_mask: int  # L1TF: bits of the gpa that are kept inverted, their copy 5 bits higher
+    nonpresent_or_rsvd_mask: int  # L1TF: bits that are always set, the gpa's own 5 bits higher
     lower_gfn_mask: int  # shadow_nonpresent_or_rsvd_lower_gfn_mask
     rsvd_high: int  # physical-address bits that must be clear in every SPTE
     ept: bool  # EPT format: more reserved bits by level
