@@ -778,6 +778,11 @@ LINES = {
         " 0x0000000000000006 intr_info 0x00000000 error_code 0x00000000 requests 0x0000000000000000\n",
         [(0x3, "tdx")],
     ),
+    "TDX, a fetch, which KVM would trace as a write": (
+        "q-1 [003] d.... 100.0: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 info1 0x0000000000000004 info2"
+        " 0x0000000000000006 intr_info 0x00000000 error_code 0x00000000 requests 0x0000000000000000\n",
+        [(0x4, "tdx")],
+    ),
 }  # fmt: skip
 
 
@@ -806,6 +811,16 @@ def test_a_tdx_guests_fault_may_be_shadow_pagings_and_is_told_with_its_reason():
         assert read(f"kvm_page_fault: vcpu 0 {line}").best.encoding == "pf"
     # kernels that cut the code show no rip of a protected guest
     assert read("kvm_page_fault: address 5000 error_code 2").best.encoding != "tdx"
+
+
+@pytest.mark.parametrize("bit", range(7, 13))
+def test_no_tdx_guests_qualification_has_bits_that_the_tdx_module_clears(bit):
+    """Source: intel/tdx-module `src/td_dispatcher/tdx_td_dispatcher.c`, tdx_ept_violation_exit_to_vmm()."""
+    line = f"kvm_page_fault: vcpu 0 rip 0x0 address 0x800012345000 error_code {1 << bit | 2:#x}"
+    assert "tdx" not in {r.encoding for r in (read(line).best, *read(line).others)}
+    said = meaning(1 << bit | 2, "tdx")
+    assert [(part.bit.bit, part.counts) for part in said.parts] == [(1, True), (bit, False)]
+    assert said.sentence.startswith("a write by a TDX guest")
 
 
 def test_what_an_internal_error_says_of_the_fault_is_noted():
@@ -960,10 +975,10 @@ class TestExplain:
         assert private() == (False, 0x500000004)
 
     def test_a_trust_domains_private_access_counts_as_a_write(self):
-        told = explain(0x181, 0x100000000, revision="v7_3", source="tdx")
+        told = explain(0x1, 0x100000000, revision="v7_3", source="tdx")
         assert told.outcome.handled.fault.error_code == 1 << 49 | 2
-        shared = explain(0x181, 1 << 47 | 0x1000, revision="v7_3", source="tdx")
-        assert not shared.outcome.handled.fault.is_private
+        shared = explain(0x2, 1 << 47 | 0x1000, revision="v7_3", source="tdx").outcome.handled.fault
+        assert (shared.error_code, shared.is_private) == (2, 0)
 
     def test_a_misconfiguration_is_a_bare_reserved_bit(self):
         assert explain(0, source="misconfig").records[1].before == 8

@@ -37,6 +37,7 @@ from kvm_pf.run.meanings import (
     ENCODINGS,
     EVENT_EXCEPTIONS,
     EVENT_VALID,
+    TDX_CLEARED,
     Meaning,
     event,
     meaning,
@@ -187,10 +188,14 @@ def _judge_ept(code: int, place: Place) -> tuple[Sure, str]:
 
 
 def _judge_tdx(code: int, place: Place) -> tuple[Sure, str]:
-    if code >> 17 or code & EPT_VIOLATION_GVA_IS_VALID:
-        return Sure.NO, "a TDX guest's linear address is hidden: bit 7 is clear, and none above 16 is set"
-    if not code & 7 or code & EPT_VIOLATION_ACC_INSTR:
-        return Sure.NO, "neither a read nor a write: a TDX guest fetches from private memory only"
+    if code >> 17 or code & TDX_CLEARED:
+        return Sure.NO, "a TDX guest's linear address is hidden: bits 7-12 are clear, none above 16 is set"
+    if not code & 7:
+        return Sure.NO, "neither a read nor a write nor a fetch (bits 0-2)"
+    if place.encodings == ("tdx", "ept"):
+        return Sure.VERY_LIKELY, "an exit says it, as the TDX module does"
+    if code & EPT_VIOLATION_ACC_INSTR:
+        return Sure.NO, "a fetch: a TDX guest's is from private memory, and KVM traces it as a write"
     return Sure.LIKELY if "tdx" in place.encodings and place.sure else Sure.HARDLY, _TDX_WHY
 
 

@@ -53,6 +53,12 @@ TDX_EPT = "Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)"
 TDX_REVISION = "v7_3"
 """The oldest revision that follows a TDX guest's faults."""
 
+TDX_CLEARED = 0x1F80
+"""The bits, 12:7, that the TDX module clears in each qualification that it hands to KVM: the linear address is hidden.
+
+Source: intel/tdx-module `src/td_dispatcher/tdx_td_dispatcher.c`, tdx_ept_violation_exit_to_vmm().
+"""
+
 SDM_PF = "Intel SDM vol. 3, section 4.7 (page-fault exceptions)"
 
 
@@ -221,20 +227,26 @@ def _ept(code: int) -> Meaning:
 
 def _tdx(code: int) -> Meaning:
     """Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)."""
-    said = _ept(code)
+    said = _ept(code & ~TDX_CLEARED)
     if code == EPT_VIOLATION_ACC_WRITE:
         what = "an access of a TDX guest, to private memory (any access: KVM makes it a write) or a write to shared"
     else:
         what = said.sentence.partition(", on a page")[0].replace(" without a linear address", "")
-        what += " by a TDX guest, of shared memory if KVM traced it"
+        fetch = code & EPT_VIOLATION_ACC_INSTR
+        what += f" by a TDX guest, {'from private memory' if fetch else 'of shared memory if KVM traced it'}"
     clear = [text for text in said.clear if not text.startswith("bit 7 clear")]
     if not code & EPT_VIOLATION_GVA_IS_VALID:
         clear.append("bit 7 clear: no linear address, TDX hides it")
+    cleared = dict.fromkeys(range(7, 13), "the TDX module clears it: not from a TDX guest")
+    parts = *said.parts, *_parts(code & TDX_CLEARED, EPT, {}, cleared)
     note = (
         "the address tells private from shared memory: shared memory has bit 47 set, with 5-level EPT bit 51"
     )
     return said._replace(
-        sentence=f"{what}, on a page that is {said.page}", clear=tuple(clear), notes=(*said.notes, note)
+        sentence=f"{what}, on a page that is {said.page}",
+        parts=tuple(sorted(parts, key=lambda part: part.bit.bit)),
+        clear=tuple(clear),
+        notes=(*said.notes, note),
     )
 
 

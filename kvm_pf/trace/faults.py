@@ -39,7 +39,7 @@ from kvm_pf.bits import (
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import one_line
 from kvm_pf.revisions import Revision, get
-from kvm_pf.run.meanings import ENCODINGS, TDX_REVISION, meaning, under_shadow
+from kvm_pf.run.meanings import ENCODINGS, TDX_CLEARED, TDX_REVISION, meaning, under_shadow
 from kvm_pf.run.places import FAULT_EXITS, fault_exit
 from kvm_pf.state import PAGE_SHIFT
 from kvm_pf.trace.declared import Declared, Span
@@ -243,7 +243,7 @@ class Joiner:
     def _of_exit(kind: str, f: dict[str, Any]) -> dict[str, Any]:
         code, address = f.get("info1"), f.get("info2")
         if kind == "ept":
-            hidden = f.get("rip") == 0 and code is not None and may_be_tdx(code)  # then info2 is another's
+            hidden = f.get("rip") == 0 and code is not None and not code & TDX_CLEARED  # info2 is another's
             return {"source": kind, "raw_code": code, "vectoring": None if hidden else address or None}
         if kind == "misconfig":
             return {"source": kind}
@@ -497,8 +497,7 @@ def may_be_tdx(code: int) -> bool:
     Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16).
     """
     accesses = EPT_VIOLATION_ACC_READ | EPT_VIOLATION_ACC_WRITE
-    refused = EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED | EPT_VIOLATION_ACC_INSTR
-    return code < 1 << 17 and code & accesses != 0 and not code & refused
+    return code < 1 << 17 and code & accesses != 0 and not code & (TDX_CLEARED | EPT_VIOLATION_ACC_INSTR)
 
 
 SHARED = 1 << 47 | 1 << 51

@@ -534,6 +534,19 @@ def test_faults_in_dumps_and_scripts_are_found(name, tmp_path):
     assert page(traced)
 
 
+@pytest.mark.parametrize(
+    ("info1", "vectoring"), [(0x1, None), (0x4, None), (0x81, 0x80000301), (0x184, 0x80000301)]
+)
+def test_the_second_info_of_a_tdx_guests_exit_is_no_event(tmp_path, info1, vectoring):
+    """But the extended exit qualification: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_get_exit_info() (v6.16)."""
+    path = tmp_path / "trace"
+    path.write_text(
+        f"q-1 [003] d.... 100.000000: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 info1 {info1:#018x}"
+        " info2 0x0000000080000301 intr_info 0x00000000 error_code 0x00000000\n"
+    )
+    assert read(path)["vectoring"].astype(object).fillna(0).tolist() == [vectoring or 0]
+
+
 def test_a_tdx_guests_accesses_are_told_apart_by_the_address(tmp_path):
     path = tmp_path / "trace"
     path.write_text(DUMPED["TDX, private"][0] + DUMPED["TDX, shared"][0])
