@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from numbers import Integral
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,14 @@ def _loop(table: EntryPoint, wanted: list[Output]) -> FunctionType:
         "word": int,
         "__name__": __name__,
     }
-    exec(compile("\n".join(lines), __file__, "exec"), scope)
+    exec(_code("\n".join(lines)), scope)
     loop: FunctionType = scope["loop"]
     return loop
+
+
+@cache
+def _code(text: str) -> CodeType:
+    return compile(text, __file__, "exec")
 
 
 _IN_TYPES: dict[str, np.dtype[Any]] = {
@@ -365,6 +371,7 @@ def _check_columns(frame: Any, table: EntryPoint) -> None:
 # What comes out
 
 
+@cache
 def _warn_texts(names: tuple[str, ...]) -> list[str]:
     return [bit_names(code, names) for code in range(1 << len(names))]
 
@@ -431,9 +438,8 @@ def evaluate(
     made = [np.empty(rows, dtype=_OUT_TYPES[o.kind]) for o in wanted]
     made += [np.empty(rows, dtype=np.uint8) for _ in gates]
     if engine == "auto":
-        engine = (
-            "plain" if rows <= PLAIN_ROWS and _fingerprint(table, revision) not in _compiled else "compiled"
-        )
+        is_ready = bool(_compiled) and _fingerprint(table, revision) in _compiled
+        engine = "compiled" if rows > PLAIN_ROWS or is_ready else "plain"
     if rows and engine == "compiled":
         _run_compiled(compiled_loop(kind, revision), rows, strides, given, made)
     elif rows:

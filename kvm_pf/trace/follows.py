@@ -13,6 +13,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from kvm_pf.bits import (
     PFERR_GUEST_ENC_MASK,
@@ -120,6 +121,10 @@ def question(row: Any) -> Question | None:
 _STAGES = tuple(1 << n for n in range(64) if STAGE >> n & 1)
 
 
+_KEPT: WeakKeyDictionary[Revision, dict[Question, Expected]] = WeakKeyDictionary()
+"""What the path of a revision answered, for the next trace, which mostly asks the same."""
+
+
 class Model:
     """The path of one revision, asked about faults; each question is asked once."""
 
@@ -132,9 +137,13 @@ class Model:
         """Find the answers to questions that are not known yet, as long as there are no more than MOST."""
         new = [q for q in dict.fromkeys(questions) if q is not None and q not in self.known]
         new = new[: max(0, MOST - len(self.known))]
-        if new:
+        kept = _KEPT.setdefault(self.revision, {})
+        if len(kept) > 16 * MOST:
+            kept.clear()
+        if unasked := [q for q in new if q not in kept]:
             self._faultin = self._faultin or self._answers_of_faultin()
-            self.known.update(zip(new, self._answers(new), strict=True))
+            kept.update(zip(unasked, self._answers(unasked), strict=True))
+        self.known.update((q, kept[q]) for q in new)
 
     def _answers(self, questions: list[Question]) -> list[Expected]:
         import pandas as pd
