@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce, wraps
+from functools import cache, lru_cache, reduce, wraps
 from itertools import islice
 from operator import and_, or_
 from signal import SIGINT, default_int_handler, getsignal
@@ -104,13 +104,61 @@ def satisfiable(solver: z3.Solver, *terms: z3.BoolRef) -> bool:
     return bool(answer == z3.sat)
 
 
+# Terms.  z3's own operators look each time whether the operands' sorts fit, which takes longer than to make the term;
+# here a number has 64 bits, and everything else is a truth value.
+
+
+def _made(make: Callable[..., Any], *terms: Any) -> Any:
+    """The number that one of the solver's functions makes of others."""
+    context = terms[0].ctx
+    return z3.BitVecRef(make(context.ref(), *(term.ast for term in terms)), context)
+
+
+def _truth(make: Callable[..., Any], *terms: Any) -> Any:
+    """The truth value that one of the solver's functions makes of terms."""
+    context = terms[0].ctx
+    return z3.BoolRef(make(context.ref(), *(term.ast for term in terms)), context)
+
+
+def _joint(make: Callable[..., Any], terms: Sequence[Any]) -> Any:
+    """The truth value that one of the solver's functions makes of any number of others."""
+    context = terms[0].ctx
+    asts = (z3.Ast * len(terms))(*(term.ast for term in terms))
+    return z3.BoolRef(make(context.ref(), len(terms), asts), context)
+
+
+def _not(term: z3.BoolRef) -> z3.BoolRef:
+    return _truth(z3.Z3_mk_not, term)
+
+
+@lru_cache(maxsize=4096)
+def _number(value: int, width: int = WIDTH) -> z3.BitVecRef:
+    return z3.BitVecVal(value, width)
+
+
+@cache
+def _constant(value: bool) -> z3.BoolRef:
+    return z3.BoolVal(value)
+
+
+def _address(term: z3.ExprRef) -> int:
+    """Where the solver keeps a term that is in use: nowhere else, and nothing else there."""
+    return term.ast.value  # type: ignore[no-any-return]
+
+
+_Plain = dict[int, tuple[Any, bool, bool | None, Any]]
+"""Simplified terms by their address: the term, less `not`, whether it is one without, its truth if that is known, and
+what it was made of, which keeps the address in use."""
+
+
 class _Run:
     """One run of a function along the decisions of `prefix`, then along `True`; the other side stays open.
 
-    With `assume`, only sides that are possible under it are taken.
+    With `assume`, only sides that are possible under it are taken.  `plain` is what earlier runs have simplified.
     """
 
-    def __init__(self, prefix: list[bool], assume: list[z3.BoolRef] | None) -> None:
+    def __init__(self, prefix: list[bool], assume: list[z3.BoolRef] | None, plain: _Plain) -> None:
+        self.plain = plain
         self.prefix = prefix
         self.taken: list[bool] = []
         self.condition: list[z3.BoolRef] = []
@@ -121,24 +169,29 @@ class _Run:
     def possible(self, term: z3.BoolRef) -> bool:
         return self.solver is None or satisfiable(self.solver, term)
 
-    def choose(self, term: z3.BoolRef) -> bool:
-        term, wanted = z3.simplify(term), True
-        while z3.is_not(term):
-            term, wanted = term.arg(0), not wanted
-        if z3.is_true(term) or z3.is_false(term):
-            return bool(z3.is_true(term)) is wanted
-        if term.get_id() not in self.known:
-            self.known[term.get_id()] = self.decide(term)
-        return self.known[term.get_id()] is wanted
+    def choose(self, given: z3.BoolRef) -> bool:
+        if (found := self.plain.get(_address(given))) is None:
+            term, wanted = z3.simplify(given), True
+            while z3.is_not(term):
+                term, wanted = term.arg(0), not wanted
+            truth = True if z3.is_true(term) else False if z3.is_false(term) else None
+            found = self.plain[_address(given)] = term, wanted, truth, given
+        term, wanted, truth, _ = found
+        if truth is not None:
+            return truth is wanted
+        place = _address(term)
+        if place not in self.known:
+            self.known[place] = self.decide(term)
+        return self.known[place] is wanted
 
     def decide(self, term: z3.BoolRef) -> bool:
         if len(self.taken) < len(self.prefix):
             side = self.prefix[len(self.taken)]
         else:
             side = self.possible(term)
-            if side and self.possible(z3.Not(term)):
+            if side and self.possible(_not(term)):
                 self.open.append([*self.taken, False])
-        chosen = term if side else z3.Not(term)
+        chosen = term if side else _not(term)
         self.taken.append(side)
         self.condition.append(chosen)
         if self.solver is not None:
@@ -162,22 +215,22 @@ class Bool:
 
     def __and__(self, other: Any) -> Any:
         if isinstance(other, (Bool, bool)):
-            return Bool(z3.And(self.term, bool_term(other)))
+            return Bool(_joint(z3.Z3_mk_and, (self.term, bool_term(other))))
         return as_int(self) & other
 
     def __or__(self, other: Any) -> Any:
         if isinstance(other, (Bool, bool)):
-            return Bool(z3.Or(self.term, bool_term(other)))
+            return Bool(_joint(z3.Z3_mk_or, (self.term, bool_term(other))))
         return as_int(self) | other
 
     def __eq__(self, other: object) -> Any:
         if isinstance(other, (Bool, bool)):
-            return Bool(self.term == bool_term(other))
+            return Bool(_truth(z3.Z3_mk_eq, self.term, bool_term(other)))
         return as_int(self) == other
 
     def __ne__(self, other: object) -> Any:
         if isinstance(other, (Bool, bool)):
-            return Bool(self.term != bool_term(other))
+            return Bool(_not(_truth(z3.Z3_mk_eq, self.term, bool_term(other))))
         return as_int(self) != other
 
     __rand__, __ror__ = __and__, __or__
@@ -219,32 +272,32 @@ class Int:
         spans = [span or Span(ranges.SIGNED_MIN, U64_MASK) for span in (self.span, other.span)]
         both = self.span is not None and other.span is not None
         known = both or any(span.low >= 0 for span in spans)
-        return Int(self.term & other.term, ranges.anded(*spans) if known else None)
+        return Int(_made(z3.Z3_mk_bvand, self.term, other.term), ranges.anded(*spans) if known else None)
 
     def __or__(self, other: Any) -> Int:
-        return _ring(self, other, ranges.ored, self.term | int_term(other))
+        return _ring(self, other, ranges.ored, z3.Z3_mk_bvor)
 
     def __xor__(self, other: Any) -> Int:
-        return _ring(self, other, ranges.xored, self.term ^ int_term(other))
+        return _ring(self, other, ranges.xored, z3.Z3_mk_bvxor)
 
     def __add__(self, other: Any) -> Int:
-        return _ring(self, other, ranges.added, self.term + int_term(other))
+        return _ring(self, other, ranges.added, z3.Z3_mk_bvadd)
 
     def __sub__(self, other: Any) -> Int:
-        return _ring(self, other, ranges.subtracted, self.term - int_term(other))
+        return _ring(self, other, ranges.subtracted, z3.Z3_mk_bvsub)
 
     def __rsub__(self, other: Any) -> Int:
         return as_int(other) - self
 
     def __mul__(self, other: Any) -> Int:
-        return _ring(self, other, ranges.multiplied, self.term * int_term(other))
+        return _ring(self, other, ranges.multiplied, z3.Z3_mk_bvmul)
 
     def __lshift__(self, other: Any) -> Int:
         by = as_int(other)
         if by.span is None:
-            return Int(self.term << by.term)
+            return Int(_made(z3.Z3_mk_bvshl, self.term, by.term))
         ranges.check_shift(_step(), "<<", by.span)
-        return _ring(self, by, ranges.shifted_left, self.term << by.term)
+        return _ring(self, by, ranges.shifted_left, z3.Z3_mk_bvshl)
 
     def __rlshift__(self, other: Any) -> Int:
         return as_int(other) << self
@@ -254,8 +307,7 @@ class Int:
         if by.span is not None:
             ranges.check_shift(_step(), ">>", by.span)
         unsigned = _read(">>", self) is not False
-        term = z3.LShR(self.term, by.term) if unsigned else self.term >> by.term
-        return _ring(self, by, ranges.shifted_right, term)
+        return _ring(self, by, ranges.shifted_right, z3.Z3_mk_bvlshr if unsigned else z3.Z3_mk_bvashr)
 
     def __rrshift__(self, other: Any) -> Int:
         return as_int(other) >> self
@@ -273,7 +325,9 @@ class Int:
         return as_int(other) % self
 
     def __invert__(self) -> Int:
-        return Int(~self.term, None if self.span is None else ranges.inverted(self.span))
+        return Int(
+            _made(z3.Z3_mk_bvnot, self.term), None if self.span is None else ranges.inverted(self.span)
+        )
 
     def __neg__(self) -> Int:
         return 0 - self
@@ -284,24 +338,24 @@ class Int:
     def __eq__(self, other: object) -> Any:
         other = as_int(other)
         _read("==", self, other)
-        return Bool(self.term == other.term)
+        return Bool(_truth(z3.Z3_mk_eq, self.term, other.term))
 
     def __ne__(self, other: object) -> Any:
         other = as_int(other)
         _read("!=", self, other)
-        return Bool(self.term != other.term)
+        return Bool(_not(_truth(z3.Z3_mk_eq, self.term, other.term)))
 
     def __lt__(self, other: Any) -> Bool:
         return _less("<", self, as_int(other))
 
     def __le__(self, other: Any) -> Bool:
-        return Bool(z3.Not(_less("<=", as_int(other), self).term))
+        return Bool(_not(_less("<=", as_int(other), self).term))
 
     def __gt__(self, other: Any) -> Bool:
         return _less(">", as_int(other), self)
 
     def __ge__(self, other: Any) -> Bool:
-        return Bool(z3.Not(_less(">=", self, as_int(other)).term))
+        return Bool(_not(_less(">=", self, as_int(other)).term))
 
     def __bool__(self) -> bool:
         return bool(self != 0)
@@ -335,9 +389,10 @@ def _step() -> str:
     return ranges.calling_step(__file__)
 
 
-def _ring(a: Int, other: Any, rule: Callable[[Span, Span], Span], term: z3.BitVecRef) -> Int:
+def _ring(a: Int, other: Any, rule: Callable[[Span, Span], Span], make: Callable[..., Any]) -> Int:
     b = as_int(other)
-    return Int(term, None if a.span is None or b.span is None else rule(a.span, b.span))
+    span = None if a.span is None or b.span is None else rule(a.span, b.span)
+    return Int(_made(make, a.term, b.term), span)
 
 
 def _read(operator: str, *values: Int) -> bool | None:
@@ -351,7 +406,8 @@ def _read(operator: str, *values: Int) -> bool | None:
 
 
 def _less(operator: str, a: Int, b: Int) -> Bool:
-    return Bool(z3.ULT(a.term, b.term) if _read(operator, a, b) else a.term < b.term)
+    unsigned = _read(operator, a, b)
+    return Bool(_truth(z3.Z3_mk_bvult if unsigned else z3.Z3_mk_bvslt, a.term, b.term))
 
 
 def _divided(a: Int, b: Int, operator: str) -> Int:
@@ -365,7 +421,7 @@ def _divided(a: Int, b: Int, operator: str) -> Int:
 def as_int(value: Any) -> Int:
     """A truth value as the number 0 or 1; a number as itself."""
     if isinstance(value, Bool):
-        return Int(z3.If(value.term, z3.BitVecVal(1, WIDTH), z3.BitVecVal(0, WIDTH)), ranges.TRUTH)
+        return Int(_made(z3.Z3_mk_ite, value.term, _number(1), _number(0)), ranges.TRUTH)
     if isinstance(value, Int):
         return value
     if not isinstance(value, int):
@@ -373,7 +429,7 @@ def as_int(value: Any) -> Int:
             f"a {type(value).__name__}" if isinstance(value, tuple) else brief(value)
         )  # whose terms may be long
         raise InputError(f"step {_step()!r}: {what} stands where a whole number is wanted")
-    return Int(z3.BitVecVal(int(value), WIDTH), ranges.span_of(value))
+    return Int(_number(int(value)), ranges.span_of(value))
 
 
 def int_term(value: Any) -> z3.BitVecRef:
@@ -385,7 +441,7 @@ def bool_term(value: Any) -> z3.BoolRef:
     """The solver's term of a truth value, symbolic or not."""
     if isinstance(value, Bool):
         return value.term
-    return z3.BoolVal(value) if isinstance(value, bool) else (as_int(value) != 0).term
+    return _constant(value) if isinstance(value, bool) else (as_int(value) != 0).term
 
 
 def any_int(name: str, span: Span | None = None) -> Int:
@@ -412,7 +468,7 @@ def any_value(kind: type[Any], name: str) -> Any:
 
 def no(truth: Any) -> Any:
     """The opposite of a truth value, symbolic or not, without a split."""
-    return Bool(z3.Not(truth.term)) if isinstance(truth, Bool) else not truth
+    return Bool(_not(truth.term)) if isinstance(truth, Bool) else not truth
 
 
 def implies(premise: Any, conclusion: Any) -> Any:
@@ -423,7 +479,7 @@ def implies(premise: Any, conclusion: Any) -> Any:
 def choose(truth: Any, yes: Any, other: Any) -> Any:
     """`yes` if `truth` holds, else `other`; numbers, symbolic or not, without a split."""
     if isinstance(truth, Bool):
-        return Int(z3.If(truth.term, int_term(yes), int_term(other)), _joined([yes, other]))
+        return Int(_made(z3.Z3_mk_ite, truth.term, int_term(yes), int_term(other)), _joined([yes, other]))
     return yes if truth else other
 
 
@@ -471,8 +527,9 @@ def _explore(function: Callable[[], Any], assume: list[z3.BoolRef] | None) -> It
     global _current
     outer = _current
     todo: list[list[bool]] = [[]]
+    plain: _Plain = {}
     while todo:
-        _current = run = _Run(todo.pop(), assume)
+        _current = run = _Run(todo.pop(), assume, plain)
         try:
             result = function()
         finally:
@@ -483,7 +540,7 @@ def _explore(function: Callable[[], Any], assume: list[z3.BoolRef] | None) -> It
 
 def conjunction(terms: Sequence[z3.BoolRef]) -> z3.BoolRef:
     """All of the terms."""
-    return z3.And(*terms) if terms else z3.BoolVal(True)
+    return _joint(z3.Z3_mk_and, terms) if terms else _constant(True)
 
 
 def merge(paths: list[Path]) -> Any:
@@ -499,14 +556,14 @@ def merge(paths: list[Path]) -> Any:
     terms = [bool_term(value) if truth else int_term(value) for value in values]
     merged = terms[-1]
     for path, term in zip(reversed(paths[:-1]), reversed(terms[:-1]), strict=True):
-        if not term.eq(merged):
-            merged = z3.If(path.condition, term, merged)
+        if _address(term) != _address(merged):
+            merged = (_truth if truth else _made)(z3.Z3_mk_ite, path.condition, term, merged)
     return Bool(merged) if truth else Int(merged, _joined(values))
 
 
 def _identity(value: Any) -> Any:
     if isinstance(value, (Int, Bool)):
-        return type(value), value.term.get_id(), getattr(value, "span", None)
+        return type(value), _address(value.term), getattr(value, "span", None)
     if isinstance(value, tuple):
         return tuple(_identity(field) for field in value)
     return type(value), value
@@ -542,7 +599,7 @@ class Summary:
         key = _identity(args)
         if key not in self.made:
             result = merge(all_paths(self.function, *args))
-            self.made[key] = args, result  # the arguments stay alive, and with them their terms' numbers
+            self.made[key] = args, result  # the arguments stay alive, and with them their terms' addresses
         return self.made[key][1]
 
     def __repr__(self) -> str:
@@ -603,7 +660,7 @@ class Variable(NamedTuple):
 def _bits(value: Int | Bool) -> list[z3.BoolRef]:
     if isinstance(value, Bool):
         return [value.term]
-    return [z3.Extract(n, n, value.term) == 1 for n in range(WIDTH)]
+    return [_truth(z3.Z3_mk_eq, z3.Extract(n, n, value.term), _number(1, 1)) for n in range(WIDTH)]
 
 
 class _Shrinking:
@@ -665,5 +722,5 @@ def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int
         bits = _bits(term)
         if state.fewest(bits):
             for bit in reversed(bits):  # the smallest: clear what can be cleared, from the top
-                state.wish(Bool(z3.Not(bit)))
+                state.wish(Bool(_not(bit)))
     return state.values(variables)
