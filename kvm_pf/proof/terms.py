@@ -132,7 +132,7 @@ def _not(term: z3.BoolRef) -> z3.BoolRef:
 
 
 @lru_cache(maxsize=4096)
-def _number(value: int, width: int = WIDTH) -> z3.BitVecRef:
+def _literal(value: int, width: int = WIDTH) -> z3.BitVecRef:
     return z3.BitVecVal(value, width)
 
 
@@ -421,7 +421,7 @@ def _divided(a: Int, b: Int, operator: str) -> Int:
 def as_int(value: Any) -> Int:
     """A truth value as the number 0 or 1; a number as itself."""
     if isinstance(value, Bool):
-        return Int(_made(z3.Z3_mk_ite, value.term, _number(1), _number(0)), ranges.TRUTH)
+        return Int(_made(z3.Z3_mk_ite, value.term, _literal(1), _literal(0)), ranges.TRUTH)
     if isinstance(value, Int):
         return value
     if not isinstance(value, int):
@@ -429,7 +429,7 @@ def as_int(value: Any) -> Int:
             f"a {type(value).__name__}" if isinstance(value, tuple) else brief(value)
         )  # whose terms may be long
         raise InputError(f"step {_step()!r}: {what} stands where a whole number is wanted")
-    return Int(_number(int(value)), ranges.span_of(value))
+    return Int(_literal(int(value)), ranges.span_of(value))
 
 
 def int_term(value: Any) -> z3.BitVecRef:
@@ -660,7 +660,7 @@ class Variable(NamedTuple):
 def _bits(value: Int | Bool) -> list[z3.BoolRef]:
     if isinstance(value, Bool):
         return [value.term]
-    return [_truth(z3.Z3_mk_eq, z3.Extract(n, n, value.term), _number(1, 1)) for n in range(WIDTH)]
+    return [_truth(z3.Z3_mk_eq, z3.Extract(n, n, value.term), _literal(1, 1)) for n in range(WIDTH)]
 
 
 class _Shrinking:
