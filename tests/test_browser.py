@@ -27,6 +27,16 @@ pytestmark = pytest.mark.browser
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 
+
+def named(path: Path) -> list[str]:
+    """What the widgets that a notebook shows call themselves, in order."""
+    stored = [output for cell in notebooks.code_cells(notebooks.read(path)) for output in cell.outputs]
+    return [output.data["text/plain"] for output in stored if site.is_live(output)]
+
+
+RUN = [path for path in NOTEBOOKS if path.stem == "index" or named(path)]
+"""The first page, and those with widgets; what the others print is the same without JupyterLab, see `make nbval`."""
+
 TOKEN = "only-on-loopback"
 
 FLAGS = (
@@ -234,6 +244,12 @@ READ = """async () => {
     return cells().map((cell, n) => ({...cell, drawn: drawn(panel.content.widgets[n].node)}));
 }"""
 
+SHOWS = """wanted => {
+    const shown = panel.content.widgets.map(cell => cell.node.querySelectorAll('.jp-OutputArea-output').length);
+    const pictures = [...panel.node.querySelectorAll('.jp-OutputArea-output img')];
+    return `${shown}` === `${wanted}` && pictures.every(picture => picture.complete && picture.naturalWidth);
+}"""
+
 LEAVE = """async code => {
     await panel.sessionContext.session.kernel.requestExecute({code, silent: true}).done;
     panel.dispose();
@@ -284,16 +300,23 @@ def quiet(lab) -> Iterator[Lab]:
     assert lab.complaints == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_a_notebook_runs_clean_and_draws_its_widgets(quiet, path):
     """One kernel does for all, emptied in between; nbval gives each notebook a kernel of its own."""
     quiet.start(path.name, quiet.kernel)
     quiet.run()
     ran = quiet.read()
     assert findings(ran) == []
-    stored = [output for cell in notebooks.code_cells(notebooks.read(path)) for output in cell.outputs]
-    named = [output.data["text/plain"] for output in stored if site.is_live(output)]
-    assert [name for cell in ran.cells for name in views(cell)] == named
+    assert [name for cell in ran.cells for name in views(cell)] == named(path)
+    quiet.leave()
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path not in RUN], ids=lambda path: path.stem)
+def test_a_page_without_widgets_shows_all_that_it_is_kept_with(quiet, path):
+    quiet.start(path.name, quiet.kernel)
+    outputs = [len(cell.get("outputs", [])) for cell in notebooks.read(path).cells]
+    quiet.page.wait_for_function(SHOWS, arg=outputs)
+    assert findings(quiet.read()) == []
     quiet.leave()
 
 
