@@ -6,8 +6,9 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -43,13 +44,19 @@ def source_lines(name: str, revision: str | Revision) -> list[str]:
     meaning = revision.step(name)
     if isinstance(meaning, int):
         return [f"{name} = {meaning:#x}"]
-    source = textwrap.dedent(inspect.getsource(meaning))
+    return list(_without_docstring(meaning))
+
+
+@lru_cache(maxsize=1024)
+def _without_docstring(function: Callable[..., object]) -> tuple[str, ...]:
+    """The lines of a function's source, without its docstring."""
+    source = textwrap.dedent(inspect.getsource(function))
     lines = source.rstrip().split("\n")
     written = ast.parse(source).body[0]
     if isinstance(written, ast.FunctionDef) and ast.get_docstring(written) is not None:
         docstring = written.body[0]
         del lines[docstring.lineno - 1 : docstring.end_lineno]
-    return lines
+    return tuple(lines)
 
 
 def _synthetic_bits(revision: Revision) -> Iterator[str]:

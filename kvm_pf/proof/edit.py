@@ -290,10 +290,12 @@ def _check(written: ast.FunctionDef, scope: dict[str, Any], name: str, usual: as
             )
         if isinstance(node, ast.Constant) and not isinstance(node.value, int):
             raise InputError(f"{place}: {node.value!r:.40} has no place in a step: it takes whole numbers")
-        if unknown := [by for by in _shifts(node) - shifts if not _is_small(by, scope)]:
-            raise InputError(
-                f"{place}: << by {unknown[0]:.40} could be too far: it takes a number up to 63, or x & 63"
-            )
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.LShift):
+            by = ast.unparse(node.right if isinstance(node, ast.BinOp) else node.value)
+            if by not in shifts and not _is_small(by, scope):
+                raise InputError(
+                    f"{place}: << by {by:.40} could be too far: it takes a number up to 63, or x & 63"
+                )
         if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Mult):
             sides = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.value,)
             if ast.unparse(node) not in products and not any(_is_factor(side, scope) for side in sides):
