@@ -4,6 +4,8 @@
 X is an address of L2's, Y the page of L1's that it is mapped to.
 """
 
+import gzip
+import re
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,22 @@ class TestPrefetch:
         it = machine("ept", accessed_dirty=False)
         it.run(f"l2map {X + 0x1000:#x} {Y + 0x1000:#x}")
         assert of_handler(it.run(f"l2r {X:#x}")).prefetched == (0x40001,)
+        # mark_spte_for_access_track() took its rights: the first access faults, and is compared
+        assert len(it.run(f"l2r {X + 0x1000:#x}").faults) == 1
+
+    @HARDWARE
+    @pytest.mark.parametrize("revision", ["v6_12", "v7_3"])
+    @pytest.mark.parametrize(("used", "taken", "copy"), [("l2r", 1, "private"), ("l2w", 0, "shared")])
+    def test_what_l2_wrote_before_it_can_write_without_a_fault(self, hardware, revision, used, taken, copy):
+        """The dirty bit in L1's table: Linux `arch/x86/kvm/mmu/paging_tmpl.h`, FNAME(protect_clean_gpte)."""
+        it = self.three(hardware, revision=revision)
+        for n in range(3):
+            it.run(f"{used} {X + n * 0x1000:#x}" + " 1" * (used == "l2w"))
+        for at, kind in ((Y + 0x2000, "private"), (X + 0x2000, "private"), (Y, "private"), (Y, "shared")):
+            it.run(attr(at, kind))
+        it.run(f"l2r {X:#x}")
+        done = it.run(f"l2w {X + 0x2000:#x} 2")
+        assert (len(done.faults), done.copy) == (taken, copy)
 
     def test_not_beyond_the_eight_around_the_fault(self):
         it = self.touched()
@@ -235,6 +253,18 @@ class TestPrefetch:
                    f"l2r {X + 0x1000:#x}", f"zap {Y + 0x1000:#x} 0x1000", f"poke {Y + 0x1000:#x} 1"):  # fmt: skip
             it.run(op)
         assert of_handler(it.run(f"l2r {X:#x}")).prefetched == ()
+
+    def test_in_a_large_page_of_l1s_as_l1s_entry_allows(self):
+        """As recorded at step 41, after reads alone: none of the eight may be written to."""
+        text = gzip.decompress((DATA / "6.12-nested" / "4-nested-prefetch.trace.gz").read_bytes()).decode()
+        recorded = re.findall(r"set_spte: gfn 8000([0-7]) spte \w+ \(r(.)xu\) level 1 at 28a1", text)
+        assert recorded == [(str(n), "-") for n in range(8)]
+        for use, taken in (("l2r 0x50000000", 1), ("l2w 0x50000000 1", 0)):
+            it = machine()
+            it.run("slot 5 0x80000000 0x400000 gmem,thp"), it.run("l2map 0x50000000 0x80000000 L")
+            for op in (use, attr(0x80002000, "private"), "l2r 0x50000000"):
+                it.run(op)
+            assert len(it.run("l2w 0x50001000 1").faults) == taken
 
     def test_in_a_large_page_of_l1s_all_of_them(self):
         it = machine()

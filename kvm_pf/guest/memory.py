@@ -736,7 +736,7 @@ class GuestMemory:
         if not (self.l2 and self.mmu.nested):
             return []
         tables, level = [], LEVELS
-        table = self.l2.shadow.pages.get((self.l2.shadow.root, LEVELS, False))
+        table = self.l2.shadow.pages.get((self.l2.shadow.root, LEVELS, 0))
         while table:
             tables.append(table)
             table, level = table.children.get(index(addr >> PAGE_SHIFT, level)), level - 1
@@ -888,14 +888,17 @@ class GuestMemory:
             yield gfn
 
     def _prefetch_direct(self, table: ShadowPage, page: int, free: list[int]) -> Iterator[int]:
-        """The same in a part of a large page of L1's: run by run of free entries, until a run does not go."""
+        """The same in a part of a large page of L1's: run by run of free entries, until a run does not go.
+
+        Each allows what the table may.
+        """
         while free:
             run = [n for i, n in enumerate(free) if n == free[0] + i]
             free = free[len(run) :]
-            ready = [n for n in run if self.may_prefetch(table.gfn + n, True)]
+            ready = [n for n in run if self.may_prefetch(table.gfn + n, table.writable)]
             got = [n for i, n in enumerate(ready) if n == run[0] + i]
             for n in got:
-                self._put_ahead(table, page, n, table.gfn + n, True, True)
+                self._put_ahead(table, page, n, table.gfn + n, table.writable, table.executable)
                 yield table.gfn + n
             if not got:
                 return

@@ -219,13 +219,15 @@ class Leaf(NamedTuple):
 class ShadowPage:
     """A table of KVM's that stands for one of L1's, struct kvm_mmu_page; `direct`: for a part of a large page.
 
-    `unsync`: L1 may have written to its table since.  `writes`: L1's writes that were emulated since a fault of
-    L2's last came this way.
+    `writable`, `executable`: what a direct one's entries may allow at most, as L1's entry does.  `unsync`: L1 may have
+    written to its table since.  `writes`: L1's writes that were emulated since a fault of L2's last came this way.
     """
 
     gfn: int
     level: int
     direct: bool
+    writable: bool = True
+    executable: bool = True
     leaves: dict[int, Leaf] = field(default_factory=dict)
     children: dict[int, ShadowPage] = field(default_factory=dict)
     unsync: bool = False
@@ -243,21 +245,28 @@ class Shadow:
 
     def __init__(self, root: int) -> None:
         self.root = root >> PAGE_SHIFT
-        self.pages: dict[tuple[int, int, bool], ShadowPage] = {}
+        self.pages: dict[tuple[int, int, int], ShadowPage] = {}
 
     def clear(self) -> None:
         """Forget everything."""
         self.pages.clear()
 
-    def get(self, gfn: int, level: int, direct: bool = False) -> tuple[ShadowPage, bool]:
-        """Return the shadow of a table, and whether it was made for that."""
-        key = (gfn, level, direct)
+    def get(self, gfn: int, level: int, part_of: GuestWalk | None = None) -> tuple[ShadowPage, bool]:
+        """Return the shadow of a table, or of a part of a large page, and whether it was made for that.
+
+        Of such a part there is one for each set of rights.
+
+        Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_get_child_sp(), kvm_mmu_child_role() (v6.12).
+        """
+        writable, executable = (part_of.writable, part_of.executable) if part_of else (True, True)
+        key = (gfn, level, 1 | writable << 1 | executable << 2 if part_of else 0)
         new = key not in self.pages
-        return self.pages.setdefault(key, ShadowPage(gfn, level, direct)), new
+        made = ShadowPage(gfn, level, part_of is not None, writable, executable)
+        return self.pages.setdefault(key, made), new
 
     def table(self, page: int) -> tuple[ShadowPage | None, int]:
         """Return the table in which the walk for a page of L2's ends, as far as tables are linked, and its level."""
-        table = self.pages.get((self.root, LEVELS, False))
+        table = self.pages.get((self.root, LEVELS, 0))
         level = LEVELS
         while table and index(page, level) not in table.leaves and level > PG_LEVEL_4K:
             if (child := table.children.get(index(page, level))) is None:
@@ -287,7 +296,7 @@ class Shadow:
         level += 1
         while level > goal and table:
             level -= 1
-            child, _ = self.get(walk.gfn & -span(level + 1), level, direct=True)
+            child, _ = self.get(walk.gfn & -span(level + 1), level, part_of=walk)
             self.link(table, page, child)
             tables.append(child)
             table = child
@@ -338,7 +347,7 @@ class Shadow:
         Source: Linux `arch/x86/kvm/mmu/page_track.c`, kvm_gfn_is_write_tracked(), `arch/x86/kvm/mmu/mmu.c`,
         account_shadowed() (v6.12).
         """
-        return any((gfn, level, False) in self.pages for level in range(PG_LEVEL_2M, LEVELS + 1))
+        return any((gfn, level, 0) in self.pages for level in range(PG_LEVEL_2M, LEVELS + 1))
 
     def shadowed(self, gfn: int) -> bool:
         """Say whether a page is one of L1's tables, and KVM shadows it."""
@@ -351,7 +360,7 @@ class Shadow:
         """
         if self.tracked(gfn):
             return False
-        table = self.pages.get((gfn, PG_LEVEL_4K, False))
+        table = self.pages.get((gfn, PG_LEVEL_4K, 0))
         if table and not table.unsync:
             if prefetch:
                 return False
