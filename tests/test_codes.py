@@ -783,6 +783,12 @@ LINES = {
         " 0x0000000000000006 intr_info 0x00000000 error_code 0x00000000 requests 0x0000000000000000\n",
         [(0x4, "tdx")],
     ),
+    # TDG.MEM.PAGE.ACCEPT of a page that is not there: qualification 0, extended qualification type 1
+    "TDX, a page to accept": (
+        "q-1 [003] d.... 100.0: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 info1 0x0000000000000000 info2"
+        " 0x0000000000000001 intr_info 0x00000000 error_code 0x00000000 requests 0x0000000000000000\n",
+        [(0x0, "tdx")],
+    ),
 }  # fmt: skip
 
 
@@ -821,6 +827,13 @@ def test_no_tdx_guests_qualification_has_bits_that_the_tdx_module_clears(bit):
     said = meaning(1 << bit | 2, "tdx")
     assert [(part.bit.bit, part.counts) for part in said.parts] == [(1, True), (bit, False)]
     assert said.sentence.startswith("a write by a TDX guest")
+
+
+def test_a_tdx_guests_call_is_no_access():
+    said = read(LINES["TDX, a page to accept"][0]).best
+    assert said.sure == Sure.VERY_LIKELY
+    assert said.meaning.sentence.startswith("a call of a TDX guest on a private page, to accept it")
+    assert read("kvm_page_fault: vcpu 0 rip 0x0 address 0x5000 error_code 0x0").best.encoding == "pf"
 
 
 def test_what_an_internal_error_says_of_the_fault_is_noted():

@@ -190,12 +190,13 @@ def _judge_ept(code: int, place: Place) -> tuple[Sure, str]:
 def _judge_tdx(code: int, place: Place) -> tuple[Sure, str]:
     if code >> 17 or code & TDX_CLEARED:
         return Sure.NO, "a TDX guest's linear address is hidden: bits 7-12 are clear, none above 16 is set"
-    if not code & 7:
+    traced = "pf" in place.encodings  # else an exit's, as the TDX module gives it
+    if not code & 7 and (code or traced):
         return Sure.NO, "neither a read nor a write nor a fetch (bits 0-2)"
-    if place.encodings == ("tdx", "ept"):
-        return Sure.VERY_LIKELY, "an exit says it, as the TDX module does"
-    if code & EPT_VIOLATION_ACC_INSTR:
+    if code & EPT_VIOLATION_ACC_INSTR and traced:
         return Sure.NO, "a fetch: a TDX guest's is from private memory, and KVM traces it as a write"
+    if not traced:
+        return Sure.VERY_LIKELY, "such a word comes from the TDX module"
     return Sure.LIKELY if "tdx" in place.encodings and place.sure else Sure.HARDLY, _TDX_WHY
 
 

@@ -226,8 +226,15 @@ def _ept(code: int) -> Meaning:
 
 
 def _tdx(code: int) -> Meaning:
-    """Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)."""
+    """A code of 0 is of a call: accepting a page that is not there ends in an EPT violation as well.
+
+    Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16); intel/tdx-module
+    `src/td_dispatcher/vm_exits/tdg_mem_page_accept.c`, tdaccept_ept_violation_exit().
+    """
     said = _ept(code & ~TDX_CLEARED)
+    if code == 0:
+        call = "a call of a TDX guest on a private page, to accept it or about its attributes, that is not mapped so"
+        return said._replace(sentence=call, page="", clear=("bits 0-2 clear: no access, but a call",))
     if code == EPT_VIOLATION_ACC_WRITE:
         what = "an access of a TDX guest, to private memory (any access: KVM makes it a write) or a write to shared"
     else:

@@ -535,7 +535,7 @@ def test_faults_in_dumps_and_scripts_are_found(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("info1", "vectoring"), [(0x1, None), (0x4, None), (0x81, 0x80000301), (0x184, 0x80000301)]
+    ("info1", "vectoring"), [(0x0, None), (0x1, None), (0x4, None), (0x81, 0x80000301), (0x184, 0x80000301)]
 )
 def test_the_second_info_of_a_tdx_guests_exit_is_no_event(tmp_path, info1, vectoring):
     """But the extended exit qualification: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_get_exit_info() (v6.16)."""
