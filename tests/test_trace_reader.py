@@ -210,3 +210,10 @@ def test_of_many_kinds_the_first_are_listed_and_the_others_counted():
     widget = trace_reader(many)
     assert "60 more kinds are not shown" in said(widget)
     assert widget.output.value.count("<tr>") == 41
+
+
+def test_the_kernel_that_the_lines_show_is_named_and_none_otherwise():
+    """Bit 49 beside bit 34 in the tracepoint: Linux `arch/x86/kvm/svm/svm.c`, npf_interception() (v6.11)."""
+    line = "q-9 [003] ..... 1.0: kvm_page_fault: vcpu 0 rip 0x9 address 0x4000000 error_code {}\n"
+    assert "Read as v6_12: kvm_page_fault shows bit 49" in said(trace_reader(line.format("0x2000500000006")))
+    assert "Read as" not in said(trace_reader(line.format("0x100000006")))

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
-    from kvm_pf.revisions import REVISIONS
+    from kvm_pf.revisions import get
 
-    if args.revision not in REVISIONS:
-        raise InputError(f"--revision {args.revision!r:.60}: it takes one of {', '.join(REVISIONS)}")
+    if args.revision is not None:
+        args.revision = get(args.revision).name
     is_one = len(args.files) == 1 and not os.path.isdir(args.files[0])
     return _one(args) if is_one and not args.workers and not args.scheduler else _many(args)
 
@@ -208,7 +208,10 @@ def as_dict(traced: Survey) -> dict[str, Any]:
     """Give everything on the page as JSON takes it; 64-bit values as hexadecimal text."""
     from kvm_pf.trace import conversions, disagreements, next_steps, summary
 
+    read_as = traced.digest.read_as
     return {
+        "revision": read_as.revision.name,
+        "revision_why": read_as.why,
         "summary": dict(summary(traced).itertuples(index=False)),
         "meanings": _records(traced.digest.meanings()),
         "top_addresses": _records(traced.digest.pages()),
@@ -291,6 +294,7 @@ def add(commands: Any) -> None:
         help="so many traces are read at once (%(default)s)",
     )  # fmt: skip
     p.add_argument(
-        "--revision", default="posted", help="the kernel whose exit handlers make the error codes (posted)"
+        "--revision",
+        help="the kernel that the trace is of, such as 6.12 (by default as far as the trace shows it, else posted)",
     )
     p.set_defaults(run=run)

@@ -19,7 +19,7 @@ from kvm_pf.common.text import one_line
 from kvm_pf.common.typed import typed
 from kvm_pf.conformance.ftrace import TraceEvent
 from kvm_pf.conformance.recordings import Recording
-from kvm_pf.revisions import REVISIONS, ROWS, Revision, get
+from kvm_pf.revisions import REVISIONS, ROWS, Revision, get, of_release
 from kvm_pf.state import Fault, Lookups, Vm
 
 __all__ = ("KERNELS", "kernel_of", "placements", "revision_for")
@@ -38,13 +38,13 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
         return get("posted_on_6_12"), ""
     found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", kernel or "")
     version = (int(found[1]), int(found[2])) if found else (0, 0)
-    names = [name for first, name in KERNELS if first <= version]
-    if not names:
+    revision = of_release(version)
+    if revision is None:
         raise InputError(
             f"kernel {one_line(repr(kernel), 80)}: 6.1 or newer can be replayed; name a revision for another"
         )
     exact = version in [first for first, _ in KERNELS]
-    return get(names[-1]), "" if exact else f"the nearest older than {version[0]}.{version[1]}"
+    return revision, "" if exact else f"the nearest older than {version[0]}.{version[1]}"
 
 
 def look_again(vm: Vm, fault: Fault) -> tuple[bool, Lookups]:

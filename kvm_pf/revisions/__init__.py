@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ from kvm_pf.revisions.link import digest, link
 from kvm_pf.state import KVM_X86_SW_PROTECTED_VM
 
 __all__ = (
-    "REVISIONS", "ROWS", "TRAITS", "Revision", "Row", "get", "having", "logic_names", "path_modules",
-    "revision_modules", "steps_of",
+    "REVISIONS", "ROWS", "TRAITS", "Revision", "Row", "get", "having", "logic_names", "of_release",
+    "path_modules", "revision_modules", "steps_of",
 )  # fmt: skip
 
 
@@ -373,13 +374,29 @@ REVISIONS: Mapping[str, Revision] = _Registry(ROWS)
 """All revisions by name."""
 
 
+def of_release(release: tuple[int, int]) -> Revision | None:
+    """Return the revision for a release of Linux: its own, or that of the nearest older one; None if there is none."""
+    known = max(
+        ((row.kernel, row.name) for row in ROWS if row.kernel and row.kernel <= release), default=None
+    )
+    return None if known is None else REVISIONS[known[1]]
+
+
 def get(revision: str | Revision) -> Revision:
-    """Return the revision called `revision`, or the revision itself.
+    """Return the revision called `revision`, or that for a release such as "6.12", or the revision itself.
 
     Raises InputError naming the revisions there are.
+
+    >>> get("6.12").name, get("6.13").name
+    ('v6_12', 'v6_12')
     """
     if isinstance(revision, Revision):
         return revision
+    release = (
+        re.fullmatch(r"v?(\d{1,2})\.(\d{1,3})(\.\d{1,4})?", revision) if isinstance(revision, str) else None
+    )
+    if release and (known := of_release((int(release[1]), int(release[2])))):
+        return known
     if not isinstance(revision, str) or revision not in REVISIONS:
         raise InputError(f"there is no revision {ascii(revision)[:80]}; there are {', '.join(REVISIONS)}")
     return REVISIONS[revision]

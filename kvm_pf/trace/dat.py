@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, UNPACKED, Event, Reader
+from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, UNPACKED, Event, Reader, kernel_named
 
 MAGIC = b"\x17\x08\x44tracing"
-_OPTION_DONE, _OPTION_BUFFER, _HEADER_INFO, _FTRACE, _FORMATS, _CMDLINES = 0, 3, 16, 17, 18, 21
+_OPTION_DONE, _OPTION_BUFFER, _OPTION_UNAME = 0, 3, 5
+_HEADER_INFO, _FTRACE, _FORMATS, _CMDLINES = 16, 17, 18, 21
 _LARGEST = 1 << 30
 """The most bytes that a compressed section may unpack to."""
 
@@ -175,7 +176,7 @@ class TraceDat:
         kind = head.take(10)
         if kind == b"options  \0":
             while option := head.number(2):
-                head.take(head.number(4)) if option else None
+                self._uname(option, head.take(head.number(4)))
             kind = head.take(10)
         if kind != b"flyrecord\0":
             raise InputError(f"{self.name}: byte {head.at - 10}: no flyrecord section: {kind!r}")
@@ -215,6 +216,7 @@ class TraceDat:
                 if kind == _OPTION_DONE:
                     offset = option.number(8) if size >= 8 else 0
                     break
+                self._uname(kind, option.data)
                 if kind == _OPTION_BUFFER:
                     self._buffer(option)
                 elif kind in (_HEADER_INFO, _FTRACE, _FORMATS, _CMDLINES) and size >= 8:
@@ -228,6 +230,10 @@ class TraceDat:
                         self._formats(section)
                     else:
                         self._cmdlines(section.take(section.number(8)))
+
+    def _uname(self, kind: int, data: bytes) -> None:
+        if kind == _OPTION_UNAME:
+            self.reader.kernel = kernel_named(data.decode(errors="replace"))
 
     def _buffer(self, option: _Bytes) -> None:
         at = self._at(option.number(8))

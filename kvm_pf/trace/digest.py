@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.bits import PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
-from kvm_pf.revisions import Revision
 from kvm_pf.trace.faults import kinds, table
 from kvm_pf.trace.follows import Model, compared
+from kvm_pf.trace.release import DEFAULT, ReadAs, asked_for
 from kvm_pf.trace.storms import Finder, Storm
 from kvm_pf.trace.stuck import rivals, stuck_on
 
@@ -105,9 +105,12 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
 
 
 class Digest:
-    """Counts of a trace's faults; `add` takes the next table, the methods tell what all of them amount to."""
+    """Counts of a trace's faults; `add` takes the next table, the methods tell what all of them amount to.
 
-    def __init__(self, least: int = 5, revision: Revision | str = "posted") -> None:
+    `read_as` is the revision that the faults are compared with from here on, `revisions` names all that were.
+    """
+
+    def __init__(self, least: int = 5) -> None:
         self.rows = self.nested = self.cut = 0
         self.vcpus: set[int] = set()
         self.sources: Counter[str] = Counter()
@@ -118,7 +121,9 @@ class Digest:
         self.has_whole = False
         self.worth = {name: Kept(most) for name, (most, _) in WORTH.items()}
         self.finder = Finder(least)
-        self.model = Model(revision)
+        self.read_as = asked_for(DEFAULT)
+        self.model = Model(self.read_as.revision)
+        self.revisions: dict[str, None] = {}
         self.disagreeing = Kept(SHOWN)
         self._ends: dict[tuple[Any, ...], list[int]] = {}
         self.dropped_ends = 0
@@ -128,10 +133,17 @@ class Digest:
         self._waiting = 0
         self._numbers: dict[int, int] = {}
 
+    def take(self, read_as: ReadAs) -> None:
+        """Compare the tables that follow with another revision."""
+        self.read_as = read_as
+        if read_as.revision is not self.model.revision:
+            self.model = Model(read_as.revision)
+
     def add(self, f: pd.DataFrame) -> Digest:
         """Take the next table, with the columns of `kvm_pf.trace.read`; return the digest itself."""
         if not len(f):
             return self
+        self.revisions[self.read_as.revision.name] = None
         self.rows += len(f)
         self.nested += int(f["nested"].sum())
         self.cut += int(f["cut"].sum())
@@ -223,6 +235,7 @@ class Digest:
 
     def absorb(self, other: Digest) -> None:
         """Add what another trace amounts to; its pages and storms are left to it."""
+        self.revisions |= other.revisions
         self.rows += other.rows
         self.nested += other.nested
         self.cut += other.cut

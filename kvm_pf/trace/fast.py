@@ -353,7 +353,8 @@ def scan(
 
     `threads` of them read chunks of `chunk` bytes at once (0: as many as there are CPUs), or with a Dask `client` its
     workers, which see the same file: the tables are the same.  `vendor` is "amd", "intel" or None, as in
-    `kvm_pf.trace.faults.sense`, for codes that were cut to 32 bits.  Columns: `offset` of the event's name in the
+    `kvm_pf.trace.faults.sense`, for codes that were cut to 32 bits; `revision` names the kernel whose exit handlers
+    make `error_code`, which is not looked for in the trace.  Columns: `offset` of the event's name in the
     file, in bytes, and as in `read`, words as categories: `time` (s), `vcpu`, `rip`, `address`, `raw_code`, `cut`,
     `encoding`, `error_code`, `access`.
     `attrs["unread"]` counts the events of that name that have other values (wrapped, damaged).  Raises InputError

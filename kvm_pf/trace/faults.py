@@ -520,6 +520,11 @@ def protected(rip: int | None, address: int | None) -> str:
     return "" if rip is None or address is None else _PROTECTED[_protected(rip, address)]
 
 
+def hides_registers(source: str, code: int, whole: bool, protected: str) -> bool:
+    """Say whether a code (u64) is taken for that of a TDX guest; `protected` is what the function of that name says."""
+    return protected != "" and whole and source in ("", "ept") and may_be_tdx(code)
+
+
 class Sense(NamedTuple):
     """What a code is taken for (`encoding`, `why`) and what follows: the fault path's error code and its parts."""
 
@@ -554,7 +559,7 @@ def _encoding(
     `arch/x86/kvm/mmu/mmu.c` (v6.9); the cut to 32 bits ended with commit `bff0adc40c00` ("KVM: x86: Use u64 for
     address and error code in page fault tracepoint") (v6.1).
     """
-    if protected and whole and code is not None and source in ("", "ept") and may_be_tdx(code):
+    if code is not None and hides_registers(source, code, whole, protected):
         why = "rip 0 and bit 7 is clear: a TDX guest, whose registers and linear address are hidden"
         return "tdx", why if source else f"likely: {why}; else a #PF under shadow paging"
     if source:

@@ -28,6 +28,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import check_target, folder, scratch
 from kvm_pf.common.text import one_line, visible
 from kvm_pf.common.typed import typed
+from kvm_pf.revisions import Revision
 from kvm_pf.trace.digest import Digest, storm_table
 from kvm_pf.trace.faults import table
 from kvm_pf.trace.lines import FILES, UNPACKED, Pace
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def stream_of(file: str | Path, revision: str = "posted", pace: Pace | None = None) -> Stream | TableStream:
+def stream_of(
+    file: str | Path, revision: Revision | str | None = None, pace: Pace | None = None
+) -> Stream | TableStream:
     """Open a trace, or a Parquet table of faults: it is told by its first bytes."""
     is_table = False
     if str(file) != "-" and Path(file).is_file():
@@ -52,7 +55,10 @@ def stream_of(file: str | Path, revision: str = "posted", pace: Pace | None = No
 
 
 def survey(
-    file: str | Path, revision: str = "posted", out: str | Path | None = None, limit: int = UNPACKED
+    file: str | Path,
+    revision: Revision | str | None = None,
+    out: str | Path | None = None,
+    limit: int = UNPACKED,
 ) -> Survey:
     """Read one trace in bounded memory; give what it amounts to, and write its table to `out` if that is given.
 
@@ -75,7 +81,7 @@ class Refused:
     why: str
 
 
-def _survey(file: str, revision: str, out: str | None, limit: int) -> Survey | Refused:
+def _survey(file: str, revision: Revision | str | None, out: str | None, limit: int) -> Survey | Refused:
     try:
         return survey(file, revision, out, limit)
     except InputError as error:
@@ -90,9 +96,10 @@ class Fleet:
     refused: list[Refused]
 
     def files(self) -> pd.DataFrame:
-        """List the traces: `file`, `kind`, `cpu`, `faults`, `span` (s), `storms`, `longest`, `disagreements`, `lost`.
+        """List the traces, a row each.
 
-        `longest` is the number of faults of the longest storm.
+        Columns: `file`, `kind`, `cpu`, `faults`, `span` (s), `storms`, `longest` (the number of faults of the longest
+        storm), `disagreements`, `lost`, `read_as` (the revision that the trace is read as).
         """
         rows = []
         for one in self.surveys:
@@ -102,16 +109,17 @@ class Fleet:
             rows.append((
                 one.name, one.kind, one.vendor, one.digest.rows, span, len(storms),
                 storms[0].faults if storms else 0, one.digest.disagreeing.count, one.reader.lost,
+                one.digest.read_as.revision.name,
             ))  # fmt: skip
         dtypes = {
             "file": "string", "kind": "string", "cpu": "string", "faults": "Int64", "span": "Float64",
-            "storms": "Int64", "longest": "Int64", "disagreements": "Int64", "lost": "Int64",
+            "storms": "Int64", "longest": "Int64", "disagreements": "Int64", "lost": "Int64", "read_as": "string",
         }  # fmt: skip
         return table({name: [row[n] for row in rows] for n, name in enumerate(dtypes)}, dtypes)
 
     def digest(self) -> Digest:
         """Add up the counts by code, by outcome and by what should have followed; pages and storms are each file's."""
-        total = Digest(revision=self.surveys[0].digest.model.revision if self.surveys else "posted")
+        total = Digest()
         for one in self.surveys:
             total.absorb(one.digest)
         return total
@@ -138,7 +146,7 @@ class Fleet:
 @typed(limit=60, most=40)
 def read_all(
     files: Sequence[str | Path],
-    revision: str = "posted",
+    revision: Revision | str | None = None,
     out: str | Path | None = None,
     client: Any = None,
     progress: Callable[[str], None] | None = None,
@@ -177,7 +185,7 @@ def read_all(
 
 
 def _on_workers(
-    client: Any, names: list[str], revision: str, targets: list[str | None], limit: int
+    client: Any, names: list[str], revision: Revision | str | None, targets: list[str | None], limit: int
 ) -> Iterator[Survey | Refused]:
     """Have the workers read the files; give the answers in the order of the files, each as soon as it can be."""
     from distributed import KilledWorker
@@ -288,8 +296,8 @@ def fleet_page(fleet: Fleet, most: int = 8) -> str:
     out += section(
         "Traces, where to look first",
         [
-            f"{row.faults:>7}  {row.file} (CPU {row.cpu}): {row.disagreements} disagree with the model, "
-            f"{row.storms} storms, the longest of {row.longest}"
+            f"{row.faults:>7}  {row.file} (CPU {row.cpu}, read as {row.read_as}): "
+            f"{row.disagreements} disagree with the model, {row.storms} storms, the longest of {row.longest}"
             for row in listed.head(most).itertuples()
         ],
         len(listed),

@@ -34,6 +34,7 @@ from kvm_pf.state import (
 )
 from kvm_pf.trace.faults import STAGE, kinds, of_faults, table
 from kvm_pf.trace.record import STALE, WAITS
+from kvm_pf.trace.release import Signs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -359,10 +360,11 @@ _FOLLOWS = {
 }  # fmt: skip
 
 
-def follows(faults: pd.DataFrame, revision: Revision | str | Model = "posted") -> pd.DataFrame:
+def follows(faults: pd.DataFrame, revision: Revision | str | Model | None = None) -> pd.DataFrame:
     """Say for each fault what should have followed, and whether it did: a table with the index of `faults`.
 
-    `faults` is a table from `read`; `revision` the kernel whose path is asked (or a Model that has been asked before).
+    `faults` is a table from `read`; `revision` the kernel whose path is asked (or a Model that has been asked before),
+    without it the one that the table shows, else the patch as posted.
     Columns: `line`; `expected`, the endings that the path allows, each with the inputs it takes, or the code that it
     gives where another was recorded; `seen`, how the fault ended in the trace, or that other code; `agrees`, NA if the
     trace does not show that or the path is not about it; `not_in_trace`, the inputs that would decide; `again`, how
@@ -370,12 +372,20 @@ def follows(faults: pd.DataFrame, revision: Revision | str | Model = "posted") -
     words.
     """
     with of_faults(faults):
-        codes, _, said = compared(faults, revision if isinstance(revision, Model) else Model(revision))
+        codes, _, said = compared(
+            faults, revision if isinstance(revision, Model) else _model(faults, revision)
+        )
         columns: dict[str, list[Any]] = {name: [said[n][name] for n in codes] for name in _SAID}
         columns |= {"line": faults["line"].tolist(), "again": faults["again"].tolist()}
         found = table({name: columns[name] for name in _FOLLOWS}, _FOLLOWS)
         found.index = faults.index
         return found
+
+
+def _model(faults: pd.DataFrame, revision: Revision | str | None) -> Model:
+    signs = Signs(revision)
+    signs.look_at_table(faults)
+    return Model(signs.read_as().revision)
 
 
 def compared(

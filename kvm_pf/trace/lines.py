@@ -600,6 +600,22 @@ def _stated(text: str) -> int | None:
     return number(text, 10)
 
 
+_KERNEL = re.compile(
+    r"\bLinux version (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})|^# os release : (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})"
+    r"|\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
+    r"|^(?:uname: )?Linux \S{1,64} (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
+)
+"""How a kernel log, perf script --header, a warning, and uname -a or trace-cmd's option UNAME name a kernel."""
+
+
+def kernel_named(text: str) -> str:
+    """Find the release of the kernel that a line names; "" if it names none."""
+    if not any(word in text for word in ("Linux ", "ainted", "# os release")):
+        return ""
+    found = _KERNEL.search(text)
+    return next(filter(None, found.groups())) if found else ""
+
+
 _DUMPED = (
     "hitcount", "exit_", "exitcode", "exitinfo", "qual", "Qual", "IDTVectoring", "Suberror", "extra data[",
     "MemoryFault(", "error_code", "EPT violation", "gpa",
@@ -672,8 +688,9 @@ class Reader:
 
     `unread` holds the lines that look like ours and cannot be read (the first KEPT of them; `unread_count` counts
     all), `other` counts the lines that are none of ours, `lost` the events that the trace says were dropped,
-    `entries` how many the header promises (None without one), `cut` the lines that were too long; `head` keeps the
-    first HEAD of the lines that are none of ours.
+    `entries` how many the header promises (None without one), `cut` the lines that were too long, `kernel` is the
+    release of the kernel that was named first ("": none); `head` keeps the first HEAD of the lines that are none of
+    ours.
     """
 
     KEPT, HEAD = 1000, 50
@@ -684,6 +701,7 @@ class Reader:
         self.unread_count = 0
         self.lines = self.other = self.lost = self.cut = self.foreign = 0
         self.entries: int | None = None
+        self.kernel = ""
         self.shapes: set[str] = set()
 
     def refuse(self, number: int, text: str, why: str) -> None:
@@ -768,6 +786,7 @@ class Reader:
                     yield from joined
                     open_record.clear()
                 continue
+            self.kernel = self.kernel or kernel_named(text)
             loose = _loose(line)
             yield from loose
             if loose or carry:

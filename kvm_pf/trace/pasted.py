@@ -18,6 +18,7 @@ from kvm_pf.trace.faults import Joiner, Sense, protected, sense
 from kvm_pf.trace.lines import Pace, Reader, Unread
 from kvm_pf.trace.reading import Traced, _events, load, vendor_of
 from kvm_pf.trace.record import Fault
+from kvm_pf.trace.release import ReadAs, Signs
 from kvm_pf.trace.report import aside, ended
 
 LARGEST = 1 << 24
@@ -70,13 +71,15 @@ class Pasted:
     """What some lines hold: `faults` in their order, `unread` the lines that look like ours and cannot be read.
 
     `lines` counts all lines (0 for a trace.dat), `events` all events of ours, `vendor` is "amd", "intel", "both" or
-    None.  `aside` is what the events tell that are no faults: titles, lines, and how many there are of each.
+    None, `read_as` says which kernel's trace it is, as far as it shows that.  `aside` is what the events tell that are
+    no faults: titles, lines, and how many there are of each.
     """
 
     faults: list[Told]
     lines: int = 0
     events: int = 0
     vendor: str | None = None
+    read_as: ReadAs | None = None
     unread: list[Unread] = field(default_factory=list)
     aside: list[tuple[str, list[str], int]] = field(default_factory=list)
 
@@ -95,28 +98,30 @@ class Pasted:
         return [Kind(tuple(group), _run(places[alike])) for alike, group in groups.items()]
 
 
-def read_text(given: str | bytes, name: str = "text", revision: Revision | str = "posted") -> Pasted:
+def read_text(given: str | bytes, name: str = "text", revision: Revision | str | None = None) -> Pasted:
     """Read the faults in a text, or in the bytes of a file of any kind that `kvm_pf.trace.load` takes.
 
-    `name` is used in complaints, `revision` names the kernel whose exit handlers make the error codes.  Raises
-    InputError if it is larger than LARGEST or cannot be read.
+    `name` is used in complaints, `revision` names the kernel whose exit handlers make the error codes; without it
+    that is the one that the text shows, else the patch as posted.  Raises InputError if it is larger than LARGEST or
+    cannot be read.
     """
+    signs = Signs(revision)
     reader, joiner = Reader(), Joiner()
     with _as_file(given, name) as path:
         faults = sorted(joiner.join(_events(path, reader, Pace(UNPACKED))[1]), key=lambda fault: fault.line)
     vendor = vendor_of(joiner)
-    told = [
-        Told(
-            f, sense(f.source, f.raw_code, f.whole, vendor, joiner.tdp, revision, protected(f.rip, f.address))
-        )
-        for f in faults
-    ]
+    signs.look(faults)
+    read_as = signs.read_as(joiner, reader)
+    rest = vendor, joiner.tdp, read_as.revision
+    told = [Told(f, sense(f.source, f.raw_code, f.whole, *rest, protected(f.rip, f.address))) for f in faults]
     gave_up = ended(joiner)
     others = [part for part in (*aside(joiner), ("To know", gave_up, len(gave_up))) if part[1]]
-    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, reader.unread, others)
+    return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, read_as, reader.unread, others)
 
 
-def load_text(given: str | bytes, name: str = "pasted lines", revision: Revision | str = "posted") -> Traced:
+def load_text(
+    given: str | bytes, name: str = "pasted lines", revision: Revision | str | None = None
+) -> Traced:
     """Read a text, or the bytes of a file, as `kvm_pf.trace.load` reads a file (this takes pandas).
 
     `name` is what the trace is called.  Raises InputError as `read_text` does.

@@ -20,6 +20,7 @@ from kvm_pf.trace.digest import Digest
 from kvm_pf.trace.faults import Joiner, frame
 from kvm_pf.trace.lines import Event, Pace, Reader, open_bytes
 from kvm_pf.trace.record import Fault
+from kvm_pf.trace.release import Signs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,24 +150,30 @@ def _paced(events: Iterator[Event], pace: Pace) -> Iterator[Event]:
 
 
 @typed()
-def load(file: str | Path, revision: Revision | str = "posted", pace: Pace | None = None) -> Traced:
+def load(file: str | Path, revision: Revision | str | None = None, pace: Pace | None = None) -> Traced:
     """Read a trace whole: the table of faults, and what else the file told.
 
     `file` is a path or "-" for standard input; ftrace's text, trace-cmd's report or trace.dat, perf script and
     trace, bpftrace, kernel logs, text pasted into mails; packed or not.  `revision` names the kernel whose exit
-    handlers make `error_code` of the codes; `pace` limits what a packed file may hold.  Raises InputError if the file
-    cannot be read.
+    handlers make `error_code` of the codes and whose path the faults are compared with; without it that is the one
+    that the trace shows, else the patch as posted (`digest.read_as` says which, and why).  `pace` limits what a
+    packed file may hold.  Raises InputError if the file cannot be read, or there is no such revision.
     """
+    signs = Signs(revision)
     reader, joiner = Reader(), Joiner()
     kind, events = _events(file, reader, pace)
     rows: list[Fault] = sorted(joiner.join(events), key=lambda row: row.line)
-    table = frame(rows, vendor_of(joiner), joiner.tdp, revision)
+    signs.look(rows)
+    read_as = signs.read_as(joiner, reader)
+    table = frame(rows, vendor_of(joiner), joiner.tdp, read_as.revision)
     table.attrs["unread"] = reader.unread_count
-    return Traced(_name(file), kind, reader, joiner, Digest(revision=revision).add(table), table)
+    digest = Digest()
+    digest.take(read_as)
+    return Traced(_name(file), kind, reader, joiner, digest.add(table), table)
 
 
 @typed()
-def read(file: str | Path, revision: Revision | str = "posted") -> pd.DataFrame:
+def read(file: str | Path, revision: Revision | str | None = None) -> pd.DataFrame:
     """Read a trace into a table, one row a fault, the columns of `kvm_pf.trace.faults.COLUMNS`.
 
     Takes what `load` takes.  64-bit values are UInt64, `time` is in seconds, gaps are NA.  `attrs["unread"]` is the
@@ -182,15 +189,16 @@ ROWS = 1 << 14
 class Stream(Survey):
     """A trace that is read in parts: memory stays bounded, however long it is, and the digest grows with each part.
 
-    Takes what `load` takes, and a Pace.  The vendor of a code that can be read in several ways is taken from what
-    the trace has shown up to there.
+    Takes what `load` takes, and a Pace.  The vendor of a code that can be read in several ways, and the revision unless
+    one is given, are taken from what the trace has shown up to there.
     """
 
     def __init__(
-        self, file: str | Path, revision: Revision | str = "posted", pace: Pace | None = None
+        self, file: str | Path, revision: Revision | str | None = None, pace: Pace | None = None
     ) -> None:
-        super().__init__(_name(file), "", Reader(), Joiner(), Digest(revision=revision))
-        self.revision = revision
+        super().__init__(_name(file), "", Reader(), Joiner(), Digest())
+        self._signs = Signs(revision)
+        self.digest.take(self._signs.read_as())
         self.kind, self._events = _events(file, self.reader, pace)
         self._waiting: list[Fault] = []
 
@@ -210,12 +218,16 @@ class Stream(Survey):
 
     def _part(self) -> pd.DataFrame:
         rows, self._waiting = self._waiting, []
-        part = frame(rows, self.vendor, self.joiner.tdp, self.revision)
+        self._signs.look(rows)
+        self.digest.take(self._signs.read_as(self.joiner, self.reader))
+        part = frame(rows, self.vendor, self.joiner.tdp, self.digest.read_as.revision)
         self.digest.add(part)
         return part
 
 
 @typed(rows=40)
-def chunks(file: str | Path, revision: Revision | str = "posted", rows: int = ROWS) -> Iterator[pd.DataFrame]:
+def chunks(
+    file: str | Path, revision: Revision | str | None = None, rows: int = ROWS
+) -> Iterator[pd.DataFrame]:
     """Read a trace in tables of at most `rows` faults each, as `Stream` does: memory stays bounded."""
     yield from Stream(file, revision).parts(rows)

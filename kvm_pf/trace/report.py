@@ -43,6 +43,7 @@ def summary(traced: Survey) -> pd.DataFrame:
     encodings = digest.encodings.most_common()
     span = "" if joiner.first is None or joiner.last is None else f"{joiner.last - joiner.first:.6f} s"
     rows = {
+        "read as": str(digest.read_as),
         "input": f"{traced.name} ({traced.kind})",
         "CPU": {"amd": "AMD", "intel": "Intel", "both": "AMD and Intel"}.get(
             traced.vendor or "", "not shown"
@@ -485,7 +486,8 @@ def followed(digest: Digest, most: int) -> list[str]:
             ]
     if inputs:
         lines.append(f"         not in the trace, so an input: {', '.join(inputs)}")
-    return section(f"What should have followed, by the path of {digest.model.revision.name}", lines)
+    names = " and ".join(digest.revisions or [digest.read_as.revision.name])
+    return section(f"What should have followed, by the path of {names}", lines)
 
 
 def _count(count: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from kvm_pf.trace.faults import (
 )
 from kvm_pf.trace.lines import Pace, Reader
 from kvm_pf.trace.reading import Survey
+from kvm_pf.trace.release import Signs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,12 +78,14 @@ class TableStream(Survey):
     def __init__(
         self,
         path: str | Path,
-        revision: Revision | str = "posted",
+        revision: Revision | str | None = None,
         pace: Pace | None = None,
         anew: bool = False,
     ) -> None:
-        super().__init__(str(path), "Parquet", Reader(), Joiner(), Digest(revision=revision))
-        self.path, self.revision, self.pace, self.anew = path, revision, pace or Pace(), anew
+        super().__init__(str(path), "Parquet", Reader(), Joiner(), Digest())
+        self.path, self.pace, self.anew = path, pace or Pace(), anew
+        self._signs = Signs(revision)
+        self.digest.take(self._signs.read_as())
 
     def parts(self, rows: int = ROWS) -> Iterator[pd.DataFrame]:
         """Yield the faults in tables of at most `rows` each."""
@@ -91,9 +94,14 @@ class TableStream(Survey):
         done = 0
         for batch, count in parquet_batches(self.path, rows, _WORDS):
             part = _frame(self.path, batch, done)
-            if self.anew or "encoding" not in part:
+            is_raw = self.anew or "encoding" not in part
+            if is_raw:
                 self._vendor_of(part)
-                part = classified(part, self.vendor, False, self.revision, as_text=False)
+                part = self._classified(part)
+            self._signs.look_at_table(part)
+            if self._signs.read_as() != self.digest.read_as:
+                self.digest.take(self._signs.read_as())
+                part = self._classified(part) if is_raw else part
             self._digest(part, done)
             done += len(part)
             self.pace.done, self.pace.size = done, count
@@ -102,6 +110,9 @@ class TableStream(Survey):
                 return
             if len(part) or not count:
                 yield part
+
+    def _classified(self, part: pd.DataFrame) -> pd.DataFrame:
+        return classified(part, self.vendor, False, self.digest.read_as.revision, as_text=False)
 
     def so_far(self) -> None:
         """Give the faults since the last part: none, for they come with it."""
@@ -208,7 +219,7 @@ def _filled(part: pd.DataFrame, done: int) -> pd.DataFrame:
 def convert(
     source: str | Path,
     target: str | Path,
-    revision: Revision | str = "posted",
+    revision: Revision | str | None = None,
     rows: int = ROWS,
     pace: Pace | None = None,
 ) -> Survey:

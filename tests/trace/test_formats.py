@@ -380,7 +380,7 @@ def test_the_compiled_scanner_tells_codes_apart_however_many_there_are(tmp_path)
         lines.append(f"A-1 [000] ..... {n}.250000: kvm_page_fault: {old if n % 3 else f'vcpu 1 {rest}'}\n")
     path = tmp_path / "trace"
     path.write_text("".join(lines))
-    whole = read(path)
+    whole = read(path, "posted")
     assert len(whole[["raw_code", "cut"]].drop_duplicates()) > 2048
     table = pd.concat(scan(path, vendor="both"), ignore_index=True)
     assert (whole["encoding"] == "tdx").sum() > 10

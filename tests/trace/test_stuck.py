@@ -208,7 +208,7 @@ STORMS = {
 EVENT = re.compile(r"(kvm_\w+|fast_page_fault|check_mmio_spte): ")
 
 
-def recorded(tmp_path, turn, times=8):
+def recorded(tmp_path, turn, times=8, revision=None):
     path = tmp_path / "trace"
     lines, now = [], 100.0
     for _ in range(times):
@@ -216,7 +216,7 @@ def recorded(tmp_path, turn, times=8):
             now += 0.00001
             lines.append(event(now, text) if EVENT.match(text) else f"{text}\n")
     path.write_text("".join(lines))
-    return load(path)
+    return load(path, revision)
 
 
 @pytest.mark.parametrize("name", STORMS)
@@ -299,7 +299,7 @@ def test_a_kernel_that_adds_bit_49_before_the_trace_is_pointed_out(tmp_path):
         fault(0x4000000, 0x2000500000006, "0x0"),
         "kvm_entry: vcpu 0, rip 0x0",
     ]
-    assert "--revision v6_12" in page(recorded(tmp_path, turn)).split("\nNext\n")[1]
+    assert "--revision v6_12" in page(recorded(tmp_path, turn, revision="posted")).split("\nNext\n")[1]
 
 
 def test_storms_with_one_thing_to_look_at_share_a_line(tmp_path):
@@ -362,7 +362,7 @@ def test_what_is_to_be_recorded_next_stands_in_the_command(tmp_path):
 
 
 def test_the_same_disagreement_is_told_once(tmp_path):
-    told = page(recorded(tmp_path, STORMS["refused by the RMP"][0]))
+    told = page(recorded(tmp_path, STORMS["refused by the RMP"][0], revision="posted"))
     part = told.split("\nWhere the trace and the model disagree\n")[1].split("\n\n")[0]
     assert len(part.splitlines()) == 1
     assert part.strip().startswith("line 1 and 7 more: kvm_page_fault shows 0x2000580000007")

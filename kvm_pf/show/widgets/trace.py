@@ -114,6 +114,7 @@ class TraceReader(Panel):
             return
         kinds = pasted.kinds()
         yield element("p", bold(_heading(name, pasted, kinds)))
+        yield from _read_as(pasted)
         for kind in repeated(kinds)[:3]:
             yield element("p", "Again and again: ", _again(kind))
         picture = PICTURES[self.controls["picture"].value]
@@ -162,6 +163,12 @@ def _no_fault(name: str, data: bytes, pasted: Pasted) -> Iterator[Html]:
     yield element("p", f"{best.title}; {best.sure.words}: {best.why}")
     for other in answer.others[:3]:
         yield element("p", f"or {other.title}: {other.meaning.sentence} ({other.sure.words})")
+
+
+def _read_as(pasted: Pasted) -> Iterator[Html]:
+    """Name the revision that the trace shows, if it shows one."""
+    if pasted.read_as is not None and pasted.read_as.known:
+        yield element("p", f"Read as {pasted.read_as}.")
 
 
 def _count(n: int, what: str) -> str:

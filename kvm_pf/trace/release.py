@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which kernel a trace is of, as far as it shows that: the revision that it is read as."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvm_pf.bits import PFERR_GUEST_ENC_MASK, PFERR_PRIVATE_ACCESS
+from kvm_pf.revisions import ROWS, Revision, get, of_release
+from kvm_pf.run.meanings import TDX_REVISION
+from kvm_pf.trace.faults import hides_registers, protected
+from kvm_pf.trace.record import Fault
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kvm_pf.trace.faults import Joiner
+    from kvm_pf.trace.lines import Reader
+
+DEFAULT = "posted"
+"""What a trace is read as that does not show its kernel."""
+
+
+class ReadAs(NamedTuple):
+    """The revision that a trace is read as, and why that one; `known` is False if nothing decided."""
+
+    revision: Revision
+    why: str
+    known: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.revision.name}: {self.why}"
+
+
+def asked_for(revision: Revision | str) -> ReadAs:
+    """Read as somebody asked for.  Raises InputError if there is no such revision."""
+    return ReadAs(get(revision), "as was asked for")
+
+
+UNKNOWN = "the trace does not show its kernel; --revision 6.12 (revision=), for example, names it"
+
+_MARKED = (
+    "v6_12",
+    "kvm_page_fault shows bit 49 beside bit 34 (line {}): an SNP guest's private access, a kernel from 6.11 on",
+)
+_TDX = TDX_REVISION, "rip 0 and no linear address (line {}): a TDX guest, a kernel from 6.16 on"
+_RMP = "v6_12", "it has kvm_rmp_fault, as kernels from 6.11 on do"
+_NARROW = "v6_1", "codes are cut to 32 bits: a kernel before 6.1, of which this is the nearest"
+"""What a trace can show, and the oldest revision that does so.
+
+Sources: Linux `arch/x86/kvm/svm/svm.c`, npf_interception(), and `arch/x86/kvm/trace.h`, kvm_rmp_fault (v6.11);
+`arch/x86/kvm/vmx/tdx.c` (v6.16); commit `bff0adc40c00` ("KVM: x86: Use u64 for address and error code in page fault
+tracepoint") (v6.1).
+"""
+
+
+class Signs:
+    """What a trace has shown of its kernel so far: `look` takes faults, `read_as` decides."""
+
+    def __init__(self, given: Revision | str | None = None) -> None:
+        self.given = None if given is None else asked_for(given)
+        self.marked: int | None = None  # the first line of each kind
+        self.tdx: int | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Say whether faults can tell more."""
+        return self.given is None and (self.marked is None or self.tdx is None)
+
+    def look(self, faults: Iterable[Fault]) -> None:
+        """Look at faults as they were joined."""
+        if not self.waits:
+            return
+        for f in faults:
+            code = f.raw_code
+            if code is None:
+                continue
+            if self.marked is None and _is_marked(code, f.exit_code or 0):
+                self.marked = f.line
+            elif self.tdx is None and hides_registers(f.source, code, f.whole, protected(f.rip, f.address)):
+                self.tdx = f.line
+
+    def look_at_table(self, faults: pd.DataFrame) -> None:
+        """Look at a table of faults."""
+        import numpy as np
+
+        if not self.waits:
+            return
+        codes, exits = (
+            faults[name].to_numpy(dtype=np.uint64, na_value=0) if name in faults else np.zeros(1, np.uint64)
+            for name in ("raw_code", "exit_code")
+        )
+        lines = faults.get("line")
+        found: list[int | None] = [self.marked, self.tdx]
+        signs = _is_marked(codes, exits), (faults["encoding"] == "tdx").to_numpy(dtype=bool, na_value=False)
+        for n, sign in enumerate(signs):
+            if found[n] is None and sign.any():
+                place = int(sign.argmax())
+                found[n] = place + 1 if lines is None else int(lines.iloc[place])
+        self.marked, self.tdx = found
+
+    def read_as(self, joiner: Joiner | None = None, reader: Reader | None = None) -> ReadAs:
+        """Decide: what was given, else the newest kernel that the trace shows, by itself or by name.
+
+        What is shown counts more than a name that is older, for distributions carry newer code in older releases.
+        """
+        if self.given is not None:
+            return self.given
+        signs = [
+            (name, why.format(line))
+            for (name, why), line in ((_MARKED, self.marked), (_TDX, self.tdx))
+            if line is not None
+        ]
+        if joiner is not None and joiner.events["kvm_rmp_fault"]:
+            signs.append(_RMP)
+        if reader is not None and reader.kernel and (named := _named(reader.kernel)):
+            signs.append(named)
+        if not signs and joiner is not None and joiner.narrow and not joiner.wide:
+            signs.append(_NARROW)
+        if not signs:
+            return ReadAs(get(DEFAULT), UNKNOWN, known=False)
+        name, why = max(signs, key=lambda sign: _KERNELS[sign[0]])
+        return ReadAs(get(name), why)
+
+
+_KERNELS = {row.name: row.kernel for row in ROWS if row.kernel}
+
+
+def _is_marked(codes: Any, exits: Any) -> Any:
+    """Say whether KVM added bit 49 to an SNP guest's private access: codes that were traced, the exits' (u64)."""
+    both = PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK
+    if not isinstance(codes, int):
+        import numpy as np
+
+        mask, bit = np.uint64(both), np.uint64(PFERR_PRIVATE_ACCESS)
+        return (codes & mask == mask) & (exits & bit == 0)
+    return codes & both == both and not exits & PFERR_PRIVATE_ACCESS
+
+
+def _named(kernel: str) -> tuple[str, str] | None:
+    """Find the revision for a release that the trace names; None for a release of a distribution that says little.
+
+    The kernels of Red Hat keep their number while KVM in them is a newer release's.
+    """
+    found = re.match(r"(\d{1,3})\.(\d{1,3})", kernel)
+    if found is None or re.search(r"\.el\d", kernel):
+        return None
+    release = int(found[1]), int(found[2])
+    revision = of_release(release)
+    if revision is None:
+        return _NARROW[0], f"it names a kernel, Linux {kernel}; this is the oldest that there is"
+    near = (
+        "" if revision.row is not None and revision.row.kernel == release else "; the nearest that is older"
+    )
+    return revision.name, f"it names a kernel, Linux {kernel} (if that is the host's){near}"
