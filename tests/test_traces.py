@@ -185,7 +185,8 @@ def test_a_storm_is_framed_on_its_pages_and_told(some):
     frame = next(artist for artist in picture.findobj() if artist.get_gid() == "storm:A:0")
     assert (frame.get_x(), frame.get_x() + frame.get_width()) == pytest.approx((0, 0.005), abs=1e-4)
     told = " ".join(text_of(picture, f"told:{n}")[0] for n in range(len(by_gid(picture, "told:"))))
-    assert told.startswith("A: vCPU 0, 6 faults in 5 ms, 1,000 a second, rip 0x1000: a walk of the guest's")
+    why = "how each ends was not recorded; a walk of the guest's"
+    assert told.startswith(f"A: vCPU 0, 6 faults in 5 ms, 1,000 a second, rip 0x1000: {why}")
     assert text_of(picture, "total:0") == ["7"]
 
 

@@ -184,7 +184,7 @@ def _judge_ept(code: int, place: Place) -> tuple[Sure, str]:
         return Sure.HARDLY, "bit 7 is clear: only a load of PDPTEs, or a TDX guest"
     if access & EPT_VIOLATION_ACC_INSTR and access != EPT_VIOLATION_ACC_INSTR:
         return Sure.HARDLY, "a fetch and another access at once"
-    return Sure.VERY_LIKELY, "bit 7 is set, which no error code has, and the rest fits"
+    return Sure.VERY_LIKELY, "bit 7 is set, which no error code of KVM's has, and the rest fits"
 
 
 def _judge_tdx(code: int, place: Place) -> tuple[Sure, str]:

@@ -10,6 +10,21 @@ from kvm_pf.run.places import unwrapped
 _NAMED = (
     "one stands after error_code, info1, pferr, flags, exit qualification, intr_info or a name like these"
 )
+WARNINGS = {
+    "npf_interception": "from 6.10 on it says that the CPU set bit 48 or 49 of EXITINFO1, which are KVM's own; KVM "
+    "drops both and goes on",
+    "kvm_mmu_page_fault": "the vCPU has no root, and KVM tries again; or (before 6.10) the CPU set bit 48, which KVM "
+    "drops; or (from 6.10 on) a fault is private and reserved, and KVM_RUN fails with EFAULT, without exit 39",
+}
+"""What warnings in functions of the path may be.
+
+Source: Linux `arch/x86/kvm/svm/svm.c`, npf_interception() (v6.10); `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault()
+(v6.8, v6.10).
+"""
+
+WARNED = re.compile(rf"\bWARNING: (?:\S{{1,80}} ){{0,6}}?at (?:\S{{1,80}} )?({'|'.join(WARNINGS)})\+0x")
+"""A warning of the kernel's about a fault, with the function that it is in."""
+
 _KNOWN = (
     (r"kvm[ _]run failed:? Bad address",
      "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
@@ -104,6 +119,8 @@ _KNOWN = (
 def known(text: str) -> str | None:
     """Say what a text is that has no code, by its words; None if they are not known."""
     whole = unwrapped(text)
+    if warned := WARNED.search(whole):
+        return f"a WARN in {warned[1]}(): {WARNINGS[warned[1]]}"
     return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)
 
 

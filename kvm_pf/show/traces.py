@@ -517,7 +517,7 @@ def _storm_words(letter: str, row: Any) -> str:
     rip = f", rip {int(row.rip):#x}" if pd.notna(row.rip) else ""
     rate = f" in {_duration(float(row.span))}, {row.rate:,.0f} a second" if pd.notna(row.rate) else ""
     turn = f", a cycle of {row.cycle}" if row.cycle > 1 else ""
-    return f"{letter}: {who}{row.faults:,} faults{rate}{turn}{rip}: {row.stuck_on}"
+    return f"{letter}: {who}{row.faults:,} faults{rate}{turn}{rip}: {row.why}; {row.stuck_on}"
 
 
 @drawing()
@@ -532,7 +532,7 @@ def storm(
     table = pages_over_time(_checked(faults, "line", "vcpu", "pid", "rip"))
     if table.empty:
         return _nothing(ax, "no fault is here: nothing to draw")
-    shown = (storms(faults) if found is None else _checked(found, "first_line", "stuck_on")).head(most)
+    shown = (storms(faults) if found is None else _checked(found, "first_line", "why", "stuck_on")).head(most)
     told = [_storm_words("ABCDEFGH"[n % 8], row) for n, row in enumerate(shown.itertuples())]
     words = [line for text in told for line in wrap(text, 13.3, 2, " ")]
     words = words or ["no storm: nothing repeats itself five times in a row on one vCPU"]

@@ -8,7 +8,7 @@ them: counts by code, by outcome and by page, the storms, and the first examples
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.bits import PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
@@ -16,7 +16,7 @@ from kvm_pf.trace.faults import kinds, table
 from kvm_pf.trace.follows import Model, compared
 from kvm_pf.trace.release import DEFAULT, ReadAs, asked_for
 from kvm_pf.trace.storms import Finder, Storm
-from kvm_pf.trace.stuck import rivals, stuck_on
+from kvm_pf.trace.stuck import rivals, stuck_on, verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,8 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
 class Digest:
     """Counts of a trace's faults; `add` takes the next table, the methods tell what all of them amount to.
 
-    `read_as` is the revision that the faults are compared with from here on, `revisions` names all that were.
+    `read_as` is the revision that the faults are compared with from here on, `revisions` names all that were; `events`
+    counts the trace's events by name (None: nobody knows).
     """
 
     def __init__(self, least: int = 5) -> None:
@@ -124,6 +125,7 @@ class Digest:
         self.read_as = asked_for(DEFAULT)
         self.model = Model(self.read_as.revision)
         self.revisions: dict[str, None] = {}
+        self.events: Counter[str] | None = None
         self.disagreeing = Kept(SHOWN)
         self._ends: dict[tuple[Any, ...], list[int]] = {}
         self.dropped_ends = 0
@@ -320,20 +322,23 @@ class Digest:
 
     def storms(self) -> pd.DataFrame:
         """List the storms, the longest first; the columns are those of `kvm_pf.trace.storms`."""
-        return storm_table(self.finder.found, together=True)
+        return storm_table(self.finder.found, together=True, seen=self.events)
 
 
 _STORM = {
     "vcpu": "Int64", "pid": "Int64", "faults": "Int64", "cycle": "Int64", "first_line": "Int64",
     "last_line": "Int64", "start": "Float64", "span": "Float64", "rate": "Float64", "rip": "UInt64",
-    "address": "UInt64", "raw_code": "UInt64", "stuck_on": "string",
+    "address": "UInt64", "raw_code": "UInt64", "why": "string", "stuck_on": "string",
 }  # fmt: skip
 
 
-def storm_table(storms: Iterable[Storm], together: bool = False) -> pd.DataFrame:
+def storm_table(
+    storms: Iterable[Storm], together: bool = False, seen: Collection[str] | None = None
+) -> pd.DataFrame:
     """Make a table of storms: a row each, with what the guest is stuck on in words.
 
-    `together` says that they are of one trace, so that what other vCPUs do meanwhile counts.
+    `together` says that they are of one trace, so that what other vCPUs do meanwhile counts; `seen` names the events
+    that this has, if that is known.
     """
     import pandas as pd
 
@@ -346,7 +351,7 @@ def storm_table(storms: Iterable[Storm], together: bool = False) -> pd.DataFrame
             "vcpu": storm.vcpu, "pid": storm.pid, "faults": storm.faults, "cycle": storm.cycle,
             "first_line": storm.first_line, "last_line": storm.last_line, "start": storm.start, "span": span,
             "rate": (storm.faults - 1) / span if has_span else None, "rip": first.rip, "address": first.address,
-            "raw_code": first.raw_code, "stuck_on": stuck_on(storm, rival),
+            "raw_code": first.raw_code, "why": verdict(storm, rival, seen), "stuck_on": stuck_on(storm),
         })  # fmt: skip
     return table({name: [row[name] for row in rows] for name in _STORM}, _STORM)
 

@@ -101,7 +101,8 @@ class Joiner:
 
     `events` counts the events by name, `exits` the exits by reason, `declared` holds the memory that was made
     private or shared, `sptes` the entries that get_mmio_spte() complained about, `counts` bpftrace's maps,
-    `ends` lists exits that user space did not know; of these lists the first KEPT are kept.
+    `ends` lists exits that user space did not know, `warnings` the kernel's warnings about faults; of these lists the
+    first KEPT are kept.  `user_exits` counts the exits to user space by name, `faults` the faults that have ended.
     `amd` and `intel` count the evidence for either, `tdp` is True once the trace shows that TDP is in use.
     """
 
@@ -113,6 +114,8 @@ class Joiner:
         self.open: dict[object, Fault] = {}
         self.events: Counter[str] = Counter()
         self.exits: Counter[str] = Counter()
+        self.user_exits: Counter[str] = Counter()
+        self.warnings: list[tuple[int, str]] = []  # line, function
         self.declared = Declared()
         self.sptes: list[dict[str, Any]] = []
         self.counts: list[dict[str, Any]] = []
@@ -137,7 +140,7 @@ class Joiner:
         self._dumps = Dumps()
         self._entering: set[object] = set()  # tasks whose entries are recorded
         self._waiting: list[tuple[int, int, Fault]] = []
-        self._number = 0
+        self.faults = 0
         self._same: dict[object, tuple[object, int]] = {}
 
     def join(self, events: Iterable[Event]) -> Iterator[Fault]:
@@ -187,8 +190,8 @@ class Joiner:
             self._same.clear()
         self._same[who] = same, row.again + 1
         self.declared.met(row.conversion, row.user_exit == "KVM_EXIT_MEMORY_FAULT")
-        self._number += 1
-        heapq.heappush(self._waiting, (row.line, self._number, row))
+        self.faults += 1
+        heapq.heappush(self._waiting, (row.line, self.faults, row))
 
     def feed(self, event: Event) -> Iterable[Fault]:
         """Take one event; give the faults that it ends."""
@@ -307,9 +310,13 @@ class Joiner:
         return (row,)
 
     def _kvm_userspace_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        name = _user_exit(f)
+        self.user_exits[
+            name if name in self.user_exits or len(self.user_exits) < self.KEPT else "others"
+        ] += 1
         if key in self.open:
             row = self._ended(key, event)
-            row.user_exit = _user_exit(f)
+            row.user_exit = name
             yield row
 
     def _aside(self, event: Event, f: dict[str, Any], row: Fault | None) -> None:
@@ -447,6 +454,11 @@ class Joiner:
     def _unknown_exit(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if len(self.ends) < self.KEPT:
             self.ends.append((event.line, f["reason"]))
+        yield from ()
+
+    def _warning(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if len(self.warnings) < self.KEPT:
+            self.warnings.append((event.line, f["function"]))
         yield from ()
 
     def _count(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:

@@ -309,7 +309,7 @@ def fleet_page(fleet: Fleet, most: int = 8) -> str:
     out += section(
         "Storms: the same again and again",
         [
-            f"{row.faults:>7}  {row.file}, line {row.first_line}: {row.stuck_on}"
+            f"{row.faults:>7}  {row.file}, line {row.first_line}: {row.why}; stuck on {row.stuck_on}"
             for row in storms.head(most).itertuples()
         ],
         len(storms),

@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import archive_of, as_path
+from kvm_pf.run.refusals import WARNED
 from kvm_pf.trace.dumps import dumped
 
 LONGEST = 8192
@@ -307,6 +308,8 @@ ENDS: dict[str, tuple[str, ...]] = {
     "kvm_inj_exception": (),
     "kvm_hypercall": ("a3",),
     "kvm_rmp_fault": ("psmash_ret",),
+    "kvm_vmgexit_enter": (),
+    "kvm_async_pf_completed": (),
     "fast_page_fault": ("fixed",),
     "handle_mmio_page_fault": ("access",),
     "mark_mmio_spte": ("gen",),
@@ -623,7 +626,7 @@ _DUMPED = (
 """What lines of dumps hold, one of them at least."""
 
 _SIGNS = (
-    "memory", "#PF", "reserved bits", "spte", "exit reason", "@", "guest",
+    "memory", "#PF", "reserved bits", "spte", "exit reason", "@", "guest", "WARNING",
     *_DUMPED,
 )  # fmt: skip
 _LOWER = frozenset(sign.lower() for sign in _SIGNS)
@@ -668,6 +671,8 @@ def _loose(line: Line) -> list[Event]:
     if "spte" in text and (spte := _SPTE.search(text)):
         rsvd = int(spte[3], 16) if spte[3] else None
         add("spte", spte=int(spte[1], 16), level=int(spte[2]), rsvd=rsvd)
+    if "WARNING" in text and (warned := WARNED.search(text)):
+        add("warning", function=warned[1])
     if "exit reason" in text and (reason := _UNKNOWN_EXIT.search(text)):
         add("unknown_exit", reason=int(reason[1]))
     if "@" in text and (count := _COUNT.match(text)):

@@ -168,6 +168,7 @@ def load(file: str | Path, revision: Revision | str | None = None, pace: Pace | 
     table = frame(rows, vendor_of(joiner), joiner.tdp, read_as.revision)
     table.attrs["unread"] = reader.unread_count
     digest = Digest()
+    digest.events = joiner.events
     digest.take(read_as)
     return Traced(_name(file), kind, reader, joiner, digest.add(table), table)
 
@@ -197,6 +198,7 @@ class Stream(Survey):
         self, file: str | Path, revision: Revision | str | None = None, pace: Pace | None = None
     ) -> None:
         super().__init__(_name(file), "", Reader(), Joiner(), Digest())
+        self.digest.events = self.joiner.events
         self._signs = Signs(revision)
         self.digest.take(self._signs.read_as())
         self.kind, self._events = _events(file, self.reader, pace)

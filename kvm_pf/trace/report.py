@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errors import InputError
@@ -13,13 +12,13 @@ from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
 from kvm_pf.run.codes import map_code, read
 from kvm_pf.run.places import Sure
-from kvm_pf.run.refusals import known
+from kvm_pf.run.refusals import WARNINGS, known
 from kvm_pf.trace.digest import LONG, Digest, storm_table
-from kvm_pf.trace.events import EVENTS, trace_cmd
+from kvm_pf.trace.events import EVENTS, MAPPINGS, missing, options, trace_cmd
 from kvm_pf.trace.faults import Joiner, of_faults, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
-from kvm_pf.trace.stuck import hexadecimal, look_next
+from kvm_pf.trace.stuck import hexadecimal, look_next, unemulated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +96,7 @@ def storms(faults: pd.DataFrame, at_least: int = 5) -> pd.DataFrame:
     `faults` is a table from `read`, `at_least` the fewest faults that count.  Returns a row for each storm, the
     longest first: `vcpu`, `pid`, `faults`, `cycle` (faults in a turn), `first_line`, `last_line`, `start`, `span`
     (s), `rate` (faults a second, NA without times), `rip`, `address`, `raw_code` of the turn's first fault,
-    `stuck_on` in words.
+    `why` they come again and `stuck_on` in words.
     """
     with of_faults(faults):
         finder = Finder(at_least)
@@ -140,9 +139,8 @@ def declared(traced: Traced) -> pd.Series[Any]:
 def disagreements(traced: Survey) -> pd.DataFrame:
     """List the faults after which something else followed than the model says: `line`, `what` in words.
 
-    Compared are the error code that reached kvm_mmu_page_fault(), where a probe recorded it; how the fault ended,
-    with every ending that the path has for it; and whether a memory fault is about a page declared otherwise.  The
-    first SHOWN are listed; `attrs["count"]` says how many there are.
+    Compared are the error code that reached kvm_mmu_page_fault(), where a probe recorded it, and how the fault ended,
+    with every ending that the path has for it.  The first SHOWN are listed; `attrs["count"]` says how many there are.
     """
     import pandas as pd
 
@@ -224,7 +222,8 @@ def ended(joiner: Joiner) -> list[str]:
     exits = [
         f"line {line}: user space met KVM_EXIT {n}, {_EXITS.get(n, _SEE)}" for line, n in joiner.ends[:3]
     ]
-    return errors + exits
+    warned = [f"line {line}: a WARN in {name}(): {WARNINGS[name]}" for line, name in joiner.warnings[:3]]
+    return errors + exits + warned
 
 
 def _faults(n: int, one: str, more: str) -> str:
@@ -275,6 +274,20 @@ _RMP = (
 )
 _SEE = "see linux/kvm.h"
 
+_TOLD = {
+    "KVM_EXIT_HYPERCALL": (
+        "a request to convert memory (KVM_HC_MAP_GPA_RANGE), of SNP by page-state change, of TDX by MapGPA; again and "
+        "again: a guest that converts much, or one range in a loop",
+        "which range, and to what? vcpu->run->hypercall.args tells it (gpa, pages, bit 4: private), with QEMU -trace "
+        "'kvm_convert_memory'; of SNP record kvm:kvm_vmgexit_enter, of others kvm:kvm_hypercall",
+    ),
+}  # fmt: skip
+"""What exits to user space say that are no fault's, and what to look at.
+
+Source: Linux `Documentation/virt/kvm/api.rst`, KVM_EXIT_HYPERCALL, KVM_CAP_EXIT_HYPERCALL (v6.12);
+`arch/x86/kvm/svm/sev.c`, snp_begin_psc() (v6.11); `arch/x86/kvm/vmx/tdx.c`, tdx_map_gpa() (v6.16).
+"""
+
 _EXITS = {
     17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT (shutdown, reset, or an SEV guest that ends itself)",
     39: "MEMORY_FAULT, which it does not know: it cannot convert memory as private memory takes",
@@ -292,11 +305,13 @@ _ERRORS = {
 
 @typed()
 def next_steps(traced: Survey) -> list[str]:
-    """Say what to record to know more, the last being a line to copy."""
-    digest, joiner = traced.digest, traced.joiner
-    steps, larger = [], ""
-    if not digest.rows:
+    """Say what to look at and what to record to know more; the last line, to be copied, has what the trace lacks."""
+    digest, joiner, seen = traced.digest, traced.joiner, traced.joiner.events
+    steps = []
+    if not digest.rows and not sum(joiner.user_exits.values()) and not joiner.warnings:
         steps.append("no fault is here: record the events below while the guest misbehaves")
+    if not digest.rows:
+        steps += [f"{name}: {look}" for name, (_, look) in _TOLD.items() if joiner.user_exits[name]]
     others = sum(digest.sources[name] for name in ("memory_fault", "guest_pf", "hvf"))
     kernel = digest.rows - others
     if kernel and not joiner.exits:
@@ -305,9 +320,10 @@ def next_steps(traced: Survey) -> list[str]:
         )
     if digest.cut:
         steps.append("this kernel prints 32 bits of a code: info1 of kvm_exit has all of them")
-    if kernel and (digest.bare["not shown"] + digest.bare["resumed"]) / kernel > 0.5:
-        steps.append("how faults end is not shown: record kvm_mmio, kvm_emulate_insn and the kvmmmu events")
-    if digest.worth["memory fault"].count or joiner.declared.spans:
+    endings = missing(_ENDINGS, seen)
+    if kernel and (digest.bare["not shown"] + digest.bare["resumed"]) / kernel > 0.5 and endings:
+        steps.append(f"how faults end is not shown: record {', '.join(endings)}")
+    if digest.worth["memory fault"].count and not joiner.declared.spans:
         steps.append("conversions: record kvm_hypercall, and with QEMU -trace 'kvm_convert_memory'")
     if digest.worth["RSVD"].count:
         steps.append(
@@ -322,14 +338,30 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append(
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
         )
-    looks = look_next(digest.finder.found[:8])
+    looks, more = look_next(digest.finder.found[:8], seen)
     steps += looks
-    named = [event for look in looks for event in re.findall(r"\bkvm:\w+", look)]
-    more = "".join(f" -e {event}" for event in dict.fromkeys(named) if event not in EVENTS)
+    for row in digest.worth["not emulated"]:
+        told = f"{hexadecimal(row.address)}: {unemulated(row.raw_code)}"
+        steps += [told] if not any(told in step for step in steps) else []
+    larger = ""
     if traced.reader.lost:
-        steps.append("events were lost: record fewer, or with a larger buffer (-b)")
+        steps.append("events were lost: record fewer, or with a larger buffer (-b 65536)")
         larger = " -b 65536"
-    return [*steps, trace_cmd() + more + larger]
+    return [*steps, *_record(more, seen, larger)]
+
+
+_ENDINGS = ("kvm:kvm_mmio", "kvm:kvm_emulate_insn", MAPPINGS)
+
+
+def _record(more: list[str], seen: Collection[str], larger: str) -> list[str]:
+    """Give the command that records all events; of a trace that has some, only the others; nothing if none is left."""
+    lacking = missing((*EVENTS, *more), seen)
+    if not lacking:
+        return []
+    if not set(lacking) < {*EVENTS, *more} or not set(EVENTS) - set(lacking):
+        also = options(event for event in more if event not in EVENTS)
+        return [f"{trace_cmd()}{f' {also}' if also else ''}{larger}"]
+    return [f"not in this trace, recorded or not; record them beside the others: {options(lacking)}"]
 
 
 def _ranges(mask: int) -> str:
@@ -406,7 +438,7 @@ def page(traced: Survey, most: int = 8) -> str:
             f"{row.faults:>7}  {who}, rip {hexadecimal(row.rip)}{turn}{rate} "
             f"(lines {row.first_line} to {row.last_line})"
         )
-        lines.append(f"         stuck on {row.stuck_on}")
+        lines += [f"         {row.why}", f"         stuck on {row.stuck_on}"]
     out += section("Storms: the same again and again", lines)
     for part in aside(traced.joiner, most):
         out += section(*part)
@@ -457,6 +489,15 @@ def aside(joiner: Joiner, most: int = 8) -> Iterator[tuple[str, list[str], int]]
     yield "Entries that KVM finds reserved bits in", lines, joiner.sptes_count
     lines = [_count(count) for count in joiner.counts[:most]]
     yield "Counts (bpftrace, ftrace's triggers)", lines, joiner.counts_count
+    if not joiner.faults:
+        exits = [
+            *(f"{n:>7}  {name}" for name, n in joiner.exits.most_common()),
+            *(
+                f"{n:>7}  to user space: {name}{f': {_TOLD[name][0]}' if name in _TOLD else ''}"
+                for name, n in joiner.user_exits.most_common()
+            ),
+        ]
+        yield "Exits, none of them a fault's", exits[:most], len(exits)
 
 
 def followed(digest: Digest, most: int) -> list[str]:

@@ -5,30 +5,35 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from kvm_pf.bits import PFERR_FETCH_MASK, PFERR_GUEST_ENC_MASK
 from kvm_pf.common.errnos import ERRNO_NAMES
-from kvm_pf.trace.events import UNMAP
+from kvm_pf.trace.events import MAPPINGS, SNP, UNMAP, missing
 from kvm_pf.trace.record import STALE, WAITS
-from kvm_pf.trace.storms import Ask, Storm
+from kvm_pf.trace.storms import Storm
 
 _MEMORY_FAULT, _EFAULT = "KVM_EXIT_MEMORY_FAULT", "to user space: error 14"
 
 
 class Cause(NamedTuple):
-    """Why a fault of a storm comes again, as far as it is told, and what to look at next ("": nothing)."""
+    """Why a fault of a storm comes again, as far as it is told, what to look at next, and which events tell more.
+
+    What to look at are lines, none if it is empty.
+    """
 
     why: str
     look: str = ""
+    record: tuple[str, ...] = ()
 
 
 _PLAIN = {
-    "resumed": Cause("each time the guest is resumed with nothing mapped that this trace shows"),
     "emulated": Cause(
         "each time the instruction is emulated, and the guest executes it again",
         "why is it not mapped for that? A page table of the guest's that KVM shadows (nested, or no EPT or NPT), or a "
-        "page whose writes are tracked (GVT-g): record kvmmmu",
+        "page whose writes are tracked (GVT-g)",
+        (MAPPINGS,),
     ),
     "not shown": Cause("how each ends was not recorded"),
     "fast MMIO": Cause(
@@ -41,7 +46,8 @@ _PLAIN = {
     ),
     "#PF injected": Cause(
         "each time the guest gets the #PF, and its handler resolves nothing",
-        "the guest's own page-table entries: record kvm_mmu_pagetable_walk and kvm_mmu_paging_element (kvmmmu)",
+        "the guest's own page-table entries",
+        ("kvmmmu:kvm_mmu_pagetable_walk", "kvmmmu:kvm_mmu_paging_element"),
     ),
     "to user space: restart": Cause(
         "each time a signal takes the vCPU out of KVM_RUN before the fault is settled",
@@ -53,8 +59,8 @@ _PLAIN = {
     ),
     WAITS: Cause(
         "each time KVM has the host bring the page in and lets the guest do something else (asynchronous #PF)",
-        "why the host's page does not come: swap, userfaultfd (post-copy migration), a file; record "
-        "kvm:kvm_async_pf_completed",
+        "why the host's page does not come: swap, userfaultfd (post-copy migration), a file",
+        ("kvm:kvm_async_pf_completed",),
     ),
 }  # fmt: skip
 """The endings of which nothing else has to be known.
@@ -89,22 +95,25 @@ def _at(address: Any) -> str:
     return " (its address is not shown)" if pd.isna(address) else f", at {int(address):#x}"
 
 
-def stuck_on(storm: Storm, rival: Storm | None = None) -> str:
-    """Say in words what a storm's faults are about, and why they come again as far as the outcomes tell.
-
-    `rival` is the storm of another vCPU that asks for the same page otherwise, if there is one.
-    """
+def stuck_on(storm: Storm) -> str:
+    """Say in words what a storm's faults are about."""
     whats = [f"{each.meaning}{_at(each.address)}" for each in storm.turn]
-    causes = [cause(storm, n) for n in range(len(storm.turn))]
-    taken = "" if rival is None else (
-        f"; meanwhile vCPU {rival.vcpu} asks for the same page as {_kinds(rival)}: they take it from one another"
-    )  # fmt: skip
-    if len({each.why for each in causes}) > 1:
-        told = (f"{what}: {each.why}" for what, each in zip(whats, causes, strict=True))
-        return "; then ".join(dict.fromkeys(told)) + taken
+    return "; then ".join(dict.fromkeys(whats))
+
+
+def verdict(storm: Storm, rival: Storm | None = None, seen: Collection[str] | None = None) -> str:
+    """Say in words why a storm's faults come again, as far as the outcomes tell.
+
+    `rival` is the storm of another vCPU that asks for the same page otherwise, if there is one; `seen` holds the names
+    of the events that were recorded, if they are known.
+    """
+    if rival is not None:
+        return f"vCPU {rival.vcpu} asks for the same page as {_kinds(rival)} meanwhile: they take it from one another"
+    whys = [cause(storm, n, seen).why for n in range(len(storm.turn))]
+    if len(set(whys)) > 1:
+        return "; then ".join(dict.fromkeys(whys))
     most = sum(max(counts.values(), default=0) for counts in storm.ends)
-    more = f" ({most} of {storm.faults})" if most < storm.faults else ""
-    return f"{'; then '.join(dict.fromkeys(whats))}; {causes[0].why}{more}{taken}"
+    return whys[0] + (f" ({most} of {storm.faults})" if most < storm.faults else "")
 
 
 def _kinds(storm: Storm) -> str:
@@ -134,7 +143,7 @@ def rivals(storms: Sequence[Storm]) -> list[Storm | None]:
     return found
 
 
-def cause(storm: Storm, n: int) -> Cause:
+def cause(storm: Storm, n: int, seen: Collection[str] | None = None) -> Cause:
     """Say why the n-th fault of a storm's turn comes again, by how most of them ended, and what to look at next.
 
     Sources: that SNP's faults that the RMP refuses are answered by splitting its entry and zapping: Linux
@@ -144,7 +153,7 @@ def cause(storm: Storm, n: int) -> Cause:
     counts, meaning = storm.ends[n], storm.turn[n].meaning
     end = counts.most_common(1)[0][0] if counts else "not shown"
     if _MEMORY_FAULT in end:
-        return Cause(_converted(storm.asked, storm.conversions), _CONVERSIONS)
+        return _converted(storm)
     if end == _EFAULT:
         return _efault(storm, meaning)
     if found := re.match(r"to user space: error (\d+)", end):
@@ -154,30 +163,52 @@ def cause(storm: Storm, n: int) -> Cause:
         why = f"each time KVM_RUN fails ({name}{f': {said}' if said else ''}) and user space runs the vCPU again"
         return Cause(why, "dmesg" if said else "")
     if end.startswith("emulation failed"):
-        rip = hexadecimal(storm.turn[n].rip)
-        return Cause(
-            f"KVM cannot emulate the instruction ({end})",
-            f"should that be memory? And the instruction at rip {rip}",
-        )
+        return Cause(f"KVM cannot emulate the instruction ({end})", unemulated(storm.turn[n].raw_code))
     if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
         return _mmio(meaning)
     if "the RMP check failed" in meaning and end in ("resumed", "mapped", "not shown"):
         return Cause(
-            "each time KVM splits the RMP's entry if it covers 2 MiB, drops what is mapped there and lets the guest "
-            "try again, and the RMP refuses it still: the page is not the guest's, or of another size there",
-            "record kvm:kvm_rmp_fault (its psmash_ret) and kvm:kvm_vmgexit_enter (page-state changes), and read dmesg "
-            "(SEV:, SEV-SNP:)",
+            "each time the RMP refuses the page, which is not the guest's, or of another size there; KVM splits the "
+            "RMP's entry if it covers 2 MiB, drops what is mapped there, and the guest tries again",
+            "read dmesg (SEV:, SEV-SNP:), kvm_rmp_fault's psmash_ret, and kvm_vmgexit_enter: page-state changes",
+            SNP,
         )
     if end == "mapped":
         return _mapped(meaning, storm.zapped)
     if end == "resumed":
-        return _resumed(meaning)
+        return _resumed(meaning, seen)._replace(record=_resumed(meaning, seen).record + _snp(storm))
     return _PLAIN.get(end, Cause(f"each ends so: {end}"))
 
 
-_CONVERSIONS = (
-    "the VMM's log of conversions, and the guest's page-table entries for the page (C-bit, shared bit)"
+def _snp(storm: Storm) -> tuple[str, ...]:
+    """Name the events that tell more of an SNP guest, if the storm's is one: its private accesses are encrypted."""
+    import pandas as pd
+
+    codes = (each.raw_code for each in storm.turn)
+    return SNP if any(not pd.isna(code) and int(code) & PFERR_GUEST_ENC_MASK for code in codes) else ()
+
+
+def unemulated(code: Any) -> str:
+    """Say what to look at where KVM could not emulate an instruction; `code` is the fault's, or a gap.
+
+    Source: Linux `arch/x86/kvm/x86.c`, prepare_emulation_failure_exit(), and `include/uapi/linux/kvm.h`,
+    emulation_failure of struct kvm_run (v5.15).
+    """
+    import pandas as pd
+
+    fetch = not pd.isna(code) and int(code) >> 32 and int(code) & PFERR_FETCH_MASK
+    return (
+        "is there a memslot at that address (QEMU: info mtree)? "
+        + ("It was a fetch, and instructions are never fetched from MMIO. " if fetch else "")
+        + "vcpu->run->emulation_failure has the instruction's bytes (insn_bytes)"
+    )
+
+
+_GUEST_MEMFD = (
+    "does the memslot there have a guest_memfd (strace the VMM: KVM_SET_USER_MEMORY_REGION2, KVM_MEM_GUEST_MEMFD), and "
+    "that a page there (no hole punched since)?"
 )
+_INSIDE = "inside the guest (the host cannot read it there): the page-table entries for the page, C-bit or shared bit"
 
 
 def _efault(storm: Storm, meaning: str) -> Cause:
@@ -186,16 +217,15 @@ def _efault(storm: Storm, meaning: str) -> Cause:
             return Cause(
                 "KVM_RUN fails with EFAULT each time: the guest takes emulated MMIO for private memory (encrypted), "
                 "which it cannot be",
-                "the guest's page-table entries for it: MMIO has to be mapped as shared (no C-bit)",
+                "inside the guest: the page-table entries for it; MMIO has to be mapped as shared (no C-bit)",
             )
-        told = _converted(storm.asked, storm.conversions)
-        return Cause(f"KVM_RUN fails with EFAULT, a memory fault: {told}", _CONVERSIONS)
+        told = _converted(storm)
+        return told._replace(why=f"{told.why}; KVM_RUN ends with a memory fault (EFAULT)")
     if any(ask.declared for ask in storm.asked):
         return Cause(
             "KVM_RUN fails with EFAULT each time, and the page was declared private: its memslot has no guest_memfd, "
-            "guest_memfd has no page for it, the conversion was asked for and not made, or the access would have to be "
-            "emulated, as private memory cannot be",
-            "the VMM's log of conversions, and whether the memslot there has a guest_memfd",
+            "that has no page there, the conversion was not made, or the access would have to be emulated",
+            f"the VMM's log of conversions\n{_GUEST_MEMFD}",
         )
     return Cause(
         "each time KVM_RUN fails with EFAULT and user space runs the vCPU again: it has no page there that can be "
@@ -222,38 +252,43 @@ def _mmio(meaning: str) -> Cause:
 
 _TDX_RETRIES = (
     "KVM tries again as long as the TDX module's tables are in use, the host takes pages away, or the guest accepts "
-    f"the page in another size than it has: record {UNMAP} and kvmmmu, and read dmesg (SEAMCALL)"
+    "the page in another size than it has: read dmesg (SEAMCALL)"
 )
 
 
-def _resumed(meaning: str) -> Cause:
-    why = _PLAIN["resumed"].why
+def _resumed(meaning: str, seen: Collection[str] | None) -> Cause:
+    why = "each time the guest is resumed"
+    if seen is not None:
+        is_told = not missing([MAPPINGS], seen)
+        why += ", and nothing is mapped" if is_told else "; mappings were not recorded"
     if "TDX guest" in meaning:
-        return Cause(why, _TDX_RETRIES)
+        return Cause(why, _TDX_RETRIES, (UNMAP, MAPPINGS))
     if "marked with a reserved bit" in meaning or "calls misconfigured" in meaning:
-        return Cause(
-            why, "an MMIO entry that is stale or broken: record kvm_mmio, kvm_emulate_insn and kvmmmu"
-        )
+        record = "kvm:kvm_mmio", "kvm:kvm_emulate_insn", MAPPINGS
+        return Cause(why, "an MMIO entry that is stale or broken", record)
     if "is mapped for that" in meaning:
         return Cause(
             "each time the guest is resumed: the entry allows the access by now, and the CPU refused it all the same",
-            f"who changes the entry in between, or does not flush the TLB: record kvmmmu and {UNMAP}",
+            "who changes the entry in between, or does not flush the TLB",
+            (MAPPINGS, UNMAP),
         )
     if "not mapped" in meaning:
         return Cause(
             why,
-            f"KVM tries again as long as the host takes pages away or changes memslots: record {UNMAP}; kernels before "
-            "6.3 that lack the fix of August 2023 do so for ever after 2^31 times "
-            "(<20230824010104.2714198-1-seanjc@google.com>)",
+            "KVM tries again as long as the host takes pages away or changes memslots or attributes (pages of "
+            "guest_memfd and attributes: kvm_unmap_hva_range tells neither)\nkernels before 6.3 that lack the fix of "
+            "August 2023 try again for ever after 2^31 times (<20230824010104.2714198-1-seanjc@google.com>)",
+            (UNMAP, MAPPINGS),
         )
     return Cause(why)
 
 
 def _mapped(meaning: str, zapped: bool) -> Cause:
     taken = (
-        f"who takes the mapping away: record {UNMAP} and kvmmmu, and on the host compaction:*, migrate:*, ksm and "
-        f"NUMA balancing (perf record -g -e {UNMAP})"
+        "who takes the mapping away: on the host compaction:*, migrate:*, ksm and NUMA balancing "
+        f"(perf record -g -e {UNMAP}; it tells nothing of guest_memfd and of attributes)"
     )
+    record = UNMAP, MAPPINGS
     if "not mapped for writing" in meaning:
         return Cause(
             "each time it is made writable, and is protected again when the guest comes back, as by dirty logging, "
@@ -267,58 +302,97 @@ def _mapped(meaning: str, zapped: bool) -> Cause:
             "/sys/module/kvm/parameters/nx_huge_pages*, and kvm's statistic nx_lpage_splits",
         )
     if zapped:
-        return Cause("each time it is mapped, and entries are taken away again meanwhile", taken)
+        return Cause("each time it is mapped, and entries are taken away again meanwhile", taken, record)
     return Cause(
         "each time it is mapped, and the mapping is gone or does not suffice when the guest comes back",
         _TDX_RETRIES if "TDX guest" in meaning else taken,
+        record,
     )
 
 
-def _converted(asked: Counter[Ask], conversions: int) -> str:
-    """Say what becomes of memory faults: `asked` counts what they ask for, beside what the page was declared.
+def _converted(storm: Storm) -> Cause:
+    """Say what becomes of memory faults: what they ask for, beside what the page was declared.
 
-    A memory fault asks for what the page is not; so if one page's ask for both in turn, it is converted in between.
+    A memory fault asks for what the page is not, or for private memory that has no page; so if one page's ask for both
+    in turn, it is converted in between.
 
-    Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn() (v6.8).
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn() (v6.8), and `mmu_internal.h`, kvm_mmu_do_page_fault()
+    (v6.10: private memory is not emulated).
     """
+    asked, record = storm.asked, _snp(storm)
     known = Counter({ask: n for ask, n in asked.items() if None not in (ask.private, ask.declared)})
     same = Counter({ask: n for ask, n in known.items() if ask.private == ask.declared})
     pages: dict[int, set[bool | None]] = {}
     for ask in asked:
         pages.setdefault(ask.gfn, set()).add(ask.private)
+    is_told = bool(known) or storm.conversions > 0
+    look = _INSIDE if is_told else f"the VMM's log of conversions\n{_INSIDE}"
     if any({True, False} <= kinds for kinds in pages.values()) and 2 * same.total() <= known.total():
-        return (
+        return Cause(
             "user space converts the page each time, to private and to shared in turn, and the guest then uses it the "
-            "other way, as through two mappings of it, one encrypted and one not"
+            "other way, as through two mappings of it, one encrypted and one not",
+            look,
+            record,
         )
     if same and 2 * same.total() > known.total():
-        kind = "private" if next(iter(same)).private else "shared"
-        return (
-            f"user space is told of a wrong access each time, and the page is {kind} already: converting it does not "
-            "help; its memslot has no guest_memfd, or guest_memfd has no page for it"
+        private = next(iter(same)).private
+        return Cause(
+            f"the page is {'private' if private else 'shared'} already, so that converting it does not help: its "
+            "memslot has no guest_memfd, or that has no page there"
+            + ("; or the access would have to be emulated, as private memory cannot be" if private else ""),
+            f"{_GUEST_MEMFD} Does dmesg tell of an emulation request on private memory?"
+            if private
+            else _GUEST_MEMFD,
+            record,
         )
-    if conversions > 1:
-        return "user space converts the page each time, and it is converted back before the guest comes again"
-    told = "user space is told of a wrong private or shared access each time"
+    if storm.conversions > 1:
+        return Cause(
+            "user space converts the page each time, and it is converted back before the guest comes again",
+            look,
+            record,
+        )
     if known:
-        return f"{told} and does not convert the page"
-    return (
-        f"{told}, and the same comes again: it does not convert the page, or something converts it back (no conversion "
-        "is in the trace)"
+        return Cause(
+            "user space does not convert the page, though told each time of a wrong private or shared access",
+            look,
+            record,
+        )
+    third = any(ask.private for ask in asked)
+    return Cause(
+        "no conversion is in the trace: user space makes none, or something undoes it"
+        + (
+            ", or the page is private already, without memory (no guest_memfd, or no page in it)"
+            if third
+            else ""
+        ),
+        f"{look}\n{_GUEST_MEMFD}" if third else look,
+        record,
     )
 
 
-def look_next(storms: Iterable[Storm]) -> list[str]:
-    """Say what to record or to look at to find the causes of storms: a line each, with the addresses that it is for."""
+def look_next(storms: Iterable[Storm], seen: Collection[str]) -> tuple[list[str], list[str]]:
+    """Say what to look at to find the causes of storms, a line each, with the addresses that it is for.
+
+    `seen` holds the names of the events that are in the trace already; the second list has those that would tell more.
+    """
     import pandas as pd
 
     found: dict[str, list[str]] = {}
+    wanted: dict[str, None] = {}
     for storm in storms:
         for n, each in enumerate(storm.turn):
-            if said := cause(storm, n).look:
-                places = found.setdefault(said, [])
+            said = cause(storm, n, seen)
+            lacking = missing(said.record, seen)
+            wanted |= dict.fromkeys(lacking)
+            present = [event for event in dict.fromkeys(said.record) if event not in lacking]
+            parts = said.look.split("\n") if said.look else []
+            parts += [f"record {' and '.join(lacking)}"] if lacking else []
+            parts += [f"see {' and '.join(present)} in the trace"] if present else []
+            for part in parts:
+                places = found.setdefault(part, [])
                 if not pd.isna(each.address):
                     places.append(hexadecimal(each.address))
-    return [
+    lines = [
         f"{', '.join(dict.fromkeys(places))}{': ' if places else ''}{said}" for said, places in found.items()
     ]
+    return lines, list(wanted)

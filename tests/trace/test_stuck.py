@@ -9,9 +9,11 @@ import re
 
 import pytest
 
+from kvm_pf.common.errors import InputError
+from kvm_pf.run.codes import read
 from kvm_pf.trace import load, page, storms
 from kvm_pf.trace.storms import Finder
-from kvm_pf.trace.stuck import stuck_on
+from kvm_pf.trace.stuck import verdict
 
 RIP = "0xffffffff81000010"
 
@@ -72,11 +74,11 @@ STORMS = {
          exit_("npf", 0x100000006, 0x4000000, "0x0"), fault(0x4000000, 0x100000006, "0x0"),
          "kvm_userspace_exit: reason KVM_EXIT_MEMORY_FAULT (39)", "kvm_entry: vcpu 0, rip 0x0"],
         "user space converts the page each time, to private and to shared in turn, and the guest then uses it the",
-        "page-table entries for the page (C-bit, shared bit)",
+        "inside the guest (the host cannot read it there): the page-table entries for the page, C-bit or shared bit",
     ),
     "conversions, in turn, as QEMU tells them": (
         [QEMU.format(flags="0x8") + " " + TO_PRIVATE, QEMU.format(flags="0x0") + " " + TO_SHARED],
-        "user space converts the page each time, to private and to shared in turn", "VMM's log of conversions",
+        "user space converts the page each time, to private and to shared in turn", "inside the guest",
     ),
     "conversions, in turn, that are not told": (
         [QEMU.format(flags="0x8"), QEMU.format(flags="0x0")],
@@ -85,17 +87,18 @@ STORMS = {
     "converted back": (
         [QEMU.format(flags="0x8") + " " + TO_PRIVATE, TO_SHARED],
         "user space converts the page each time, and it is converted back before the guest comes again",
-        "VMM's log of conversions",
+        "inside the guest",
     ),
     "nobody says whether it is converted": (
         [QEMU.format(flags="0x8")],
-        "it does not convert the page, or something converts it back (no conversion is in the trace)",
-        "VMM's log of conversions",
+        "no conversion is in the trace: user space makes none, or something undoes it, or the page is private already, "
+        "without memory (no guest_memfd, or no page in it)", "0x4000000: does the memslot there have a guest_memfd",
     ),
     "EFAULT hides the exit, SNP": (
         [fault(0x4000000, 0x2000500000006, "0x0"), "kvm_userspace_exit: reason error (14)",
          "kvm_entry: vcpu 0, rip 0x0"],
-        "KVM_RUN fails with EFAULT, a memory fault", "VMM's log of conversions",
+        "or the page is private already, without memory (no guest_memfd, or no page in it); KVM_RUN ends with a memory "
+        "fault (EFAULT)", "VMM's log of conversions",
     ),
     # a VM without private memory: get_user_pages() fails
     "EFAULT, an ordinary VM": (
@@ -107,7 +110,8 @@ STORMS = {
         [exit_("EPT_VIOLATION", 0x181), fault(0xFEBD0000, 0x181),
          "kvm_emulate_insn: 0:ffffffff81000010: f3 a5 (prot64)",
          "kvm_emulate_insn: 0:ffffffff81000010: f3 a5 (prot64) failed", "kvm_inj_exception: #UD", ENTRY],
-        "KVM cannot emulate the instruction (emulation failed, #UD injected)", f"the instruction at rip {RIP}",
+        "KVM cannot emulate the instruction (emulation failed, #UD injected)",
+        "0xfebd0000: is there a memslot at that address",
     ),
     "nested, AMD": (
         [exit_("npf", 0x200000006, 0x641000),
@@ -141,7 +145,7 @@ STORMS = {
         [exit_("npf", 0x580000007, 0x4000000, "0x0"), fault(0x4000000, 0x2000580000007, "0x0"),
          "kvm_rmp_fault: vcpu 0 gpa 0000000004000000 error_code 0x580000007 rmp_level 1 psmash_ret 0",
          "kvm_entry: vcpu 0, rip 0x0"],
-        "at 0x4000000; each time KVM splits the RMP's entry", "read dmesg (SEV:, SEV-SNP:)",
+        "at 0x4000000; each time the RMP refuses the page", "read dmesg (SEV:, SEV-SNP:)",
     ),
     # bits 34 and 3: private memory that is marked as MMIO, which v6.10 refuses with a bare EFAULT
     "private MMIO, SNP": (
@@ -198,8 +202,8 @@ STORMS = {
         [exit_("EPT_VIOLATION", 0x182), fault(0x12345000, 0x182),
          "kvm_mmu_set_spte: gfn 12345 spte 600012345b77 (rwxu) level 1 at ffff", ENTRY,
          exit_("EPT_VIOLATION", 0x181), fault(0x12346000, 0x181), "kvm_userspace_exit: reason error (14)", ENTRY],
-        "at 0x12345000: each time it is mapped, and the mapping is gone or does not suffice when the guest comes back; "
-        "then a read, on a page that is not mapped, at 0x12346000: each time KVM_RUN fails with EFAULT",
+        "at 0x12345000; then a read, on a page that is not mapped, at 0x12346000; each time it is mapped, and the "
+        "mapping is gone or does not suffice when the guest comes back; then each time KVM_RUN fails with EFAULT",
         "0x12345000",
     ),
 }  # fmt: skip
@@ -219,12 +223,18 @@ def recorded(tmp_path, turn, times=8, revision=None):
     return load(path, revision)
 
 
+def first_storm(told):
+    """Give what the page says of the first storm: why, which comes first, and on what the guest is stuck."""
+    lines = told.splitlines()
+    n = next(n for n, line in enumerate(lines) if line.strip().startswith("stuck on"))
+    return f"{lines[n].strip()}; {lines[n - 1].strip()}"
+
+
 @pytest.mark.parametrize("name", STORMS)
 def test_the_page_says_what_the_guest_is_stuck_on_and_what_to_look_at_next(name, tmp_path):
     turn, stuck, look = STORMS[name]
     told = page(recorded(tmp_path, turn))
-    line = next(line for line in told.splitlines() if "stuck on" in line)
-    assert stuck in line
+    assert stuck in first_storm(told)
     assert look in told.split("\nNext\n")[1]
 
 
@@ -232,21 +242,22 @@ def test_a_page_that_is_declared_so_already_is_not_converted_again(tmp_path):
     path = tmp_path / "trace"
     path.write_text(f"{TO_PRIVATE}\n" + f"{QEMU.format(flags='0x8')}\n" * 8)
     (row,) = storms(load(path).faults).itertuples()
-    assert "the page is private already" in row.stuck_on
-    assert "guest_memfd" in row.stuck_on
+    assert row.why.startswith(
+        "the page is private already, so that converting it does not help: its memslot has no "
+    )
 
 
 def test_user_space_that_does_not_convert_is_told_of_where_the_last_conversion_is_known(tmp_path):
     path = tmp_path / "trace"
     path.write_text(f"{TO_SHARED}\n" + f"{QEMU.format(flags='0x8')}\n" * 8)
     (row,) = storms(load(path).faults).itertuples()
-    assert row.stuck_on.endswith("private or shared access each time and does not convert the page")
+    assert row.why.startswith("user space does not convert the page")
 
 
 def test_different_pages_asked_for_in_turn_say_nothing_of_conversions(tmp_path):
     other = QEMU.format(flags="0x0").replace("0x4000000", "0x5000000")
     traced = recorded(tmp_path, [QEMU.format(flags="0x8"), other])
-    assert "in turn" not in storms(traced.faults)["stuck_on"].iloc[0]
+    assert "in turn" not in storms(traced.faults)["why"].iloc[0]
 
 
 def test_a_storm_is_told_in_the_same_words_in_parts_of_any_size(tmp_path):
@@ -257,12 +268,12 @@ def test_a_storm_is_told_in_the_same_words_in_parts_of_any_size(tmp_path):
     ):
         turn, _, _ = STORMS[name]
         faults = recorded(tmp_path, turn, 12).faults
-        whole = storms(faults)["stuck_on"].tolist()
+        whole = storms(faults)["why"].tolist()
         for size in (1, 5, 7):
             finder = Finder()
             for start in range(0, len(faults), size):
                 finder.add(faults.iloc[start : start + size].reset_index(drop=True))
-            assert [stuck_on(storm) for storm in finder.found] == whole
+            assert [verdict(storm) for storm in finder.found] == whole
 
 
 def test_a_fault_that_takes_long_and_one_that_does_not_end_are_told_of(tmp_path):
@@ -325,13 +336,11 @@ def test_two_vcpus_that_take_a_page_from_one_another_are_named(tmp_path):
     path = tmp_path / "trace"
     both = turn(0, 0x500000006, 0x2000500000006) + turn(1, 0x100000006, 0x100000006)
     path.write_text("".join(event(100 + n / 1000, text, who) for n, (text, who) in enumerate(both * 8)))
-    first, second = (line for line in page(load(path)).splitlines() if "stuck on" in line)
-    assert first.endswith(
-        "meanwhile vCPU 1 asks for the same page as shared memory: they take it from one another"
+    first, second = (
+        line.strip() for line in page(load(path)).splitlines() if "take it from one another" in line
     )
-    assert second.endswith(
-        "meanwhile vCPU 0 asks for the same page as private memory: they take it from one another"
-    )
+    assert first.startswith("vCPU 1 asks for the same page as shared memory meanwhile")
+    assert second.startswith("vCPU 0 asks for the same page as private memory meanwhile")
     # one after the other they do not
     one_by_one = turn(0, 0x500000006, 0x2000500000006) * 8 + turn(1, 0x100000006, 0x100000006) * 8
     path.write_text("".join(event(100 + n / 1000, text, who) for n, (text, who) in enumerate(one_by_one)))
@@ -351,12 +360,12 @@ def test_a_page_declared_private_by_the_guest_that_ends_in_efault(tmp_path):
     path.write_text("".join(event(100 + n / 1000, text) for n, text in enumerate(texts)))
     told = page(load(path))
     assert "the page was declared private: its memslot has no guest_memfd" in told
-    assert "whether the memslot there has a guest_memfd" in told.split("\nNext\n")[1]
+    assert "does the memslot there have a guest_memfd" in told.split("\nNext\n")[1]
 
 
 def test_what_is_to_be_recorded_next_stands_in_the_command(tmp_path):
     told = page(recorded(tmp_path, STORMS["refused by the RMP"][0])).splitlines()[-1]
-    assert told.endswith("-e kvm:kvm_rmp_fault -e kvm:kvm_vmgexit_enter")
+    assert told.endswith("-e kvmmmu -e kvm:kvm_vmgexit_enter")  # kvm_rmp_fault is there already
     told = page(recorded(tmp_path, STORMS["a write-protected page table"][0])).splitlines()[-1]
     assert told.endswith("-e kvmmmu")
 
@@ -366,3 +375,126 @@ def test_the_same_disagreement_is_told_once(tmp_path):
     part = told.split("\nWhere the trace and the model disagree\n")[1].split("\n\n")[0]
     assert len(part.splitlines()) == 1
     assert part.strip().startswith("line 1 and 7 more: kvm_page_fault shows 0x2000580000007")
+
+
+def test_a_memory_fault_in_memory_that_is_declared_so_already_is_no_disagreement(tmp_path):
+    """Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn_private() (v6.12): no guest_memfd, or no page in it."""
+    for flags, way in (("0x8", TO_PRIVATE), ("0x0", TO_SHARED)):
+        traced = recorded(tmp_path, [QEMU.format(flags=flags), way])
+        told = page(traced)
+        assert "disagree" not in told.lower()
+        assert "allowed:" not in told
+        steps = told.split("\nNext\n")[1]
+        assert "KVM_SET_USER_MEMORY_REGION2" in steps
+        assert "kvm_convert_memory" not in steps
+        assert "log of conversions" not in steps
+
+
+def test_what_is_in_the_trace_is_not_asked_for_again(tmp_path):
+    """Every event of the list, and those of an SNP guest."""
+    turn = [
+        exit_("npf", 0x580000007, 0x4000000, "0x0"), fault(0x4000000, 0x2000580000007, "0x0"),
+        "kvm_rmp_fault: vcpu 0 gpa 0000000004000000 pfn 0x12 error_code 0x580000007 rmp_level 1 psmash_ret 0",
+        "kvm_entry: vcpu 0, rip 0x0",
+    ]  # fmt: skip
+    others = [
+        "kvm_userspace_exit: reason KVM_EXIT_INTR (10)", "kvm_mmio: mmio read len 4 gpa 0xfedc0000 val 0x0",
+        "kvm_emulate_insn: 0:ffffffff81000010: 8b 07 (prot64)", "kvm_inj_exception: #PF (0x9)",
+        "kvm_hypercall: nr 0x5 a0 0x0 a1 0x0 a2 0x0 a3 0x0",
+        "kvm_unmap_hva_range: mmu notifier unmap range: 0x7f0012345000 -- 0x7f0012346000",
+        "kvm_vmgexit_enter: vcpu 0, exit_reason 80000010, exit_info1 0, exit_info2 0",
+    ]  # fmt: skip
+    mapping = "kvm_tdp_mmu_spte_changed: as id 0 gfn 1 level 1 old_spte 0 new_spte 0"
+    path = tmp_path / "trace"
+
+    def steps(texts):
+        path.write_text("".join(event(100 + n / 1000, text) for n, text in enumerate(texts)))
+        return page(load(path)).split("\nNext\n")[1]
+
+    assert "record" not in steps([*others, mapping, *turn * 8])
+    assert steps([*others, *turn * 8]).splitlines()[-1].endswith("beside the others: -e kvmmmu")
+    assert "see kvm:kvm_rmp_fault and kvm:kvm_vmgexit_enter in the trace" in steps([*others, *turn * 8])
+
+
+def test_only_a_trace_with_mappings_says_that_nothing_is_mapped(tmp_path):
+    turn = [exit_("npf", 0x100000006, 0x5000), fault(0x5000, 0x100000006), ENTRY]
+    assert first_storm(page(recorded(tmp_path, turn))).endswith("is resumed; mappings were not recorded")
+    walk = "kvm_mmu_pagetable_walk: addr 5000 pferr 6 W|U"
+    assert first_storm(page(recorded(tmp_path, [*turn[:2], walk, ENTRY]))).endswith(
+        "is resumed, and nothing is mapped"
+    )
+    assert (
+        storms(recorded(tmp_path, turn).faults)["why"][0] == "each time the guest is resumed"
+    )  # nobody knows
+
+
+def test_snp_storms_ask_for_the_events_of_snp(tmp_path):
+    """Linux `arch/x86/kvm/trace.h`, kvm_rmp_fault, kvm_vmgexit_enter (v6.11)."""
+    for end in ("kvm_userspace_exit: reason error (14)", "kvm_entry: vcpu 0, rip 0x0"):
+        turn = [exit_("npf", 0x500000006, 0x4000000, "0x0"), fault(0x4000000, 0x2000500000006, "0x0"), end]
+        told = page(recorded(tmp_path, turn)).splitlines()[-1]
+        assert told.endswith("-e kvm:kvm_rmp_fault -e kvm:kvm_vmgexit_enter")
+    plain = [exit_("npf", 0x100000006, 0x4000000), fault(0x4000000, 0x100000006), ENTRY]
+    assert "kvm_rmp_fault" not in page(recorded(tmp_path, plain))
+
+
+@pytest.mark.parametrize("name", STORMS)
+def test_why_is_told_first_and_in_few_words(name, tmp_path):
+    lines = page(recorded(tmp_path, STORMS[name][0])).splitlines()
+    n = next(n for n, line in enumerate(lines) if line.strip().startswith("stuck on"))
+    assert "(lines 1 to" in lines[n - 2]
+    assert max(len(part.split()) for part in re.split("[;:] ", lines[n - 1])) <= 36
+
+
+def test_an_instruction_that_cannot_be_emulated_asks_for_memslot_and_bytes(tmp_path):
+    """Linux `include/uapi/linux/kvm.h`, emulation_failure of struct kvm_run (v5.15); 0x14: a fetch (bit 4)."""
+    failed = "kvm_emulate_insn: 0:ffffffff81000010: (prot64) failed"
+    end = "kvm_userspace_exit: reason KVM_EXIT_INTERNAL_ERROR (17)"
+    for code, is_fetch in ((0x100000014, True), (0x100000006, False)):
+        turn = [exit_("npf", code, 0xFE000000), fault(0xFE000000, code), failed, end]
+        for times in (1, 8):
+            steps = page(recorded(tmp_path, turn, times)).split("\nNext\n")[1]
+            assert steps.count("0xfe000000: is there a memslot at that address") == 1
+            assert "vcpu->run->emulation_failure" in steps
+            assert ("never fetched from MMIO" in steps) == is_fetch
+
+
+def test_exits_without_a_fault_are_counted_by_name(tmp_path):
+    """KVM_HC_MAP_GPA_RANGE alone comes so: Linux `Documentation/virt/kvm/api.rst`, KVM_CAP_EXIT_HYPERCALL (v6.12)."""
+    turn = [exit_("vmgexit"), "kvm_userspace_exit: reason KVM_EXIT_HYPERCALL (3)", ENTRY]
+    told = page(recorded(tmp_path, turn))
+    assert re.search(
+        r"\n +8  vmgexit\n +8  to user space: KVM_EXIT_HYPERCALL: a request to convert memory", told
+    )
+    steps = told.split("\nNext\n")[1]
+    assert "kvm_convert_memory" in steps
+    assert "kvm:kvm_vmgexit_enter" in steps
+    assert "no fault is here" not in steps
+    other = page(recorded(tmp_path, [exit_("hlt"), ENTRY]))
+    assert re.search(r"\n +8  hlt\n", other)
+    assert "no fault is here" in other.split("\nNext\n")[1]
+    assert "none of them a fault's" not in page(recorded(tmp_path, STORMS["TDX"][0]))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[ 8.3] WARNING: CPU: 12 PID: 47 at arch/x86/kvm/svm/svm.c:2075 npf_interception+0xb1/0xd0 [kvm_amd]",
+         "bit 48 or 49"),
+        ("WARNING: arch/x86/kvm/svm/svm.c:1944 at npf_interception+0xb1/0xd0, CPU#12: qemu/47", "bit 48 or 49"),
+        ("[ 8.3] WARNING: CPU: 1 PID: 47 at arch/x86/kvm/mmu/mmu.c:5700 kvm_mmu_page_fault+0x2b/0x6f0", "no root"),
+    ],
+)  # fmt: skip
+def test_a_warning_about_a_fault_says_which_it_may_be(line, said, tmp_path):
+    """Linux `svm.c`, npf_interception() (v6.10); `mmu.c`, kvm_mmu_page_fault() (v6.8, v6.10)."""
+    path = tmp_path / "dmesg"
+    path.write_text(f"------------[ cut here ]------------\n{line}\nRIP: 0010:x+0xb1/0xd0\n")
+    told = page(load(path))
+    assert "line 2: a WARN in " in told
+    assert said in told
+    with pytest.raises(InputError, match=said):
+        read(path.read_text())
+    path.write_text(
+        line.replace("npf_interception", "foo").replace("kvm_mmu_page_fault", "foo") + f"\n{ENTRY}\n"
+    )
+    assert "a WARN in" not in page(load(path))
