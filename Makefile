@@ -15,8 +15,9 @@ RECORDINGS ?= $(patsubst %/,%,$(wildcard data/recordings/*/))
 # What the tests of the path, and these alone, run must be the whole path, line by line and branch by branch.
 LOGIC := tests/path
 
-# What `make test` runs, the longest first; each line of output says which it is from.
-CHECKS := unit browser traces nbval logic conformance types lint
+# What `make test` runs, the longest first; each line of output says which it is from.  The half of `conformance` that
+# replays recordings is in tests/test_replay.py, too.
+CHECKS := unit browser traces nbval logic vectors types lint
 WORKERS ?= 2
 PYTEST = $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 SAY = 2>&1 | sed -u 's/^/$@: /'
@@ -38,7 +39,7 @@ LAB := $(VENV)/share/jupyter/lab/settings
 QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test env unit traces browser nbval logic claims conformance types lint mutants fuzz newest oldest bench record test-record html pocket notebooks lock clean
+.PHONY: help walkthrough test env unit traces browser nbval logic claims conformance vectors types lint mutants fuzz newest oldest bench record test-record html pocket notebooks lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,9 +94,11 @@ nbval: env ## the notebooks print and draw what they are committed with
 claims: env ## every claim about the patch, asked of a solver
 	@$(BIN)/kvm-pf prove $(SAY)
 
-conformance: env ## every kernel vector and recording, value by value (others: VECTORS=... RECORDINGS=...)
-	@$(BIN)/kvm-pf check $(VECTORS) $(SAY)
+conformance: vectors ## and every recording, value by value (others: VECTORS=... RECORDINGS=...)
 	@$(BIN)/kvm-pf replay $(RECORDINGS) $(SAY)
+
+vectors: env ## every kernel vector, value by value
+	@$(BIN)/kvm-pf check $(VECTORS) $(SAY)
 
 types: env ## mypy --strict on the package
 	@$(BIN)/mypy $(SAY)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kvm_pf.common.errors import InputError
@@ -140,7 +142,7 @@ def _csv_pieces(path: Path) -> Iterator[tuple[pd.DataFrame, int]]:
         raise InputError(f"{path}: not readable as a table ({one_line(error, 200)})") from None
 
 
-def _expected(column: pd.Series) -> pd.Series:
+def _expected(column: pd.Series) -> Any:
     """Read a column of the table: whole numbers as such, blanks and names as text."""
     if pd.api.types.is_integer_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
         return _got(column)
@@ -148,15 +150,15 @@ def _expected(column: pd.Series) -> pd.Series:
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"column {column.name!r} holds {column.dtype}; it takes integers or text")
     values = {}
-    for text in texts.unique():
+    for text in set(texts):
         read = number(text)
         values[text] = text if read is None else read
-    return texts.map(values).astype(object)
+    return np.array([values[text] for text in texts], dtype=object)
 
 
-def _got(column: pd.Series) -> pd.Series:
-    """The model's column with blanks for what was not reached."""
-    return column.astype(object).where(column.notna().to_numpy(), "")
+def _got(column: pd.Series) -> Any:
+    """The model's column as an array of objects, with blanks for what was not reached."""
+    return np.where(column.isna().to_numpy(), "", column.to_numpy(dtype=object))
 
 
 def _written(value: int | str) -> str:
@@ -202,15 +204,14 @@ def check_table(
         wrong_rows = pd.Series(False, index=frame.index)
         for column, expected in expectations.items():
             got = _got(result[column])
-            wrong = expected.to_numpy(dtype=object) != got.to_numpy(dtype=object)
+            wrong = expected != got
             if wrong.any():
                 wrong_rows |= wrong
                 report.by_column[column] = report.by_column.get(column, 0) + int(wrong.sum())
                 for row in frame.index[wrong][: max(0, first - len(report.first))]:
                     case = str(frame["case_id"][row]) if "case_id" in frame else ""
-                    report.first.append(
-                        TableDifference(row, case, column, _written(expected[row]), _written(got[row]))
-                    )
+                    there = _written(expected[row - start]), _written(got[row - start])
+                    report.first.append(TableDifference(row, case, column, *there))
         report.differing += int(wrong_rows.sum())
         report.rows += len(frame)
         if progress:
