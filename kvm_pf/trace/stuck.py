@@ -392,7 +392,10 @@ def look_next(storms: Iterable[Storm], seen: Collection[str]) -> tuple[list[str]
                 places = found.setdefault(part, [])
                 if not pd.isna(each.address):
                     places.append(hexadecimal(each.address))
-    lines = [
-        f"{', '.join(dict.fromkeys(places))}{': ' if places else ''}{said}" for said, places in found.items()
-    ]
+    lines: list[str] = []
+    before = ""
+    for part, places in found.items():
+        where = ", ".join(dict.fromkeys(places))
+        lines.append(f"{'there, too' if where == before else where}: {part}" if where else part)
+        before = where
     return lines, list(wanted)
