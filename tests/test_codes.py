@@ -196,7 +196,7 @@ class TestNotation:
             read(text)
 
     def test_an_error_is_named_as_one(self):
-        with pytest.raises(InputError, match="errors"):
+        with pytest.raises(InputError, match="error"):
             read("-14")
 
     @pytest.mark.parametrize(
@@ -654,6 +654,19 @@ LINES = {
         " old 0x0 new 0 spurious 0 fixed 0",
         [(0x10, "pferr")],
     ),
+    "the fast path's letters and bit 49": (
+        "q-9 [003] ..... 100.000001: fast_page_fault: vcpu 0 gva 4000000 error_code P|W|U|0x2000100000000 sptep "
+        "00000000abcdef12 old 0x600 new 0x602 spurious 0 fixed 1",
+        [(0x2000100000007, "pferr")],
+    ),
+    "the fast path without a letter": (
+        "fast_page_fault: vcpu 0 gva 1 error_code 0x2000100000000 sptep 1 old 0x1 new 1 spurious 1 fixed 0",
+        [(0x2000100000000, "pferr")],
+    ),
+    "the fast path without a flag": (
+        "fast_page_fault: vcpu 0 gva 0 error_code  sptep 1 old 0x1 new 1 spurious 1 fixed 0",
+        [(0, "pferr")],
+    ),
     "a VMPL's fault": (
         "qemu-system-x86-310143 [064] 28714.545983: kvm_exit: reason EXIT_NPF rip 0x0 info 1680000007 1729a1000",
         [(0x1680000007, "npf")],
@@ -857,7 +870,7 @@ def test_what_an_internal_error_says_of_the_fault_is_noted():
         ("kvm_convert_memory start 0x40000000 size 0x200000 private_to_shared", "a conversion"),
         ("EPT_VIOLATION    1192184    75.18%     4.40%      0.77us", "how often"),
         ("         1,192,184      kvm:kvm_page_fault", "counts"),
-        ("WARNING: CPU: 3 PID: 4711 at arch/x86/kvm/mmu/mmu.c:6001 kvm_mmu_page_fault+0x3a1/0x4d0", "a place"),
+        ("WARNING: CPU: 3 PID: 4711 at arch/x86/kvm/mmu/mmu.c:6001 kvm_mmu_page_fault+0x3a1/0x4d0", "no root"),
         ("kvm_exit: vcpu 0 reason HLT rip 0x1 info1 0x0 info2 0x0", "no fault's"),
         ("Unhandled exit: EPT_MISCONFIG at gpa 0xfee00000", "has no code"),
         ("SW_EXITINFO1 0x100000006", "GHCB"),
@@ -1062,3 +1075,35 @@ def test_the_new_tables_stand_where_the_kernel_and_the_manuals_have_them():
     assert [row.bit for row in EVENT] == [11, 12, 31]
     assert set(PFERR_LETTERS.values()) <= {row.name for row in PFERR}
     assert {row.bit for row in EPT} == set(range(17))
+
+
+@pytest.mark.parametrize(
+    "text", ["-14", "EFAULT", "errno 14", "KVM_RUN returned -14", "error (14)", "KVM_RUN: Bad address"]
+)
+def test_efault_has_the_next_step_of_qemus_line_however_it_is_written(text):
+    with pytest.raises(InputError) as qemu:
+        read("error: kvm run failed Bad address")
+    with pytest.raises(InputError) as found:
+        read(text)
+    assert str(qemu.value).partition("; ")[2] in str(found.value)
+    assert "record kvm_page_fault and kvm_userspace_exit" in str(found.value)
+
+
+def test_other_errors_say_what_they_are_and_unknown_ones_nothing():
+    """Linux `arch/x86/kvm/mmu/mmu.c`, kvm_handle_error_pfn() (v6.12): EHWPOISON is a poisoned page."""
+    with pytest.raises(InputError, match="EHWPOISON: the host's page is poisoned"):
+        read("-133")
+    with pytest.raises(InputError, match="a negative number is no code"):
+        read("-38")
+
+
+@pytest.mark.parametrize(
+    ("text", "exit_"),
+    [("39", "KVM_EXIT_MEMORY_FAULT"), ("0x27", "KVM_EXIT_MEMORY_FAULT"), ("48", "EPT_VIOLATION"), ("1024", "#NPF"),
+     ("27", ""), ("0x39", ""), ("14", "")],
+)  # fmt: skip
+def test_a_number_that_is_an_exits_reason_says_so(text, exit_):
+    """KVM_EXIT_MEMORY_FAULT 39: Linux `include/uapi/linux/kvm.h`; 48, 0x400: `vmx.h`, `svm.h` of uapi/asm (v6.12)."""
+    said = read(text).exit
+    assert said.startswith(exit_) if exit_ else said == ""
+    assert not read(text, "pferr").exit

@@ -30,6 +30,8 @@ def _lines(answer: Answer) -> Iterator[str]:
     for other in answer.others:
         says = f": {other.meaning.sentence}" if other.sure > Sure.HARDLY else ""
         yield f"or {_written(other)}, {other.title}{says} ({other.sure.words}: {other.why})"
+    if answer.exit:
+        yield f"or {answer.exit}"
 
 
 def _as_dict(reading: Reading) -> dict[str, Any]:
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     answer = read(args.code, args.encoding, args.base)
     answers = (answer, *answer.more)
     if args.json:
-        told = [{**_as_dict(a.best), "others": [_as_dict(r) for r in a.others]} for a in answers]
+        told = [
+            {**_as_dict(a.best), "others": [_as_dict(r) for r in a.others], "exit": a.exit} for a in answers
+        ]
         print(json.dumps({**told[0], "more": told[1:]}, indent=1))
         return OK
     print("\n\n".join("\n".join(_lines(a)) for a in answers))

@@ -56,7 +56,7 @@ from kvm_pf.run.notation import (
     term,
 )
 from kvm_pf.run.places import ASKED, TRACED, TRACED_FAULT, Place, Sure, map_keys, places
-from kvm_pf.run.refusals import refusal
+from kvm_pf.run.refusals import error_alone, exit_alone, refusal
 
 
 class Reading(NamedTuple):
@@ -89,10 +89,14 @@ class Reading(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Everything that a number can be, the likeliest reading first, and the other codes of a pasted line."""
+    """Everything that a number can be, the likeliest reading first, and the other codes of a pasted line.
+
+    `exit` says which exit the number can be the reason of, which is no code; "" if of none.
+    """
 
     readings: tuple[Reading, ...]
     more: tuple[Answer, ...] = ()
+    exit: str = ""
 
     @property
     def best(self) -> Reading:
@@ -436,9 +440,11 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
     if encoding:
         width = 64 if short[:2].lower() == "0x" else 0
         place = Place((encoding,), Sure.CERTAIN, "asked for", width, stood=ASKED)
+    if re.fullmatch(r"-[0-9]{1,3}", short) and (said := error_alone(short)):
+        raise InputError(f"{short}: no code, but an error; {said}")
     found = _readings(short, place, base)
     if found:
-        return Answer(_fitting(found, encoding, short))
+        return Answer(_fitting(found, encoding, short), exit="" if encoding else exit_alone(short) or "")
     if numbers := several(text):
         return _line([Answer(_fitting(_readings(each, place, base), encoding, each)) for each in numbers])
     if re.search(r"[\s:=(\[]", short):
@@ -454,6 +460,8 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
         if answers:
             return _line(answers)
         raise InputError(f"{' '.join(short.split())[:80]!r}: no code in this line; {refusal(text)}")
+    if said := error_alone(short):
+        raise InputError(f"{short[:80]!r}: no code, but an error; {said}")
     try:
         encode(short, ENCODINGS[encoding or "pferr"].table)
     except InputError as error:

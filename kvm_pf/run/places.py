@@ -518,9 +518,11 @@ def places(text: str) -> _Places:
             if number := _value("error_code", body):
                 found.append((number, _certain("npf", "error_code of kvm_rmp_fault: EXITINFO1")))
         elif name == "fast_page_fault":
-            if letters := re.search(r"\berror_code ([A-Z0-9a-fx|]+)", body):
-                base = 0 if set(letters[1].split("|")) <= set(PFERR_LETTERS) else 16
-                found.append((letters[1], _certain("pferr", "error_code of fast_page_fault", base=base)))
+            # The kernel prints letters for the flags that it has some for, the rest as one number, and of 0 nothing.
+            if letters := re.search(r"\berror_code (?:([A-Z0-9a-fx|]+)| ?(?=sptep\b))", body):
+                code = letters[1] or "0x0"
+                base = 16 if set(code.split("|")).isdisjoint(PFERR_LETTERS) else 0
+                found.append((code, _certain("pferr", "error_code of fast_page_fault", base=base)))
         elif injected := re.search(rf"#PF \({_NUMBER}", body):
             found.append((injected[1], _certain("pf", "a #PF that KVM injects into the guest")))
     for match in re.finditer(r"\bpferr ([0-9a-f]+)\b", whole):

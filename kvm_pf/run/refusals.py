@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+from kvm_pf.common.errnos import ERRNO_NAMES
 from kvm_pf.run.places import unwrapped
 
 _NAMED = (
@@ -25,10 +26,70 @@ Source: Linux `arch/x86/kvm/svm/svm.c`, npf_interception() (v6.10); `arch/x86/kv
 WARNED = re.compile(rf"\bWARNING: (?:\S{{1,80}} ){{0,6}}?at (?:\S{{1,80}} )?({'|'.join(WARNINGS)})\+0x")
 """A warning of the kernel's about a fault, with the function that it is in."""
 
+_EFAULT = (
+    "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
+    "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"
+)
+ERRORS = {
+    5: "KVM met a bug of its own; dmesg shows where",
+    12: "the host has no memory left for it",
+    22: "KVM found reserved bits in an entry of its own (get_mmio_spte), or refuses the vCPU's state",
+    133: "the host's page is poisoned, by an error of the memory",
+}
+"""What errors of KVM_RUN but EFAULT say of a fault.
+
+Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), handle_mmio_page_fault(), kvm_handle_error_pfn() (v6.12).
+"""
+
+EXITS = {
+    39: "KVM_EXIT_MEMORY_FAULT, why KVM_RUN came back: flags, gpa and size in vcpu->run->memory_fault say which memory "
+    "is to be made private (flags 8) or shared (0)",
+    48: "EPT_VIOLATION, an exit's reason on Intel: its qualification is the code",
+    49: "EPT_MISCONFIG, an exit's reason on Intel: it has no code",
+    1024: "#NPF, an exit's code on AMD (0x400): EXITINFO1 is the fault's code",
+}  # fmt: skip
+"""What numbers can be that are no codes of faults but of exits.
+
+Source: Linux `include/uapi/linux/kvm.h`, `arch/x86/include/uapi/asm/vmx.h`, `svm.h` (v6.12).
+"""
+
+
+def exit_alone(text: str) -> str | None:
+    """Say which exit a number alone can be, decimal or hexadecimal with 0x; None if none.
+
+    >>> exit_alone("0x27").partition(",")[0]
+    'KVM_EXIT_MEMORY_FAULT'
+    """
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,4}|[0-9]{1,4}", text.strip()) is None:
+        return None
+    return EXITS.get(int(text, 16 if "x" in text.lower() else 10))
+
+
+_ERRNO = re.compile(
+    r"\b(?:errno|ret|ret(?:urn(?:ed|s)?|val)|rc|error)\b[\s:=(]{0,4}-?(\d{1,3})\b|(?<![\w.-])-(\d{1,3})\b|\b(E[A-Z]{2,10})\b"
+    r"|(Bad address)"
+)
+
+
+def error_alone(text: str) -> str | None:
+    """Say what an error of KVM_RUN means that a text has, as a number or by its name; None if none is known.
+
+    >>> error_alone("-5")
+    'KVM_RUN failed with EIO: KVM met a bug of its own; dmesg shows where'
+    """
+    for match in _ERRNO.finditer(text):
+        number = next((int(n) for n in match.groups()[:2] if n), 0)
+        name = "EFAULT" if match[4] else match[3] or ERRNO_NAMES.get(number, "")
+        if name == "EFAULT":
+            return _EFAULT
+        for known_number, said in ERRORS.items():
+            if name and ERRNO_NAMES.get(known_number) == name:
+                return f"KVM_RUN failed with {name}: {said}"
+    return None
+
+
 _KNOWN = (
-    (r"kvm[ _]run failed:? Bad address",
-     "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
-     "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"),
+    (r"kvm[ _]run failed:? Bad address", _EFAULT),
     (r"(?:unknown exit reason|kvm_run_exit .{0,80}?reason) 39\b",
      "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
     (r"kvm[ _:]*run failed:? ",
@@ -121,7 +182,10 @@ def known(text: str) -> str | None:
     whole = unwrapped(text)
     if warned := WARNED.search(whole):
         return f"a WARN in {warned[1]}(): {WARNINGS[warned[1]]}"
-    return next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)
+    said = next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)
+    if said is None or re.search(r"\bKVM_RUN\b|\bkvm_userspace_exit\b", whole):
+        return error_alone(whole) or said
+    return said
 
 
 def refusal(text: str) -> str:

@@ -406,7 +406,7 @@ class TraceDat:
             fields["again"] = bool(raw.get("reinjected", 0))
         if form.name == "fast_page_fault" and "ret" in raw:
             fields = {key: fields[key] for key in ("vcpu", "sptep") if key in fields}
-            fields["gva"] = raw.get("cr2_or_gpa", 0)
+            fields |= {"gva": raw.get("cr2_or_gpa", 0), "error_code": raw.get("error_code")}
             fields |= {word: int(raw["ret"] == value) for word, value in form.results.items()}
         if form.name in ("print", "bprint"):
             text = raw.get("buf", b"")

@@ -99,10 +99,11 @@ _ASIDE = (
 class Joiner:
     """Join events into faults; what else the trace tells stands in the attributes.
 
-    `events` counts the events by name, `exits` the exits by reason, `declared` holds the memory that was made
-    private or shared, `sptes` the entries that get_mmio_spte() complained about, `counts` bpftrace's maps,
-    `ends` lists exits that user space did not know, `warnings` the kernel's warnings about faults; of these lists the
-    first KEPT are kept.  `user_exits` counts the exits to user space by name, `faults` the faults that have ended.
+    `events` counts the events by name, `exits` the exits by reason, `user_exits` those to user space by name, `faults`
+    the faults that have ended.  `declared` holds the memory that was made private or shared, `sptes` the entries that
+    get_mmio_spte() complained about, `counts` bpftrace's maps, `ends` lists exits that user space did not know,
+    `warnings` the kernel's warnings about faults, `private` the codes of fast_page_fault with bit 49; of these lists
+    the first KEPT are kept.
     `amd` and `intel` count the evidence for either, `tdp` is True once the trace shows that TDP is in use.
     """
 
@@ -116,6 +117,7 @@ class Joiner:
         self.exits: Counter[str] = Counter()
         self.user_exits: Counter[str] = Counter()
         self.warnings: list[tuple[int, str]] = []  # line, function
+        self.private: list[tuple[int, int]] = []  # line, code of fast_page_fault with bit 49
         self.declared = Declared()
         self.sptes: list[dict[str, Any]] = []
         self.counts: list[dict[str, Any]] = []
@@ -209,8 +211,23 @@ class Joiner:
         if take is not None:
             return take(self, event, f, key)
         if event.name.startswith(_ASIDE):
+            ended = self._fast(event, f, key) if event.name == "fast_page_fault" else []
             self._aside(event, f, self.open.get(key))
+            return ended
         return ()
+
+    def _fast(self, event: Event, f: dict[str, Any], key: object) -> list[Fault]:
+        """Note the code that the fast path had; begin a fault with it in a trace that shows none otherwise."""
+        code = f.get("error_code")
+        if code is None:
+            return []
+        if code & PFERR_PRIVATE_ACCESS and len(self.private) < self.KEPT:
+            self.private.append((event.line, code))
+        if self.exits or self.events["kvm_page_fault"] or "gva" not in f:
+            return []
+        ended = self._begin(event, key, raw_code=code, source="fast", address=f["gva"])
+        self.open[key].exit_code = None
+        return ended
 
     def _begin(self, event: Event, key: object, **given: Any) -> list[Fault]:
         """Begin a fault; give those that this ends."""
@@ -558,6 +575,7 @@ SOURCES = {
     "memory_fault": ("memfault", "flags of a memory-fault exit"),
     "guest_pf": ("pf", "Linux in the guest reports its own #PF"),
     "hvf": ("ept", "called an exit qualification"),
+    "fast": ("pferr", "error_code of fast_page_fault, past the exit's handler"),
 }
 """By what a code was found in: its encoding, and why."""
 
@@ -657,7 +675,7 @@ def sense(
     error_code = whole_code(code) if encoding == "npf" and not whole else code
     known = code if error_code is None else error_code
     private = None
-    if encoding == "npf" and (whole or known >> 32):
+    if encoding == "pferr" or (encoding == "npf" and (whole or known >> 32)):
         private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0
     access = "write or walk" if error_code is None else _access(known)
     mapped = known & PFERR_PRESENT_MASK != 0

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from kvm_pf.bits import PFERR_LETTERS, encode
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import archive_of, as_path
 from kvm_pf.run.refusals import WARNED
@@ -473,6 +474,8 @@ def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict
         return {"text": payload.strip()}, True
     if name == "fast_page_fault" or name == "kvm_mmio":
         fields, whole = _keyed(payload.replace("gva=", "gva "), decimal)
+        if name == "fast_page_fault":
+            fields["error_code"], whole = _flags(payload), True
         if name == "kvm_mmio":
             fields["type"] = payload.split(" len ")[0].strip().removeprefix("mmio ").strip()[:20]
         return fields, whole
@@ -542,6 +545,25 @@ def _quick_who(head: str) -> tuple[int, str | None, int | None] | None:
     if _QUOTE.match(task) or task.lstrip().startswith("#") or _EVENT.search(task) or "FIND FIELD" in task:
         return None
     return int(cpu), *_task(task)
+
+
+_FLAGS_SHOWN = re.compile(r"\berror_code (\S{0,80}) ?\bsptep\b")
+
+
+def _flags(payload: str) -> int | None:
+    """Read the error code of fast_page_fault: letters, and the rest as one number; None if it cannot be read.
+
+    Source: Linux `arch/x86/kvm/mmu/mmutrace.h`, fast_page_fault: __print_flags() (v6.12).
+    """
+    if (found := _FLAGS_SHOWN.search(payload)) is None:
+        return None
+    code = 0
+    for part in filter(None, found[1].split("|")):
+        value = encode(PFERR_LETTERS[part]) if part in PFERR_LETTERS else number(part)
+        if value is None:
+            return None
+        code |= value
+    return code
 
 
 def _usual(name: str, payload: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ class Fault:
 
     `source` is npf, ept, misconfig or pf if an exit says so, "" if only `kvm_page_fault` was recorded,
     memory_fault for an exit to user space that a VMM reported, guest_pf for a guest's own report, hvf for
-    macOS' Hypervisor.framework.
+    macOS' Hypervisor.framework, fast if only `fast_page_fault` was recorded.
     """
 
     line: int

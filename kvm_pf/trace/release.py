@@ -46,13 +46,14 @@ _MARKED = (
     "kvm_page_fault shows bit 49 beside bit 34 (line {}): an SNP guest's private access, a kernel from 6.11 on",
 )
 _TDX = TDX_REVISION, "rip 0 and no linear address (line {}): a TDX guest, a kernel from 6.16 on"
+_FAST = "v6_10", "fast_page_fault shows bit 49 (line {}): a kernel from 6.10 on, whose field has 64 bits"
 _RMP = "v6_12", "it has kvm_rmp_fault, as kernels from 6.11 on do"
 _NARROW = "v6_1", "codes are cut to 32 bits: a kernel before 6.1, of which this is the nearest"
 """What a trace can show, and the oldest revision that does so.
 
 Sources: Linux `arch/x86/kvm/svm/svm.c`, npf_interception(), and `arch/x86/kvm/trace.h`, kvm_rmp_fault (v6.11);
-`arch/x86/kvm/vmx/tdx.c` (v6.16); commit `bff0adc40c00` ("KVM: x86: Use u64 for address and error code in page fault
-tracepoint") (v6.1).
+`arch/x86/kvm/mmu/mmutrace.h`, fast_page_fault (v6.10); `arch/x86/kvm/vmx/tdx.c` (v6.16); commit `bff0adc40c00` ("KVM:
+x86: Use u64 for address and error code in page fault tracepoint") (v6.1).
 """
 
 
@@ -113,6 +114,8 @@ class Signs:
             for (name, why), line in ((_MARKED, self.marked), (_TDX, self.tdx))
             if line is not None
         ]
+        if joiner is not None and joiner.private:
+            signs.append((_FAST[0], _FAST[1].format(joiner.private[0][0])))
         if joiner is not None and joiner.events["kvm_rmp_fault"]:
             signs.append(_RMP)
         if reader is not None and reader.kernel and (named := _named(reader.kernel)):

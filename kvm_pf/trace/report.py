@@ -68,7 +68,7 @@ def summary(traced: Survey) -> pd.DataFrame:
 _TITLES = {
     "npf": "#NPF error codes (AMD)", "ept": "EPT exit qualifications (Intel)", "misconfig": "EPT misconfigurations",
     "tdx": "EPT exit qualifications of a TDX guest (Intel)",
-    "pf": "#PF error codes", "memfault": "memory-fault flags",
+    "pf": "#PF error codes", "memfault": "memory-fault flags", "pferr": "error codes inside KVM",
 }  # fmt: skip
 
 
@@ -188,6 +188,10 @@ def notes(traced: Survey) -> list[str]:
         if wait >= LONG
     ]
     told += [(row.line, _RMP) for row in worth["RMP"]]
+    told += [
+        (line, f"fast_page_fault shows bit 49 ({code:#x}): KVM took the access for one to private memory")
+        for line, code in joiner.private[:1]
+    ]
     said = [f"line {line}: {text}" for line, text in told] + ended(joiner)
     if came := worth["vectoring"].count:
         first = next(iter(worth["vectoring"]))

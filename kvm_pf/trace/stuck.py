@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from kvm_pf.bits import PFERR_FETCH_MASK, PFERR_GUEST_ENC_MASK
 from kvm_pf.common.errnos import ERRNO_NAMES
+from kvm_pf.run.refusals import ERRORS
 from kvm_pf.trace.events import MAPPINGS, SNP, UNMAP, missing
 from kvm_pf.trace.record import STALE, WAITS
 from kvm_pf.trace.storms import Storm
@@ -68,17 +69,6 @@ _PLAIN = {
 Sources: what the path does, by its functions; a device in the host's kernel on the fast-MMIO bus: Linux
 `Documentation/virt/kvm/api.rst`, KVM_IOEVENTFD; Linux `arch/x86/kvm/mmu/mmu.c`, check_mmio_spte(),
 __kvm_mmu_faultin_pfn() (v6.12).
-"""
-
-_ERRORS = {
-    5: "KVM met a bug of its own; dmesg shows where",
-    12: "the host has no memory left for it",
-    22: "KVM found reserved bits in an entry of its own (get_mmio_spte), or refuses the vCPU's state",
-    133: "the host's page is poisoned, by an error of the memory",
-}
-"""What errors of KVM_RUN say of a fault.
-
-Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), handle_mmio_page_fault(), kvm_handle_error_pfn() (v6.12).
 """
 
 
@@ -158,7 +148,7 @@ def cause(storm: Storm, n: int, seen: Collection[str] | None = None) -> Cause:
         return _efault(storm, meaning)
     if found := re.match(r"to user space: error (\d+)", end):
         number = int(found[1])
-        said = _ERRORS.get(number)
+        said = ERRORS.get(number)
         name = ERRNO_NAMES.get(number, f"error {number}")
         why = f"each time KVM_RUN fails ({name}{f': {said}' if said else ''}) and user space runs the vCPU again"
         return Cause(why, "dmesg" if said else "")

@@ -12,6 +12,7 @@ import pytest
 from kvm_pf.common.errors import InputError
 from kvm_pf.run.codes import read
 from kvm_pf.trace import load, page, storms
+from kvm_pf.trace.pasted import read_text
 from kvm_pf.trace.storms import Finder
 from kvm_pf.trace.stuck import verdict
 
@@ -498,3 +499,39 @@ def test_a_warning_about_a_fault_says_which_it_may_be(line, said, tmp_path):
         line.replace("npf_interception", "foo").replace("kvm_mmu_page_fault", "foo") + f"\n{ENTRY}\n"
     )
     assert "a WARN in" not in page(load(path))
+
+
+def test_the_fast_paths_code_is_read_where_nothing_else_was_recorded(tmp_path):
+    """Letters, and the rest as one number: Linux `arch/x86/kvm/mmu/mmutrace.h`, fast_page_fault (v6.12)."""
+    line = (
+        "fast_page_fault: vcpu 0 gva 4000{n}000 error_code {code} sptep 00000000abcdef12 old 0x600 new 0x602 "
+    )
+    codes = {
+        "P|W|U|0x2000100000000": 0x2000100000007,
+        "P|W": 3,
+        "F": 0x10,
+        "RSVD|0x200000000": 0x200000008,
+        "": 0,
+    }
+    path = tmp_path / "trace"
+    texts = [line.format(n=n, code=code) + "spurious 0 fixed 1" for n, code in enumerate(codes)]
+    path.write_text("".join(event(100 + n, text) for n, text in enumerate(texts)))
+    traced = load(path)
+    assert traced.faults["raw_code"].tolist() == list(codes.values())
+    assert traced.faults["address"].tolist() == [0x40000000 + 0x1000 * n for n in range(5)]
+    assert traced.faults["private"].tolist() == [True, False, False, False, False]
+    assert set(traced.faults["encoding"]) == {"pferr"}
+    assert [told.fault.raw_code for told in read_text(path.read_bytes()).faults] == list(codes.values())
+    told = page(traced)
+    assert told.startswith("read as:          v6_10: fast_page_fault shows bit 49 (line 1)")
+    assert "line 1: fast_page_fault shows bit 49 (0x2000100000007)" in told
+    assert "no fault is here" not in told
+
+
+def test_the_fast_paths_code_is_no_second_fault_beside_an_exit(tmp_path):
+    fast = "fast_page_fault: vcpu 0 gva 5000 error_code P|W|U|0x2000100000000 sptep 1 old 0x1 new 3 spurious 0 fixed 1"
+    traced = recorded(tmp_path, [exit_("npf", 0x100000007, 0x5000), fault(0x5000, 0x100000007), fast, ENTRY])
+    assert traced.faults["raw_code"].tolist() == [0x100000007] * 8
+    assert set(traced.faults["outcome"]) == {"mapped"}
+    assert "fast_page_fault shows bit 49" in page(traced)
+    assert not traced.digest.disagreeing.count

@@ -163,6 +163,8 @@ def _no_fault(name: str, data: bytes, pasted: Pasted) -> Iterator[Html]:
     yield element("p", f"{best.title}; {best.sure.words}: {best.why}")
     for other in answer.others[:3]:
         yield element("p", f"or {other.title}: {other.meaning.sentence} ({other.sure.words})")
+    if answer.exit:
+        yield element("p", f"or {answer.exit}")
 
 
 def _read_as(pasted: Pasted) -> Iterator[Html]:
