@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from kvm_pf.revisions import get
 
     if args.revision is not None:
-        args.revision = get(args.revision).name
+        get(args.revision)  # before anything is read
     is_one = len(args.files) == 1 and not os.path.isdir(args.files[0])
     return _one(args) if is_one and not args.workers and not args.scheduler else _many(args)
 

@@ -92,10 +92,11 @@ def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str
         )
     kind, named = parts[1], revision or parts[2] or ""
     name = ALIASES.get(named, named)
-    if name not in REVISIONS:
+    try:
+        return kind, get(name).name
+    except InputError:
         known = ", ".join(n for n in REVISIONS if "+" not in n)
-        raise InputError(f"{path}: {name!r} is no revision; name one with --revision: {known}")
-    return kind, name
+        raise InputError(f"{path}: {name!r} is no revision; name one with --revision: {known}") from None
 
 
 def _chunks(path: Path, limit: int) -> Iterator[pd.DataFrame]:

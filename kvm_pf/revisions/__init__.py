@@ -392,11 +392,14 @@ def get(revision: str | Revision) -> Revision:
     """
     if isinstance(revision, Revision):
         return revision
-    release = (
-        re.fullmatch(r"v?(\d{1,2})\.(\d{1,3})(\.\d{1,4})?", revision) if isinstance(revision, str) else None
+    if isinstance(revision, str):
+        if revision in REVISIONS:
+            return REVISIONS[revision]
+        release = re.fullmatch(r"v?([0-9]{1,2})\.([0-9]{1,3})(\.[0-9]{1,4})?", revision)
+        if release and (known := of_release((int(release[1]), int(release[2])))):
+            return known
+    names = [name for name in REVISIONS if name not in LATTICE]
+    raise InputError(
+        f"there is no revision {ascii(revision)[:80]}; there are {', '.join(names)}, combinations such as "
+        f"{next(iter(LATTICE))}, and releases from 6.1 on"
     )
-    if release and (known := of_release((int(release[1]), int(release[2])))):
-        return known
-    if not isinstance(revision, str) or revision not in REVISIONS:
-        raise InputError(f"there is no revision {ascii(revision)[:80]}; there are {', '.join(REVISIONS)}")
-    return REVISIONS[revision]

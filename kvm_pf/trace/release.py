@@ -23,6 +23,9 @@ DEFAULT = "posted"
 """What a trace is read as that does not show its kernel."""
 
 
+_KERNELS = {row.name: row.kernel for row in ROWS if row.kernel}
+
+
 class ReadAs(NamedTuple):
     """The revision that a trace is read as, and why that one; `known` is False if nothing decided."""
 
@@ -35,8 +38,13 @@ class ReadAs(NamedTuple):
 
 
 def asked_for(revision: Revision | str) -> ReadAs:
-    """Read as somebody asked for.  Raises InputError if there is no such revision."""
-    return ReadAs(get(revision), "as was asked for")
+    """Read as somebody asked for, by name or release.  Raises InputError if there is no such revision."""
+    known = get(revision)
+    release = re.match(r"v?(\d{1,2})\.(\d{1,3})", revision) if isinstance(revision, str) else None
+    is_near = release is not None and _KERNELS.get(known.name) != (int(release[1]), int(release[2]))
+    return ReadAs(
+        known, f"as was asked for{f', the nearest that is older than {revision}' if is_near else ''}"
+    )
 
 
 UNKNOWN = "the trace does not show its kernel; --revision 6.12 (revision=), for example, names it"
@@ -126,9 +134,6 @@ class Signs:
             return ReadAs(get(DEFAULT), UNKNOWN, known=False)
         name, why = max(signs, key=lambda sign: _KERNELS[sign[0]])
         return ReadAs(get(name), why)
-
-
-_KERNELS = {row.name: row.kernel for row in ROWS if row.kernel}
 
 
 def _is_marked(codes: Any, exits: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 
 from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
+from kvm_pf.revisions import get
 from kvm_pf.trace import convert, follows, load, page, read_all, summary
 from kvm_pf.trace.lines import kernel_named
 from kvm_pf.trace.pasted import read_text
@@ -175,3 +176,19 @@ def test_trace_dat_names_its_kernel_in_an_option(tmp_path):
 def test_a_revision_that_is_none_is_refused():
     with pytest.raises(InputError, match="there is no revision 'nope'"):
         read_text(SNP, revision="nope")
+
+
+def test_a_release_stands_for_its_revision_wherever_one_is_named(tmp_path):
+    """Which revision was made from which release: `kernel` of its row; others take the nearest that is older."""
+    path = tmp_path / "t.txt"
+    path.write_text(PLAIN)
+    for release, name in (("6.12", "v6_12"), ("v6.12", "v6_12"), ("6.12.117", "v6_12"), ("7.3", "v7_3")):
+        assert get(release) is get(name)
+        assert load(path, release).digest.read_as.why == "as was asked for"
+    for release, name in (("6.11", "v6_10"), ("6.9.3", "v6_8"), ("6.2", "v6_1"), ("7.9", "v7_3")):
+        assert str(load(path, release).digest.read_as) == (
+            f"{name}: as was asked for, the nearest that is older than {release}"
+        )
+    for none in ("5.19", "6", "6.12.1.1", "6.12-rc1", "v6_11", "", "0.0"):
+        with pytest.raises(InputError, match=r"there is no revision .*, and releases from 6\.1 on"):
+            get(none)
