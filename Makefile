@@ -94,10 +94,10 @@ nbval: env ## the notebooks print and draw what they are committed with
 claims: env ## every claim about the patch, asked of a solver
 	@$(BIN)/kvm-pf prove $(SAY)
 
-conformance: vectors ## and every recording, value by value (others: VECTORS=... RECORDINGS=...)
+conformance: vectors ## every kernel vector and recording, value by value (others: VECTORS=... RECORDINGS=...)
 	@$(BIN)/kvm-pf replay $(RECORDINGS) $(SAY)
 
-vectors: env ## every kernel vector, value by value
+vectors: env ## the vectors alone
 	@$(BIN)/kvm-pf check $(VECTORS) $(SAY)
 
 types: env ## mypy --strict on the package

@@ -303,11 +303,13 @@ class Watcher:
         posted = self._posted.get(name)
         lines = ledger_lines(name) if posted and posted.__code__ is function.__code__ else ()
         source = source_of(function)
-        signature = inspect.signature(posted or function)  # a step made elsewhere may name its arguments anew
+        # A step made elsewhere may name its arguments anew.
+        names = list(inspect.signature(posted or function).parameters)
 
         @wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            given = dict(signature.bind(*args, **kwargs).arguments)
+            given = dict(zip(names, args, strict=False))
+            given |= {name: kwargs[name] for name in names if name in kwargs}
             record = Record(name, len(self._open), given, self.revision, source=source, lines=lines)
             (self._open[-1].inner if self._open else self.records).append(record)
             self._open.append(record)
