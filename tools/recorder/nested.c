@@ -70,7 +70,7 @@ static const struct { const char *name; uint64_t field; } READ_BACK[] = {
 };
 enum { N_READ_BACK = sizeof(READ_BACK) / sizeof(*READ_BACK) };
 
-static bool nested, nested_paging, intel, in_l2, vmx_on, halted;
+static bool nested, nested_paging, accessed_dirty, intel, in_l2, vmx_on, halted;
 static uint64_t l2_cr3, next_table;
 
 static uint64_t *at(uint64_t gpa)
@@ -169,7 +169,7 @@ void op_l2map(struct words *w)
 		store(table_below(entry, "pde_") + (x >> 12) % ENTRIES * 8, value, "pte_");
 }
 
-/* nest [np0]: from now on L1 is a hypervisor; np0: its guest has no nested page table. */
+/* nest [np0|noad]: from now on L1 is a hypervisor; np0: its guest has no nested page table; noad: one without A/D. */
 void op_nest(struct words *w)
 {
 	uint32_t leaves, vendor, rest[2];
@@ -196,6 +196,7 @@ void op_nest(struct words *w)
 	next_table = L2_TABLES + 3 * PAGE;
 	l2_cr3 = TABLES;
 	nested_paging = strcmp(w->text[0], "np0");
+	accessed_dirty = strcmp(w->text[0], "noad");
 	nested = !rc;
 	result(rc);
 }
@@ -276,7 +277,7 @@ static void fill_vmcs(char op)
 	controls(0x4012, 4, LONG_MODE_GUEST | LOAD_EFER_ON_ENTRY);
 	field(0x4004, ~(1u << 2));			 /* every exception but NMI's */
 	if (nested_paging)				 /* EPTP: four levels, write-back, accessed and dirty bits */
-		field(0x201a, L2_TABLES | 3 << 3 | 6 | (msr(MSR_VMX_EPT_CAP) >> 21 & 1) << 6);
+		field(0x201a, L2_TABLES | 3 << 3 | 6 | (accessed_dirty & msr(MSR_VMX_EPT_CAP) >> 21) << 6);
 	field(0x2800, ~0ull);				 /* no linked VMCS */
 	field(0x2806, efer);				 /* L2's, … */
 	field(0x2c02, efer);				 /* … and L1's afterwards */

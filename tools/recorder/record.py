@@ -36,7 +36,10 @@ ROOT = HERE.parent.parent
 OLDEST = (6, 12)
 """Kernels before this one have no probes on struct arguments (fprobe events)."""
 
-NESTED = ("nested", "nested-swprot", "nested-np0", "nested-np0-swprot", "nested-prefetch", "nested-emulated")
+NESTED = (
+    *("nested", "nested-swprot", "nested-np0", "nested-np0-swprot"),
+    *("nested-prefetch", "nested-emulated", "nested-dirty"),
+)
 SELFTESTS = ("selftest-exits", "selftest-conversions", "selftest-conversions-punch", "selftest-holes",
              "selftest-holes-precise")  # fmt: skip
 SCENARIOS = {
@@ -46,7 +49,7 @@ SCENARIOS = {
     ),
     "intel": (
         *("default", "swprot", "inject-ept", "inject-ept-swprot", "implicit", "fastmmio", "tables"),
-        *(*NESTED, *SELFTESTS),
+        *(*NESTED, "nested-noad", *SELFTESTS),
     ),
 }
 NEEDED = {
