@@ -626,7 +626,7 @@ def _stated(text: str) -> int | None:
 
 
 _KERNEL = re.compile(
-    r"\bLinux version (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})|^# os release : (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})"
+    r"\bLinux version (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})|# os release : (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})"
     r"|\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
     r"|^(?:uname: )?Linux \S{1,64} (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
 )

@@ -14,11 +14,11 @@ from kvm_pf.run.codes import map_code, read
 from kvm_pf.run.places import Sure
 from kvm_pf.run.refusals import WARNINGS, known
 from kvm_pf.trace.digest import LONG, Digest, storm_table
-from kvm_pf.trace.events import EVENTS, MAPPINGS, missing, options, trace_cmd
+from kvm_pf.trace.events import EVENTS, MAPPINGS, SNP, missing, options, trace_cmd
 from kvm_pf.trace.faults import Joiner, of_faults, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.storms import Finder
-from kvm_pf.trace.stuck import hexadecimal, look_next, unemulated
+from kvm_pf.trace.stuck import BEFORE_6_3, hexadecimal, look_next, unemulated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,14 +278,15 @@ _RMP = (
 )
 _SEE = "see linux/kvm.h"
 
-_TOLD = {
-    "KVM_EXIT_HYPERCALL": (
-        "a request to convert memory (KVM_HC_MAP_GPA_RANGE), of SNP by page-state change, of TDX by MapGPA; again and "
-        "again: a guest that converts much, or one range in a loop",
-        "which range, and to what? vcpu->run->hypercall.args tells it (gpa, pages, bit 4: private), with QEMU -trace "
-        "'kvm_convert_memory'; of SNP record kvm:kvm_vmgexit_enter, of others kvm:kvm_hypercall",
-    ),
-}  # fmt: skip
+_HYPERCALL = "KVM_EXIT_HYPERCALL"
+_CONVERTS = (
+    "a request to convert memory (KVM_HC_MAP_GPA_RANGE), of SNP by page-state change, of TDX by MapGPA; again and "
+    "again: a guest that converts much, or one range in a loop"
+)
+_WHICH_RANGE = (
+    "KVM_EXIT_HYPERCALL: which range, and to what? vcpu->run->hypercall.args tells it (gpa, pages, bit 4: private), or "
+    "QEMU with -trace 'kvm_convert_memory'"
+)
 """What exits to user space say that are no fault's, and what to look at.
 
 Source: Linux `Documentation/virt/kvm/api.rst`, KVM_EXIT_HYPERCALL, KVM_CAP_EXIT_HYPERCALL (v6.12);
@@ -312,10 +313,11 @@ def next_steps(traced: Survey) -> list[str]:
     """Say what to look at and what to record to know more; the last line, to be copied, has what the trace lacks."""
     digest, joiner, seen = traced.digest, traced.joiner, traced.joiner.events
     steps = []
-    if not digest.rows and not sum(joiner.user_exits.values()) and not joiner.warnings:
+    asks = not digest.rows and joiner.user_exits[_HYPERCALL] > 0
+    if not digest.rows and not asks and not joiner.warnings:
         steps.append("no fault is here: record the events below while the guest misbehaves")
-    if not digest.rows:
-        steps += [f"{name}: {look}" for name, (_, look) in _TOLD.items() if joiner.user_exits[name]]
+    if asks and not joiner.declared.spans:
+        steps.append(_WHICH_RANGE)
     others = sum(digest.sources[name] for name in ("memory_fault", "guest_pf", "hvf"))
     kernel = digest.rows - others
     if kernel and not joiner.exits:
@@ -343,7 +345,10 @@ def next_steps(traced: Survey) -> list[str]:
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
         )
     looks, more = look_next(digest.finder.found[:8], seen)
-    steps += looks
+    kernel_of = digest.read_as.revision.row
+    is_new = digest.read_as.known and kernel_of is not None and (kernel_of.kernel or (0,)) > (6, 2)
+    steps += [look for look in looks if not (is_new and BEFORE_6_3 in look)]
+    more += SNP if asks and joiner.exits["vmgexit"] else ()
     for row in digest.worth["not emulated"]:
         told = f"{hexadecimal(row.address)}: {unemulated(row.raw_code)}"
         steps += [told] if not any(told in step for step in steps) else []
@@ -497,7 +502,7 @@ def aside(joiner: Joiner, most: int = 8) -> Iterator[tuple[str, list[str], int]]
         exits = [
             *(f"{n:>7}  {name}" for name, n in joiner.exits.most_common()),
             *(
-                f"{n:>7}  to user space: {name}{f': {_TOLD[name][0]}' if name in _TOLD else ''}"
+                f"{n:>7}  to user space: {name}{f': {_CONVERTS}' if name == _HYPERCALL else ''}"
                 for name, n in joiner.user_exits.most_common()
             ),
         ]

@@ -246,6 +246,13 @@ _TDX_RETRIES = (
 )
 
 
+BEFORE_6_3 = (
+    "kernels before 6.3 that lack the fix of August 2023 try again for ever after 2^31 times "
+    "(<20230824010104.2714198-1-seanjc@google.com>)"
+)
+"""What a newer kernel need not be told."""
+
+
 def _resumed(meaning: str, seen: Collection[str] | None) -> Cause:
     why = "each time the guest is resumed"
     if seen is not None:
@@ -266,8 +273,7 @@ def _resumed(meaning: str, seen: Collection[str] | None) -> Cause:
         return Cause(
             why,
             "KVM tries again as long as the host takes pages away or changes memslots or attributes (pages of "
-            "guest_memfd and attributes: kvm_unmap_hva_range tells neither)\nkernels before 6.3 that lack the fix of "
-            "August 2023 try again for ever after 2^31 times (<20230824010104.2714198-1-seanjc@google.com>)",
+            f"guest_memfd and attributes: kvm_unmap_hva_range tells neither)\n{BEFORE_6_3}",
             (UNMAP, MAPPINGS),
         )
     return Cause(why)
@@ -349,7 +355,7 @@ def _converted(storm: Storm) -> Cause:
         )
     third = any(ask.private for ask in asked)
     return Cause(
-        "no conversion is in the trace: user space makes none, or something undoes it"
+        "no conversion of the page is in the trace: user space makes none (or of another range), or something undoes it"
         + (
             ", or the page is private already, without memory (no guest_memfd, or no page in it)"
             if third

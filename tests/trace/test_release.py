@@ -55,6 +55,11 @@ TRACES = {
     "the RMP's tracepoint": (text(RMP) + PLAIN, "v6_12", "kvm_rmp_fault"),
     "nothing": (PLAIN, "posted", "--revision 6.12"),
     "codes cut": (OLD, "v6_1", "before 6.1"),
+    "perf script --header": (
+        f"# ========\n# os release : 6.12.4-200.fc41.x86_64\n# ===\n#\n{PLAIN}",
+        "v6_12",
+        "6.12.4",
+    ),
     "dmesg": (DMESG + PLAIN, "v6_12", "Linux 6.12.5-1"),
     "dmesg of 6.8": (DMESG.replace("6.12", "6.8") + PLAIN, "v6_8", "Linux 6.8.5-1"),
     "dmesg, between two": (DMESG.replace("6.12", "6.10") + PLAIN, "v6_10", "Linux 6.10.5-1"),

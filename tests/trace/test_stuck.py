@@ -92,8 +92,9 @@ STORMS = {
     ),
     "nobody says whether it is converted": (
         [QEMU.format(flags="0x8")],
-        "no conversion is in the trace: user space makes none, or something undoes it, or the page is private already, "
-        "without memory (no guest_memfd, or no page in it)", "there, too: does the memslot there have a guest_memfd",
+        "no conversion of the page is in the trace: user space makes none (or of another range), or something undoes "
+        "it, or the page is private already, without memory (no guest_memfd, or no page in it)",
+        "there, too: does the memslot there have a guest_memfd",
     ),
     "EFAULT hides the exit, SNP": (
         [fault(0x4000000, 0x2000500000006, "0x0"), "kvm_userspace_exit: reason error (14)",
