@@ -234,6 +234,19 @@ class TestPrefetch:
         done = it.run(f"l2w {X + 0x2000:#x} 2")
         assert (len(done.faults), done.copy) == (taken, copy)
 
+    def test_without_accessed_bits_it_allows_nothing_until_it_is_used(self):
+        """Recorded on Intel; L1's EPT alone has none: scenario nested-noad, steps 21 to 24."""
+        for options, op in (({"accessed_dirty": False}, "nest"), ({}, "nest noad")):
+            it = Machine("sw-protected", "ept", "v6_12", **options)
+            for each in (f"slot 1 {Y:#x} 0x200000 gmem,touch", op, f"l2map {X:#x} {Y:#x}",
+                         f"l2map {X + 0x1000:#x} {Y + 0x1000:#x}", f"l2map {X + 0x2000:#x} {Y + 0x2000:#x}",
+                         f"attr {Y + 0x1000:#x} 0x2000 private", attr(X + 0x2000, "private")):  # fmt: skip
+                it.run(each)
+            assert of_handler(it.run(f"l2r {X:#x}")).prefetched == (0x40001, 0x40002)
+            assert it.run(f"l2w {X + 0x1000:#x} 1").exit.memory_fault == (39, Y + 0x1000, 0x1000, 0)
+            done = it.run(f"l2r {X + 0x2000:#x}")
+            assert (len(done.faults), done.copy) == (1, "private")
+
     def test_not_beyond_the_eight_around_the_fault(self):
         it = self.touched()
         it.run(f"l2map {X + 0x8000:#x} {Y + 0x8000:#x}"), it.run(f"l2r {X + 0x8000:#x}")

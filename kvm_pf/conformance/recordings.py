@@ -62,7 +62,8 @@ memslots' generation grows once (by the number of address spaces: 1, or 2 with S
 A guest of the guest (L2).  X is a page of L2's, Y one of L1's, the guest that user space made; L2's first 2M are
 mapped to L1's own, its code and page tables with them.
 
-    nest [np0]             L1 becomes a hypervisor: it keeps a nested page table for L2, or none (np0)
+    nest [np0|noad]        L1 becomes a hypervisor: it keeps a nested page table for L2, or none (np0), or one
+                           without accessed and dirty bits (noad, Intel)
     l2map X Y [RIGHTS]     L1 maps X to Y, by stores of its own to its nested page table (`pdpt_run0`, `pde_run0`,
                            `pte_run0`: a KVM_RUN each).  RIGHTS: w writable, r not, n not executable, L 2M
     l2unmap X [L]          L1 clears its entry for X

@@ -61,7 +61,7 @@ from kvm_pf.guest.machine import (
 )
 from kvm_pf.guest.memory import BASE_SLOT_SIZE, Given, Options
 from kvm_pf.revisions import Revision, get
-from kvm_pf.spte import SPTE_WRITE
+from kvm_pf.spte import SPTE_MMU_PRESENT_MASK, SPTE_WRITE
 from kvm_pf.state import KVM_HVA_ERR_BAD, PAGE_OFFSET_MASK, PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K
 
 __all__ = ("Replay", "ReplayDifference", "ReplayReport", "Why", "replay")
@@ -639,14 +639,18 @@ class Replay:
             machine.put(gfn, spte & ~SPTE_WRITE, level)  # write-protected since
 
     def sync_nested(self, row: FaultRow, page: int) -> None:
-        """Correct what the machine keeps for a page of L2's by what the CPU reported of it."""
+        """Correct what the machine keeps for a page of L2's by what the CPU reported of it.
+
+        An entry without any right looks to the CPU as if there were none.
+        """
         assert (self.machine.l2 and row.cpu_code is not None) or row.source == "miscfg"
         if row.source == "miscfg" or row.cpu_code is None:
             return
         found = EPT_VIOLATION_PROT_MASK if row.source == "ept" else PFERR_PRESENT_MASK | PFERR_RSVD_MASK
         spte, _ = self.machine.entry(page)
         shadow = self.machine.l2.shadow if self.machine.l2 else None
-        if shadow and not row.cpu_code & found and spte != self.machine.nonpresent:
+        tracked = spte & SPTE_MMU_PRESENT_MASK and not any(self.machine.allows(spte, kind) for kind in "rwx")
+        if shadow and not row.cpu_code & found and spte != self.machine.nonpresent and not tracked:
             shadow.remove(page)
             self.report.given["page-table entry"] += 1
 

@@ -512,9 +512,13 @@ class Machine(GuestMemory):
 
     # --- L2 ---
 
-    def nest(self, paging: bool = True) -> int:
-        """Make L1 a hypervisor: `paging`, with a nested page table that maps L2's first 2M to L1's own."""
-        table = PageTable(self.hardware == "ept", self.options.accessed_dirty)
+    def nest(self, paging: bool = True, accessed_dirty: bool = True) -> int:
+        """Make L1 a hypervisor: `paging`, with a nested page table that maps L2's first 2M to L1's own.
+
+        `accessed_dirty`: its entries have accessed and dirty bits, if the machine's have; AMD's have always.
+        """
+        ept = self.hardware == "ept"
+        table = PageTable(ept, not ept or (accessed_dirty and self.options.accessed_dirty))
         table.words = {
             NPT_TABLES[0]: table.node(NPT_TABLES[1]),
             NPT_TABLES[1]: table.node(NPT_TABLES[2]),
@@ -755,7 +759,7 @@ class Machine(GuestMemory):
             case "r" | "w" | "x" | "i":
                 return self.access(verb, number(0))
             case "nest":
-                return self.nest(words[:1] != ["np0"])
+                return self.nest(words[:1] != ["np0"], words[:1] != ["noad"])
             case "l2map" | "l2unmap":
                 clear = verb == "l2unmap"
                 rights = next(iter(words[1 if clear else 2 :]), "")

@@ -534,17 +534,22 @@ class GuestMemory:
     def page_spte(self, writable: bool, executable: bool, accessed: bool, level: int, old: int = 0) -> int:
         """Build the entry of a page over `old`: the bits that faults look at.
 
-        One that may be written to begins dirty, but not over one that might be written to already.
+        One that may be written to begins dirty, but not over one that might be written to already.  Where L1's
+        table for L2 has no accessed and dirty bits, KVM's in its place has none either.
 
-        Source: Linux `arch/x86/kvm/mmu/spte.c`, make_spte() (v6.12).
+        Source: Linux `arch/x86/kvm/mmu/spte.c`, make_spte(), `arch/x86/kvm/mmu/mmu.c`,
+        kvm_calc_shadow_ept_root_page_role() (v6.12).
         """
         spte = SPTE_LARGE if level > PG_LEVEL_4K else 0
         spte |= (SPTE_WRITE | self.mmu_writable if writable else 0) | (self.accessed if accessed else 0)
-        if writable and self.options.accessed_dirty and not old & SPTE_WRITE:
+        accessed_dirty = self.options.accessed_dirty
+        if self.l2 and self.mmu.nested:
+            accessed_dirty = accessed_dirty and self.l2.table.accessed_dirty
+        if writable and accessed_dirty and not old & SPTE_WRITE:
             spte |= self.dirty
         if self.hardware == "ept":
             spte |= EPT_SPTE_PAGE | (EPT_SPTE_EXEC if executable else 0)
-            tracked = not (accessed or self.options.accessed_dirty)
+            tracked = not (accessed or accessed_dirty)
             return int(self._track(spte)) if tracked else spte
         return spte | NPT_SPTE_PAGE | (0 if executable else SPTE_NX)
 
