@@ -480,3 +480,21 @@ def test_a_private_write_that_is_emulated_ends_in_the_shared_copy():
     assert (copies[18], int(rax[18], 0)) == ("private", 0)  # and reads what it did not write
     assert (copies[19], int(rax[19], 0)) == ("private", 0)
     assert (copies[21], rax[21]) == ("shared", "0x77")
+
+
+def test_a_write_through_an_entry_that_was_mapped_ahead_ends_in_the_shared_copy():
+    """The recording 6.12-nested-dirty: private copies hold 0x91 and 0x92, the shared ones 0x61 and 0x62."""
+    recording = read_recording(DATA / "6.12-nested-dirty")
+    steps = scenario_of(recording, "1-nested-dirty").steps
+    it = Machine("default", revision="v6_12")
+    done = {step.number: it.run(step.op) for step in steps}
+    ends = {step.number: step.result.get("run0", {}) for step in steps}
+    rax = {step.number: (step.result.get("vmcb12") or ends[step.number]).get("rax") for step in steps}
+    assert (ends[17]["name"], done[17].exit.reason) == ("MEMORY_FAULT", "memory-fault")  # a write that faults
+    for step, value in ((22, "0xb1"), (23, "0xb2"), (36, "0xb3")):
+        assert (ends[step]["name"], ends[step]["stats"], rax[step]) == ("HLT", {}, value)  # no fault
+        assert (done[step].faults, done[step].copy) == ((), "shared")
+    for step, value in ((26, 0x91), (27, 0x92), (37, 0)):  # L1 does not find it, …
+        assert (done[step].copy, int(rax[step], 0)) == ("private", value)
+    for step, value in ((29, "0xb1"), (30, "0xb2"), (39, "0xb3")):  # … but the host has it
+        assert (done[step].copy, rax[step]) == ("shared", value)
