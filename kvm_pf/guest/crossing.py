@@ -47,6 +47,8 @@ def _spoken(fault: Underway, before: str, machine: Machine, gfn: int) -> tuple[s
             return before, "nothing to mend without a lock"
         case "kvm_faultin_pfn":
             return before, f"notes the count: {h.mmu_seq}"
+        case "kvm_mem_is_private" if not machine.revision.has("compares-first"):
+            return "kvm_faultin_pfn", "checks the count"
         case "kvm_mem_is_private":
             refused = h.fault.is_private != machine.private(gfn)
             return before, f"second look-up: {kind[machine.private(gfn)]}" + (
@@ -72,10 +74,10 @@ def _looked(h: Handler, machine: Machine) -> tuple[str, str]:
     assert h.finished is not None
     if h.finished.calls.gup or h.finished.calls.gmem:
         return inner, "looks for the page frame"
-    if h.fault.is_private != (h.faultin_found & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0):
-        first = machine.revision.has("compares-first")
-        return outer if first else inner, "they differ: user space is told"
     if h.finished.exit.exit_reason:
+        if h.fault.is_private != (h.faultin_found & KVM_MEMORY_ATTRIBUTE_PRIVATE != 0):
+            first = machine.revision.has("compares-first")
+            return outer if first else inner, "they differ: user space is told"
         return inner if h.fault.slot else outer, "no private memory: user space is told"
     return outer, "the count has moved" if h.fault.slot else "there is no slot: emulated memory"
 

@@ -108,8 +108,9 @@ PLACES = (
 without a lock; the count of invalidations is noted; the attribute is looked up again, and the fault ends if its page
 is being taken away; the host is asked for the page, and the count checked; the count is checked under mmu_lock; the
 entry is made.  Before the last the lock is held for reading: other faults may come in between, an invalidation may not.
+Before 6.10 the attribute is looked up again only in __kvm_faultin_pfn(), before the host is asked.
 
-Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_tdp_mmu_page_fault(), kvm_faultin_pfn() (v6.12)."""
+Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_tdp_mmu_page_fault(), kvm_faultin_pfn() (v6.12; v6.9)."""
 SLOT_FLAGS = {
     "ro": faultin.KVM_MEM_READONLY,
     "log": faultin.KVM_MEM_LOG_DIRTY_PAGES,
@@ -678,10 +679,14 @@ class GuestMemory:
         h.mmu_seq = self.invalidations.mmu_invalidate_seq
         yield "kvm_mem_is_private"
         early = faultin.Invalidation(self.invalidations.mmu_invalidate_retry_gfn(h.mmu_seq, gfn), h.mmu_seq)
+        compares_first = self.revision.has("compares-first")
+        if not compares_first:
+            yield "__kvm_faultin_pfn"
         h.noslot = memslot is None and fault.is_private == self.private(gfn)
         now = vcpu._replace(vm=self.vm(gfn), cache=self.cache)
         h.faultin_found = now.vm.attrs
-        yield "__kvm_faultin_pfn"
+        if compares_first:
+            yield "__kvm_faultin_pfn"
         memory, writable = self._look(fault, memslot, early)
         h.gup_failed, h.gmem_ret = memory.gup_result != faultin.GUP_OK, memory.gmem_ret
         access = self.access_bits(h.walk.writable, h.walk.executable) if h.walk else self.constant("ACC_ALL")
