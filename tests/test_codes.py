@@ -663,6 +663,10 @@ LINES = {
         "fast_page_fault: vcpu 0 gva 1 error_code 0x2000100000000 sptep 1 old 0x1 new 1 spurious 1 fixed 0",
         [(0x2000100000000, "pferr")],
     ),
+    "the fast path's letters, of a line that was cut": (
+        "error_code P|W|U|0x2000100000000",
+        [(0x2000100000007, "pferr")],
+    ),
     "the fast path without a flag": (
         "fast_page_fault: vcpu 0 gva 0 error_code  sptep 1 old 0x1 new 1 spurious 1 fixed 0",
         [(0, "pferr")],
@@ -1078,7 +1082,17 @@ def test_the_new_tables_stand_where_the_kernel_and_the_manuals_have_them():
 
 
 @pytest.mark.parametrize(
-    "text", ["-14", "EFAULT", "errno 14", "KVM_RUN returned -14", "error (14)", "KVM_RUN: Bad address"]
+    "text",
+    [
+        "-14",
+        "EFAULT",
+        "errno 14",
+        "KVM_RUN returned -14",
+        "error (14)",
+        "KVM_RUN: Bad address",
+        "VcpuRun(Error(14))",
+        'RunVcpu(Os { code: 14, kind: Uncategorized, message: "Bad address" })',
+    ],
 )
 def test_efault_has_the_next_step_of_qemus_line_however_it_is_written(text):
     with pytest.raises(InputError) as qemu:

@@ -78,6 +78,10 @@ CAST = re.compile(r"\((?:const )?[a-z]\w{1,20}\)(?=\d)")
 """What debuggers put before a number: its type."""
 
 
+_OS_ERROR = re.compile(r"\bOs \{ code: \d{1,5}, [^{}]{0,200}\}")
+"""An error of the operating system's, as programs in Rust print it."""
+
+
 def unwrapped(text: str) -> str:
     """Undo what mail does to a line, quoting, wrapping, quoted-printable, and what debuggers put before a number."""
     text = re.sub(r'"(\w{1,40})":', r"\1:", re.sub(r"=\r?\n", "", alike(text)))  # the second: JSON
@@ -325,6 +329,7 @@ def _is_exit(rest: str, end: int, *wanted: int) -> bool:
     return not numbers or _number_of(numbers[-1]) in wanted
 
 
+_LETTER = rf"(?:{'|'.join(PFERR_LETTERS)})\b"
 _QUALIFICATION = rf"\b(?:u?(?:64)?exit[ _-]?)?qual(?:ification)?['\"]?\s*[=:(]?\s*{_NUMBER}"
 _INFO_1 = rf"\bexit_?info_?1\s*[=:(]?\s*{_NUMBER}"
 _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
@@ -343,6 +348,10 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
     (
         r"\berror ?_?code\b[\s:=(]{0,4}((?-i:[A-Z][A-Z_0-9]{2,})(?: ?\| ?(?-i:[A-Z][A-Z_0-9]{2,}))*)",
         lambda m: Place((*TRACED, "pferr"), Sure.POSSIBLE, "called an error code, in names"),
+    ),
+    (
+        rf"\berror ?_?code\b[\s:=(]{{0,4}}((?-i:{_LETTER})(?:\|(?:(?-i:{_LETTER})|0x[0-9a-f]+))+)",
+        lambda m: Place((*TRACED, "pferr"), Sure.POSSIBLE, "called an error code, in the kernel's letters"),
     ),
     (
         rf"#PF:? error_code\(\s*{_NUMBER}",
@@ -530,7 +539,7 @@ def places(text: str) -> _Places:
         why = "pferr of KVM's walk of the guest's own page tables"
         notes = ("no fault yet: it says which access the walk is for",) if walk else ()
         found.append((f"0x{match[1]}", _certain("pf", why, *notes)))
-    errors, rest = _internal_errors(rest)
+    errors, rest = _internal_errors(_OS_ERROR.sub(" ", rest))
     found += errors + _bare_exits(rest) + _keyed(rest)
     if not found:
         hand = (

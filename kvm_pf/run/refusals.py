@@ -66,7 +66,7 @@ def exit_alone(text: str) -> str | None:
 
 
 _ERRNO = re.compile(
-    r"\b(?:errno|ret|ret(?:urn(?:ed|s)?|val)|rc|error)\b[\s:=(]{0,4}-?(\d{1,3})\b|(?<![\w.-])-(\d{1,3})\b|\b(E[A-Z]{2,10})\b"
+    r"\b(?:(?i:errno|error)|ret|ret(?:urn(?:ed|s)?|val)|rc)\b[\s:=(]{0,4}-?(\d{1,3})\b|(?<![\w.-])-(\d{1,3})\b|\b(E[A-Z]{2,10})\b"
     r"|(Bad address)"
 )
 
