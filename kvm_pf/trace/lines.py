@@ -350,7 +350,7 @@ _PERF_TRACE = re.compile(r"\s*(\d{1,12}\.\d{3})\s{1,40}(?:\([^)]{0,40}\):\s{1,40
 _TGID = re.compile(r"\s{1,40}\(\s{0,8}[\d-]{1,8}\)\s*$")
 _DECIMAL = ("vcpu", "len", "level", "as_id", "spurious", "fixed", "rmp_level", "psmash_ret", "valid")
 _ALIASES = {
-    "vcpu_id": "vcpu", "guest_rip": "rip", "fault_address": "address", "exit_reason": "reason",
+    "vcpu_id": "vcpu", "cr2_or_gpa": "gva", "guest_rip": "rip", "fault_address": "address", "exit_reason": "reason",
     "exit_info1": "info1", "exit_info2": "info2", "exit_int_info": "int_info",
     "exit_int_info_err": "int_info_err", "ext_inf1": "info1", "ext_inf2": "info2", "ext_int": "int_info",
     "ext_int_err": "int_info_err",
@@ -475,7 +475,7 @@ def payload_fields(name: str, payload: str, decimal: bool = False) -> tuple[dict
     if name == "fast_page_fault" or name == "kvm_mmio":
         fields, whole = _keyed(payload.replace("gva=", "gva "), decimal)
         if name == "fast_page_fault":
-            fields["error_code"], whole = _flags(payload), True
+            fields["error_code"], whole = _flags(payload, decimal), True
         if name == "kvm_mmio":
             fields["type"] = payload.split(" len ")[0].strip().removeprefix("mmio ").strip()[:20]
         return fields, whole
@@ -550,16 +550,18 @@ def _quick_who(head: str) -> tuple[int, str | None, int | None] | None:
 _FLAGS_SHOWN = re.compile(r"\berror_code (\S{0,80}) ?\bsptep\b")
 
 
-def _flags(payload: str) -> int | None:
+def _flags(payload: str, decimal: bool = False) -> int | None:
     """Read the error code of fast_page_fault: letters, and the rest as one number; None if it cannot be read.
+
+    By field it is one number, as said of `payload_fields`.
 
     Source: Linux `arch/x86/kvm/mmu/mmutrace.h`, fast_page_fault: __print_flags() (v6.12).
     """
-    if (found := _FLAGS_SHOWN.search(payload)) is None:
+    if (found := _FLAGS_SHOWN.search(payload.replace("=", " "))) is None:
         return None
     code = 0
     for part in filter(None, found[1].split("|")):
-        value = encode(PFERR_LETTERS[part]) if part in PFERR_LETTERS else number(part)
+        value = encode(PFERR_LETTERS[part]) if part in PFERR_LETTERS else number(part, 10 if decimal else 16)
         if value is None:
             return None
         code |= value

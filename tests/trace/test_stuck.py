@@ -536,3 +536,13 @@ def test_the_fast_paths_code_is_no_second_fault_beside_an_exit(tmp_path):
     assert set(traced.faults["outcome"]) == {"mapped"}
     assert "fast_page_fault shows bit 49" in page(traced)
     assert not traced.digest.disagreeing.count
+
+
+@pytest.mark.parametrize("code", ["0x2000100000007", "562954248388615"])
+def test_the_fast_paths_code_is_read_by_field(code, tmp_path):
+    """As trace-cmd report -R prints it: the fields of `arch/x86/kvm/mmu/mmutrace.h`, fast_page_fault (v6.12)."""
+    path = tmp_path / "trace"
+    fields = f"vcpu_id=0 cr2_or_gpa=0x5000 error_code={code} sptep=0xabc old_spte=0x600 new_spte=0x602 ret=5"
+    path.write_text(event(100, f"fast_page_fault: {fields}"))
+    (row,) = load(path).faults.itertuples()
+    assert (row.raw_code, row.address) == (0x2000100000007, 0x5000)
