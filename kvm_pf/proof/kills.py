@@ -28,7 +28,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import write
 from kvm_pf.common.paths import data_dir
 from kvm_pf.conformance.corpus import load_corpus
-from kvm_pf.proof.mutants import MODULES, Mutant, Settled, covered, reached
+from kvm_pf.proof.mutants import MODULES, Mutant, Settled, covered, reached, rows
 from kvm_pf.revisions import REVISIONS
 from kvm_pf.run.tables import VM_TYPES
 
@@ -197,7 +197,7 @@ def coverage(by: str) -> pd.Series[int]:
         pairs = {(flag, case["id"]) for case in cases for flag in case["flags"]}
     elif by == "vm_type":
         known = list(VM_TYPES)
-        pairs = {(known[row.given["vm_type"]], row.id) for row, _ in covered() if row.kind == "cases"}
+        pairs = {(known[row.given["vm_type"]], row.id) for row in rows() if row.kind == "cases"}
     elif by in ("revision", "topic"):
         known = list(REVISIONS) if by == "revision" else []
         pairs = {(case[by], case["id"]) for case in cases}

@@ -164,7 +164,7 @@ def _note(seen: set[CodeType], frame: FrameType, event: str, argument: Any) -> N
 @cache
 def covered() -> list[tuple[Row, frozenset[CodeType]]]:
     """Every row, with the code that it runs."""
-    found = []
+    found, ours = [], set(reached())
     for row in rows():
         seen: set[CodeType] = set()
         sys.setprofile(partial(_note, seen))
@@ -172,7 +172,7 @@ def covered() -> list[tuple[Row, frozenset[CodeType]]]:
             _run(row, REVISIONS[row.revision])
         finally:
             sys.setprofile(None)
-        found.append((row, frozenset(seen & set(reached()))))
+        found.append((row, frozenset(seen & ours)))
     return found
 
 

@@ -168,6 +168,12 @@ def entry_point(kind: str) -> EntryPoint:
     return ENTRY_POINTS[kind]
 
 
+@cache
+def _defaults(kind: str, revision: Revision) -> dict[str, int]:
+    """Every input of one row by name, as its default's number."""
+    return {c.column: _value(c, c.default, revision) for c in entry_point(kind).inputs}
+
+
 def row_values(kind: str, revision: str | Revision = "posted", /, **given: object) -> dict[str, int]:
     """Return every input of one row by name, as numbers: those given, and the defaults of the others.
 
@@ -185,9 +191,10 @@ def row_values(kind: str, revision: str | Revision = "posted", /, **given: objec
         if name not in columns:
             known = [*columns, *(name for name, column in short.items() if column in columns)]
             raise InputError(f"{entry.title} has no {name!r}; it has {', '.join(known)}")
-    values = {
-        name: _value(column, given.get(name, column.default), revision) for name, column in columns.items()
-    }
+    values = {**_defaults(kind, revision)}
+    for name, column in columns.items():
+        if name in given:
+            values[name] = _value(column, given[name], revision)
     if "gfn" in columns and "addr" in given and "gfn" not in given:
         values["gfn"] = gpa_to_gfn(values["addr"])
     return values
@@ -213,7 +220,8 @@ def typed(column: Input, value: int) -> int | bool:
 
 # One row: what comes out
 
-_CALL = re.compile(r"(\w+)\((.*)\)")
+_asked = cache(re.compile(r"(\w+)\((.*)\)").fullmatch)
+_getter = cache(attrgetter)
 
 
 def outputs(kind: str, revision: str | Revision) -> list[Output]:
@@ -240,11 +248,10 @@ def cell(
 
     `column` gives an input by name and `step` a function of the path; outputs that are not in the outcome need them.
     """
-    reached = attrgetter(output.reached)(outcome) != 0 if output.reached else True
-    asked = _CALL.fullmatch(output.path)
-    if asked:
+    reached = _getter(output.reached)(outcome) != 0 if output.reached else True
+    if asked := _asked(output.path):
         return reached, step(asked[1])(*map(column, asked[2].split(", ")))
-    return reached, attrgetter(output.path)(outcome)
+    return reached, _getter(output.path)(outcome)
 
 
 def shown(output: Output, value: int) -> int | str:
