@@ -344,11 +344,13 @@ def ending(revision: Revision, seconds: float = SECONDS) -> Iterator[None]:
                 for code in reached(step, name, revision):
                     places[code.co_filename, code.co_firstlineno] = name, _is_watched(code)
         derived = derived.base
+    files = {file for file, _ in places}
 
     def called(frame: FrameType, event: str, argument: Any) -> Any:
-        name, watched = places.get((frame.f_code.co_filename, frame.f_code.co_firstlineno), ("", False))
-        if not name:
+        code = frame.f_code
+        if code.co_filename not in files or (code.co_filename, code.co_firstlineno) not in places:
             return None
+        name, watched = places[code.co_filename, code.co_firstlineno]
         end = clock() + seconds
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:

@@ -9,6 +9,7 @@ function that calls others does not multiply their paths by its own; it is a `bi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,28 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return locked
 
 
+def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function in which no step runs do its work unwatched.
+
+    Whoever watches steps (`kvm_pf.proof.edit.ending`) is asked about each call that Python makes, and terms take many.
+    From Python 3.12 on, to stop watching and to begin again takes longer than it saves.
+    """
+    if sys.version_info >= (3, 12):
+        return function
+
+    @wraps(function)
+    def quiet(*args: _P.args, **named: _P.kwargs) -> _R:
+        if (watching := sys.gettrace()) is None:
+            return function(*args, **named)
+        sys.settrace(None)
+        try:
+            return function(*args, **named)
+        finally:
+            sys.settrace(watching)
+
+    return quiet
+
+
 def has_solver() -> bool:
     """Say whether the solver is installed; without it nothing here can be used."""
     try:
@@ -84,6 +107,7 @@ def patience(milliseconds: int) -> Iterator[None]:
         TIMEOUT_MS = usual
 
 
+@untraced
 def new_solver(*terms: z3.BoolRef) -> z3.Solver:
     """Return a solver that holds `terms`."""
     solver = z3.SolverFor("QF_BV")
@@ -94,6 +118,7 @@ def new_solver(*terms: z3.BoolRef) -> z3.Solver:
     return solver
 
 
+@untraced
 def satisfiable(solver: z3.Solver, *terms: z3.BoolRef) -> bool:
     """Say whether `terms` can hold together with what the solver holds.  Raises Unknown if it gives up."""
     answer = solver.check(*terms)
@@ -108,18 +133,21 @@ def satisfiable(solver: z3.Solver, *terms: z3.BoolRef) -> bool:
 # here a number has 64 bits, and everything else is a truth value.
 
 
+@untraced
 def _made(make: Callable[..., Any], *terms: Any) -> Any:
     """The number that one of the solver's functions makes of others."""
     context = terms[0].ctx
     return z3.BitVecRef(make(context.ref(), *(term.ast for term in terms)), context)
 
 
+@untraced
 def _truth(make: Callable[..., Any], *terms: Any) -> Any:
     """The truth value that one of the solver's functions makes of terms."""
     context = terms[0].ctx
     return z3.BoolRef(make(context.ref(), *(term.ast for term in terms)), context)
 
 
+@untraced
 def _joint(make: Callable[..., Any], terms: Sequence[Any]) -> Any:
     """The truth value that one of the solver's functions makes of any number of others."""
     context = terms[0].ctx
@@ -169,6 +197,7 @@ class _Run:
     def possible(self, term: z3.BoolRef) -> bool:
         return self.solver is None or satisfiable(self.solver, term)
 
+    @untraced
     def choose(self, given: z3.BoolRef) -> bool:
         if (found := self.plain.get(_address(given))) is None:
             term, wanted = z3.simplify(given), True
@@ -543,6 +572,7 @@ def conjunction(terms: Sequence[z3.BoolRef]) -> z3.BoolRef:
     return _joint(z3.Z3_mk_and, terms) if terms else _constant(True)
 
 
+@untraced
 def merge(paths: list[Path]) -> Any:
     """Make one value of the results of all paths: a number, a truth value, or a tuple of such, field by field."""
     values = [path.result for path in paths]
@@ -698,12 +728,14 @@ class _Shrinking:
         return most
 
 
+@untraced
 def some(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
     """Return a state in which `condition` holds, in unsigned values; None if there is none.  Raises Unknown."""
     state = _Shrinking(condition)
     return state.values(variables) if state.exists else None
 
 
+@untraced
 def smallest(condition: Any, variables: Mapping[str, Variable]) -> dict[str, int] | None:
     """Return the smallest state in which `condition` holds; None if there is none.  Raises Unknown.
 
