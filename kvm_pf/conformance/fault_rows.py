@@ -340,8 +340,11 @@ def load_faults(path: str | Path) -> list[FaultRow]:
     for number, line in enumerate(lines, 2):
         if len(line) != len(table):
             raise InputError(f"{path}:{number}: {len(line)} values; {len(table)} are wanted")
-        rows.append(FaultRow(*(
-            cell(column, text or None, f"{path}:{number}: {name}")
-            for (name, column), text in zip(table.items(), line, strict=True)
-        )))  # fmt: skip
+        try:
+            rows.append(FaultRow._make(
+                cell(column, text, name) if text else None
+                for (name, column), text in zip(table.items(), line, strict=True)
+            ))  # fmt: skip
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
     return rows
