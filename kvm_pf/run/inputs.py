@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Integral
 from operator import attrgetter
 from types import FunctionType, MappingProxyType
@@ -168,7 +168,7 @@ def entry_point(kind: str) -> EntryPoint:
     return ENTRY_POINTS[kind]
 
 
-@cache
+@lru_cache(maxsize=256)
 def _defaults(kind: str, revision: Revision) -> dict[str, int]:
     """Every input of one row by name, as its default's number."""
     return {c.column: _value(c, c.default, revision) for c in entry_point(kind).inputs}
