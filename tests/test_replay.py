@@ -29,7 +29,7 @@ REVISION = {
     "6.12-debian": "v6_12", "6.12-debian-shadow": "v6_12", "6.12-debian-intel": "v6_12",
     "6.12-debian-intel-shadow": "v6_12", "6.12-nested": "v6_12", "6.12-nested-emulated": "v6_12",
     "posted-on-6.12-nested": "v6_12+posted", "6.12-two-vcpus": "v6_12",
-    "6.12-selftests": "v6_12", "6.12-nested-dirty": "v6_12",
+    "6.12-selftests": "v6_12", "6.12-nested-dirty": "v6_12", "6.12-nested-intel": "v6_12",
 }  # fmt: skip
 RAW = [name for name in REVISION if not re.match("6.12-debian|.*nested|.*-two-|.*-selftests", name)]
 """Recordings of one vCPU that were made elsewhere; the others come from tools/recorder."""
