@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from kvm_pf.bits import PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
+from kvm_pf.bits import PFERR_GUEST_ENC_MASK, PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS, PFERR_RSVD_MASK
 from kvm_pf.trace.faults import kinds, table
 from kvm_pf.trace.follows import Model, compared
 from kvm_pf.trace.release import DEFAULT, ReadAs, asked_for
@@ -160,6 +160,11 @@ class Digest:
             values = f[name]
             self.split[f"{name}: yes"] += int(values.sum())
             self.split[f"{name}: no"] += int((~values).sum())
+        encrypted = f["encoding"].eq("npf") & _has(f["raw_code"], PFERR_GUEST_ENC_MASK)
+        never = int((encrypted & ~f["private"]).sum())
+        self.split["encrypted"] += never
+        self.split["private: no"] -= never
+        self.split["undecided"] += int((encrypted & f["private"].isna()).sum())
         self.split["MMIO"] += int(f["mmio"].sum())
         for name, (_, chosen) in WORTH.items():
             self.worth[name].take(f, chosen(f).to_numpy(dtype=bool, na_value=False))

@@ -38,6 +38,7 @@ from kvm_pf.bits import (
 )
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import one_line
+from kvm_pf.exits import Guest
 from kvm_pf.revisions import Revision, get
 from kvm_pf.run.meanings import ENCODINGS, TDX_CLEARED, TDX_REVISION, meaning, under_shadow
 from kvm_pf.run.places import FAULT_EXITS, fault_exit
@@ -647,11 +648,13 @@ def sense(
     tdp: bool,
     revision: Revision | str = "posted",
     protected: str = "",
+    traced: bool = False,
 ) -> Sense:
     """Say what a fault's code is and says.
 
     `source` is a Fault's, `code` what was printed (u64), `vendor` "amd", "intel" or None as the rest of the trace
-    suggests, `revision` whose exit handler makes the error code, `protected` what the function of that name says.
+    suggests, `revision` whose exit handler makes the error code, `protected` what the function of that name says,
+    `traced` whether `kvm_page_fault` showed the code.
 
     >>> sense("", 0x683, True, None, False).meaning
     "a walk of the guest's page tables (read and write), on a page that is not mapped"
@@ -676,11 +679,32 @@ def sense(
     known = code if error_code is None else error_code
     private = None
     if encoding == "pferr" or (encoding == "npf" and (whole or known >> 32)):
-        private = known & (PFERR_PRIVATE_ACCESS | PFERR_GUEST_ENC_MASK) != 0
+        private = _private(known, traced or source in ("", "fast"), revision)
     access = "write or walk" if error_code is None else _access(known)
     mapped = known & PFERR_PRESENT_MASK != 0
     said = _sentence(known, encoding, is_shadowed=encoding == "pf" and source != "guest_pf")
     return Sense(encoding, why, error_code, describe(known), access, mapped, private, said)
+
+
+def _private(code: int, traced: bool, revision: Revision | str) -> bool | None:
+    """Say whether an access was to private memory; None where bit 34, "encrypted", alone does not tell.
+
+    An SNP guest's encrypted access is private, and kernels from 6.11 on add bit 49 before they trace it; without that
+    bit it is one of SEV or SEV-ES, which have no private memory.  The exit's own code, and older kernels, do not tell.
+
+    Source: Linux `arch/x86/kvm/svm/svm.c`, npf_interception(), commit `1dfe571c12cf` ("KVM: SEV: Add initial SEV-SNP
+    support") (v6.11).
+    """
+    if code & PFERR_PRIVATE_ACCESS:
+        return True
+    return None if code & PFERR_GUEST_ENC_MASK and not (traced and marks(revision)) else False
+
+
+@functools.cache
+def marks(revision: Revision | str) -> bool:
+    """Say whether a kernel adds bit 49 to an SNP guest's encrypted access before it traces it."""
+    code = get(revision).step("npf_error_code")(Guest(snp=True), PFERR_GUEST_ENC_MASK)
+    return bool(code & PFERR_PRIVATE_ACCESS)
 
 
 def _ept(code: int, why: str, revision: Revision | str, private: bool = False) -> Sense:
@@ -719,7 +743,7 @@ DTYPES = {
     **dict.fromkeys(U64, "UInt64"), "cut": "boolean", "source": "string", "encoding": "string",
     "encoding_why": "string", "flags": "string", "access": "string", "mapped": "boolean", "private": "boolean",
     "declared": "boolean", "mmio": "boolean", "nested": "boolean", "outcome": "string", "again": "Int64",
-    "conversion": "Int64", "took": "Float64",
+    "conversion": "Int64", "took": "Float64", "traced": "boolean",
     "insn": "string", "exception": "string", "zapped": "boolean", "step": "string", "meaning": "string",
 }  # fmt: skip
 """The kind of values in each column of a table of faults."""
@@ -727,8 +751,8 @@ DTYPES = {
 COLUMNS = (
     "line", "time", "cpu", "task", "pid", "vcpu", "rip", "address", "gpa", "gfn", "raw_code", "cut", "source",
     "encoding", "encoding_why", "error_code", "flags", "access", "mapped", "private", "declared", "mmio", "nested",
-    "outcome", "again", "took", "conversion", "exit_code", "handler_code", "vectoring", "insn", "exception", "zapped",
-    "size", "step", "meaning",
+    "outcome", "again", "took", "conversion", "exit_code", "traced", "handler_code", "vectoring", "insn", "exception",
+    "zapped", "size", "step", "meaning",
 )  # fmt: skip
 """The columns of a table of faults, in order."""
 
@@ -786,8 +810,8 @@ def classified(
 ) -> pd.DataFrame:
     """Say what the codes of a table are and say: the table, with every column that follows from a code.
 
-    `faults` has `raw_code` (u64), and may have `source`, `cut`, `address`, `mmio` and others, with the dtypes of
-    `read`; `vendor`, `tdp` and `revision` as in `sense`.  Each different code is looked at once.  Words are text, or
+    `faults` has `raw_code` (u64), and may have `source`, `cut`, `traced`, `address`, `mmio` and others, with the dtypes
+    of `read`; `vendor`, `tdp` and `revision` as in `sense`.  Each different code is looked at once.  Words are text, or
     categories if `as_text` is False, which takes less memory.  Columns that the table already has for what follows
     from a code are made anew.
     """
@@ -796,7 +820,9 @@ def classified(
 
     array: Any = pd.array
     given: dict[str, Any] = {str(name): faults[name].array for name in faults}
-    asked: dict[str, Any] = {name: given[name] for name in ("source", "raw_code", "cut") if name in given}
+    asked: dict[str, Any] = {
+        name: given[name] for name in ("source", "raw_code", "cut", "traced") if name in given
+    }
     if (hidden := _hidden(given)) is not None:
         asked["protected"] = hidden
     codes, first = kinds(asked)
@@ -805,7 +831,10 @@ def classified(
         one = dict(zip(asked, row, strict=True))
         code = None if pd.isna(one["raw_code"]) else one["raw_code"]
         source, cut, hides = one.get("source", ""), one.get("cut", False), one.get("protected", "")
-        said.append(sense(source, code, not cut, vendor, tdp, revision, hides))
+        traced = one.get("traced")
+        said.append(
+            sense(source, code, not cut, vendor, tdp, revision, hides, not pd.isna(traced) and bool(traced))
+        )
     made = spread(said, codes, _SAID, as_text)
     is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
     if "address" in given:

@@ -32,7 +32,7 @@ from kvm_pf.state import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
 )
-from kvm_pf.trace.faults import STAGE, kinds, of_faults, table
+from kvm_pf.trace.faults import STAGE, kinds, marks, of_faults, table
 from kvm_pf.trace.record import STALE, WAITS
 from kvm_pf.trace.release import Signs
 
@@ -70,7 +70,8 @@ class Question(NamedTuple):
     """What a trace tells the model of a fault.
 
     `kind` of exit, `codes` (several if it was cut), whether the exit's handler has seen them already, whether the page
-    was declared private (None: not seen), and whether L2 ran.
+    was declared private (None: not seen), whether L2 ran, and whether kvm_page_fault showed bit 49 (None: it is not
+    there, or the code has no bit 34).
     """
 
     kind: str
@@ -78,6 +79,7 @@ class Question(NamedTuple):
     handled: bool
     declared: bool | None
     nested: bool
+    marked: bool | None = None
 
 
 class Expected(NamedTuple):
@@ -108,7 +110,10 @@ def question(row: Any) -> Question | None:
     if kind == "miscfg":
         return Question(kind, (0,), False, declared, nested)
     if row.exit_code is not None:
-        return Question(kind, (row.exit_code,), False, declared, nested)
+        marked = None
+        if row.traced and kind == "npf" and row.exit_code & PFERR_GUEST_ENC_MASK and row.raw_code is not None:
+            marked = bool(row.raw_code & PFERR_PRIVATE_ACCESS)
+        return Question(kind, (row.exit_code,), False, declared, nested, marked)
     if row.raw_code is None:
         return None
     code = row.raw_code
@@ -156,12 +161,7 @@ class Model:
         for n, q in enumerate(questions):
             attributes = (0, 1) if q.declared is None or q.kind == "pf" else (int(q.declared),)
             for code in codes[n]:
-                is_snp = bool(code & (PFERR_GUEST_ENC_MASK | PFERR_PRIVATE_ACCESS))
-                vms = (
-                    ("snp",)
-                    if is_snp
-                    else ("default", "sw-protected", *(("snp",) if q.kind == "npf" else ()))
-                )
+                vms = self._kinds_of_vm(q.kind, code)
                 walks = _WALKS if code & PFERR_RSVD_MASK else list(_WALKS)[:1]
                 for vm, ret, walk in itertools.product(vms, self._handler(), walks):
                     # A VM without private memory has no attributes, whatever was asked for in the trace.
@@ -188,6 +188,14 @@ class Model:
             left[n] += [(end, inputs) for end in self._ends(out, code, private, ret)]
         return [_expected(codes[n], traced[n], left[n]) for n in range(len(questions))]
 
+    def _kinds_of_vm(self, kind: str, code: int) -> tuple[str, ...]:
+        """Name the kinds of VM that such a code can be of: encrypted is SEV's (of the default kind here) or SNP's."""
+        if code & PFERR_PRIVATE_ACCESS:
+            return ("snp",)
+        if code & PFERR_GUEST_ENC_MASK:
+            return ("default",) if marks(self.revision) else ("default", "snp")
+        return "default", "sw-protected", *(("snp",) if kind == "npf" else ())
+
     def _exits(self, questions: list[Question]) -> tuple[list[list[_Way]], list[list[int]], list[list[int]]]:
         """Run the exits' handlers: the endings that never come to the MMU, the codes that it gets, those traced."""
         import pandas as pd
@@ -198,8 +206,9 @@ class Model:
         codes: list[list[int]] = [list(q.codes) if q.handled else [] for q in questions]
         traced: list[list[int]] = [list(q.codes) if q.handled else [] for q in questions]
         rows = [
-            (n, q.kind, code, bus, int(q.kind == "npf" and code & PFERR_GUEST_ENC_MASK != 0), int(q.nested))
+            (n, q.kind, code, bus, int(snp), int(q.nested))
             for n, q in enumerate(questions) if not q.handled for code in q.codes
+            for snp in self._snp(q, code)
             for bus in ((0, 1) if q.kind == "miscfg" or code & PFERR_RSVD_MASK else (0,))
         ]  # fmt: skip
         if not rows:
@@ -207,13 +216,23 @@ class Model:
         frame = pd.DataFrame(rows, columns=["n", "kind", "info", "aux_flag", "snp_guest", "guest_mode"])
         outs: Any = evaluate(frame.drop(columns="n"), self.revision, kind="sources").itertuples()
         for (n, _, _, bus, _, _), out in zip(rows, outs, strict=True):
-            traced[n] += [out.trace_error_code] if out.traced else []
+            traced[n] += (
+                [out.trace_error_code] if out.traced and out.trace_error_code not in traced[n] else []
+            )
             if out.mmu_called:
                 codes[n] += [out.mmu_error_code] if out.mmu_error_code not in codes[n] else []
             elif out.ret > 0:
                 end = "fast MMIO" if out.fast_mmio else "goes on"
                 left[n].append((end, {"the bus": "the bus takes it" if bus else ""}))
         return left, codes, traced
+
+    def _snp(self, q: Question, code: int) -> tuple[bool, ...]:
+        """Say of which guests an exit can be: SNP's or not."""
+        if q.kind != "npf" or not code & PFERR_GUEST_ENC_MASK:
+            return (False,)
+        if q.marked is None or not marks(self.revision):
+            return False, True
+        return (q.marked,)
 
     def _handler(self) -> list[int]:
         """The answers that the page-fault handler can give: -EFAULT stands for every error."""
@@ -392,6 +411,8 @@ def compared(
     faults: pd.DataFrame, model: Model
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[dict[str, Any]]]:
     """Ask the model about each kind of fault of a table: each fault's kind, its first place, what is said of it."""
+    if "traced" not in faults:  # a table of others
+        faults = faults.assign(traced=None)
     codes, first = kinds({name: faults[name].array for name in _ASKED})
     asked = faults[list(_ASKED)].iloc[first].astype(object)
     rows = list(asked.where(asked.notna(), None).itertuples(index=False))
@@ -401,8 +422,8 @@ def compared(
 
 
 _ASKED = (
-    "encoding", "source", "raw_code", "exit_code", "cut", "error_code", "handler_code", "declared", "nested", "private",
-    "outcome",
+    "encoding", "source", "raw_code", "exit_code", "traced", "cut", "error_code", "handler_code", "declared", "nested",
+    "private", "outcome",
 )  # fmt: skip
 _SAID = ("expected", "seen", "agrees", "not_in_trace", "what")
 

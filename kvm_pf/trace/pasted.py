@@ -113,7 +113,10 @@ def read_text(given: str | bytes, name: str = "text", revision: Revision | str |
     signs.look(faults)
     read_as = signs.read_as(joiner, reader)
     rest = vendor, joiner.tdp, read_as.revision
-    told = [Told(f, sense(f.source, f.raw_code, f.whole, *rest, protected(f.rip, f.address))) for f in faults]
+    told = [
+        Told(f, sense(f.source, f.raw_code, f.whole, *rest, protected(f.rip, f.address), f.traced))
+        for f in faults
+    ]
     gave_up = ended(joiner)
     others = [part for part in (*aside(joiner), ("To know", gave_up, len(gave_up))) if part[1]]
     return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, read_as, reader.unread, others)

@@ -392,6 +392,8 @@ def section(title: str, lines: list[str], total: int | None = None) -> list[str]
 
 _SPLIT = {
     "private: yes": "private, says the code", "private: no": "shared, or not told by the code",
+    "encrypted": "encrypted, not private: a guest of SEV or SEV-ES (an SNP guest's would show bit 49)",
+    "undecided": "encrypted: private if it is an SNP guest, which the trace does not tell",
     "declared: yes": "in memory last made private", "declared: no": "in memory last made shared", "MMIO": "MMIO",
 }  # fmt: skip
 

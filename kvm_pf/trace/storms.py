@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvm_pf.bits import PFERR_GUEST_ENC_MASK
 from kvm_pf.state import PAGE_SHIFT
 from kvm_pf.trace.faults import kinds
 
@@ -102,6 +103,7 @@ class _Turn(NamedTuple):
     address: Any
     raw_code: Any
     meaning: str
+    private: bool | None = None
 
 
 class Ask(NamedTuple):
@@ -281,10 +283,12 @@ class Finder:
     def _begin(storms: list[Storm], heads: list[tuple[int, Any]], words: _Both, table: pd.DataFrame) -> None:
         """Note the first turns of storms."""
         import numpy as np
+        import pandas as pd
 
         places = np.concatenate([turn for _, turn in heads])
         turns = [table[name].iloc[places].tolist() for name in ("rip", "address", "raw_code")]
-        all_ = [_Turn(*each) for each in zip(*turns, words.values("meaning", places), strict=True)]
+        private = [None if pd.isna(flag) else bool(flag) for flag in words.values("private", places)]
+        all_ = [_Turn(*each) for each in zip(*turns, words.values("meaning", places), private, strict=True)]
         firsts = np.cumsum([0, *(cycle for cycle, _ in heads)])[:-1]
         shown = table[["vcpu", "pid", "line", "time"]].iloc[places[firsts]].itertuples(index=False)
         for storm, start, head in zip(storms, firsts.tolist(), shown, strict=True):
@@ -333,13 +337,22 @@ def _rank(groups: Any) -> Any:
 
 
 def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.DataFrame) -> None:
-    """Count what the memory faults of storms ask for, and the conversions of their pages."""
+    """Count what the memory faults of storms ask for, and the conversions of their pages.
+
+    An encrypted access that ends in KVM_EXIT_MEMORY_FAULT is an SNP guest's, and so to private memory: SEV and SEV-ES
+    have no attributes that could differ.
+
+    Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_faultin_pfn(), and `arch/x86/kvm/svm/svm.c`, npf_interception() (v6.11).
+    """
     import pandas as pd
 
     asked = pd.DataFrame({
         "storm": mine, "gfn": table["address"].iloc[places].astype("UInt64").fillna(0).to_numpy() >> PAGE_SHIFT,
         **{name: words.values(name, places) for name in ("private", "declared", "conversion")},
     })  # fmt: skip
+    told = table["raw_code"].iloc[places].fillna(0).to_numpy(dtype="uint64") & PFERR_GUEST_ENC_MASK != 0
+    exits = ["KVM_EXIT_MEMORY_FAULT" in str(end) for end in words.values("outcome", places)]
+    asked.loc[told & exits & asked["private"].isna().to_numpy(), "private"] = True
     keys = ["storm", "gfn", "private", "declared"]
     counts = asked.groupby(keys, dropna=False).size().reset_index(name="count")
     for n, gfn, *flags, count in counts.itertuples(index=False):

@@ -171,11 +171,17 @@ def cause(storm: Storm, n: int, seen: Collection[str] | None = None) -> Cause:
 
 
 def _snp(storm: Storm) -> tuple[str, ...]:
-    """Name the events that tell more of an SNP guest, if the storm's is one: its private accesses are encrypted."""
+    """Name the events that tell more of an SNP guest, if the storm's can be one: its private accesses are encrypted."""
+    return (
+        SNP if any(_is_encrypted(each.raw_code) and each.private is not False for each in storm.turn) else ()
+    )
+
+
+def _is_encrypted(code: Any) -> bool:
+    """Say whether a code (u64, or a gap) has AMD's bit 34, which no qualification of EPT's has."""
     import pandas as pd
 
-    codes = (each.raw_code for each in storm.turn)
-    return SNP if any(not pd.isna(code) and int(code) & PFERR_GUEST_ENC_MASK for code in codes) else ()
+    return not pd.isna(code) and int(code) & PFERR_GUEST_ENC_MASK != 0
 
 
 def unemulated(code: Any) -> str:
@@ -194,10 +200,22 @@ def unemulated(code: Any) -> str:
     )
 
 
-_GUEST_MEMFD = (
-    "does the memslot there have a guest_memfd (strace the VMM: KVM_SET_USER_MEMORY_REGION2, KVM_MEM_GUEST_MEMFD), and "
-    "that a page there (no hole punched since)?"
+_NO_FILE = "its memslot has no guest_memfd"
+_WITHOUT = (
+    f"{_NO_FILE}, or (another error than EFAULT) that gives no page: poisoned, no memory left, or "
+    "SNP's RMP refuses it"
 )
+_GUEST_MEMFD = (
+    "does the memslot there have a guest_memfd (strace the VMM: KVM_SET_USER_MEMORY_REGION2, KVM_MEM_GUEST_MEMFD)? "
+    "It makes a page that is not there; where it cannot, KVM_RUN's error is not EFAULT, and dmesg may say why (SEV:)"
+)
+"""What to look at where private memory gives no page.  A page that is not there yet is made; it is no cause.
+
+Source: Linux `virt/kvm/guest_memfd.c`, kvm_gmem_get_pfn(), kvm_gmem_get_folio() (v6.12): without a file -EFAULT; a
+poisoned page -EHWPOISON; no memory -ENOMEM; and what kvm_arch_gmem_prepare() (`arch/x86/kvm/svm/sev.c`,
+sev_gmem_prepare()) says.
+"""
+_ORDINARY = "the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable?"
 _INSIDE = "inside the guest (the host cannot read it there): the page-table entries for the page, C-bit or shared bit"
 
 
@@ -210,18 +228,32 @@ def _efault(storm: Storm, meaning: str) -> Cause:
                 "inside the guest: the page-table entries for it; MMIO has to be mapped as shared (no C-bit)",
             )
         told = _converted(storm)
-        return told._replace(why=f"{told.why}; KVM_RUN ends with a memory fault (EFAULT)")
+        why = told.why.replace(_WITHOUT, _NO_FILE)
+        return told._replace(why=f"{why}; KVM_RUN ends with a memory fault (EFAULT)")
+    if any(_is_encrypted(each.raw_code) and each.private is None for each in storm.turn):
+        return Cause(
+            "KVM_RUN fails with EFAULT each time, at an encrypted access. Of an SNP guest that is one to private "
+            f"memory: user space does not convert the page, or it is private and {_NO_FILE}. Of SEV and SEV-ES it "
+            "never is: user space has no page there that can be used so",
+            f"is it an SNP guest (QEMU: -object sev-snp-guest)? {_GUEST_MEMFD}\n{_ORDINARY}",
+            _snp(storm),
+        )
     if any(ask.declared for ask in storm.asked):
         return Cause(
             "KVM_RUN fails with EFAULT each time, and the page was declared private: its memslot has no guest_memfd, "
-            "that has no page there, the conversion was not made, or the access would have to be emulated",
+            "the conversion was not made, or the access would have to be emulated",
             f"the VMM's log of conversions\n{_GUEST_MEMFD}",
         )
-    return Cause(
+    why = (
         "each time KVM_RUN fails with EFAULT and user space runs the vCPU again: it has no page there that can be "
-        "used so, or (private memory) does not know KVM_EXIT_MEMORY_FAULT",
-        "the VMM's memslot there, and its mapping (/proc/PID/smaps): is the page there, and writable? Of a VM with "
-        "private memory: trace.dat (trace-cmd record) shows KVM_EXIT_MEMORY_FAULT, which text hides",
+        "used so"
+    )
+    if any(_is_encrypted(each.raw_code) for each in storm.turn):
+        return Cause(f"{why} (SEV's and SEV-ES's encrypted memory is no private memory)", _ORDINARY)
+    return Cause(
+        f"{why}, or (private memory) does not know KVM_EXIT_MEMORY_FAULT",
+        f"{_ORDINARY} Of a VM with private memory: trace.dat (trace-cmd record) shows KVM_EXIT_MEMORY_FAULT, which "
+        "text hides",
     )
 
 
@@ -333,10 +365,10 @@ def _converted(storm: Storm) -> Cause:
     if same and 2 * same.total() > known.total():
         private = next(iter(same)).private
         return Cause(
-            f"the page is {'private' if private else 'shared'} already, so that converting it does not help: its "
-            "memslot has no guest_memfd, or that has no page there"
+            f"the page is {'private' if private else 'shared'} already, so that converting it does not help: "
+            + _WITHOUT
             + ("; or the access would have to be emulated, as private memory cannot be" if private else ""),
-            f"{_GUEST_MEMFD} Does dmesg tell of an emulation request on private memory?"
+            f"{_GUEST_MEMFD}\ndmesg: does it tell of an emulation request on private memory?"
             if private
             else _GUEST_MEMFD,
             record,
@@ -356,11 +388,7 @@ def _converted(storm: Storm) -> Cause:
     third = any(ask.private for ask in asked)
     return Cause(
         "no conversion of the page is in the trace: user space makes none (or of another range), or something undoes it"
-        + (
-            ", or the page is private already, without memory (no guest_memfd, or no page in it)"
-            if third
-            else ""
-        ),
+        + (f", or the page is private already, and {_WITHOUT}" if third else ""),
         f"{look}\n{_GUEST_MEMFD}" if third else look,
         record,
     )

@@ -93,14 +93,14 @@ STORMS = {
     "nobody says whether it is converted": (
         [QEMU.format(flags="0x8")],
         "no conversion of the page is in the trace: user space makes none (or of another range), or something undoes "
-        "it, or the page is private already, without memory (no guest_memfd, or no page in it)",
+        "it, or the page is private already, and its memslot has no guest_memfd, or (another error than EFAULT)",
         "there, too: does the memslot there have a guest_memfd",
     ),
     "EFAULT hides the exit, SNP": (
         [fault(0x4000000, 0x2000500000006, "0x0"), "kvm_userspace_exit: reason error (14)",
          "kvm_entry: vcpu 0, rip 0x0"],
-        "or the page is private already, without memory (no guest_memfd, or no page in it); KVM_RUN ends with a memory "
-        "fault (EFAULT)", "VMM's log of conversions",
+        "or the page is private already, and its memslot has no guest_memfd; KVM_RUN ends with a memory fault (EFAULT)",
+        "VMM's log of conversions",
     ),
     # a VM without private memory: get_user_pages() fails
     "EFAULT, an ordinary VM": (
