@@ -56,7 +56,7 @@ from kvm_pf.run.notation import (
     term,
 )
 from kvm_pf.run.places import ASKED, TRACED, TRACED_FAULT, Place, Sure, map_keys, places
-from kvm_pf.run.refusals import error_alone, exit_alone, refusal
+from kvm_pf.run.refusals import error_alone, exit_alone, known, refusal
 
 
 class Reading(NamedTuple):
@@ -462,6 +462,8 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
         raise InputError(f"{' '.join(short.split())[:80]!r}: no code in this line; {refusal(text)}")
     if said := error_alone(short):
         raise InputError(f"{short[:80]!r}: no code, but an error; {said}")
+    if short.startswith("KVM_EXIT_") and (said := known(short)):
+        raise InputError(f"{short[:80]!r}: no code, but an exit; {said}")
     try:
         encode(short, ENCODINGS[encoding or "pferr"].table)
     except InputError as error:

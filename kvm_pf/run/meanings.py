@@ -383,9 +383,13 @@ def _memory_fault(code: int) -> Meaning:
     """Source: Linux `Documentation/virt/kvm/api.rst`, KVM_EXIT_MEMORY_FAULT (v6.8)."""
     kind = "private" if code & MEMORY_FAULT[0].mask else "shared"
     clear = () if kind == "private" else ("bit 3 clear: the access was to shared memory",)
+    todo = (
+        f"what user space does: KVM_SET_MEMORY_ATTRIBUTES makes the range (gpa and size beside the flags) {kind}, then "
+        "KVM_RUN again; KVM_RUN returns -1 with this exit, EFAULT or EHWPOISON (a poisoned page: converting helps not)"
+    )
     return Meaning(
         f"an access to {kind} memory that KVM could not settle: user space is asked, as a rule to make the page {kind}",
-        "", "", _parts(code, MEMORY_FAULT, {}, {}), clear,
+        "", "", _parts(code, MEMORY_FAULT, {}, {}), clear, (todo,),
     )  # fmt: skip
 
 

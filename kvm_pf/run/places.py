@@ -390,6 +390,10 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         lambda m: _certain("memfault", "flags of a memory-fault exit", base=_printed_base(m[1])),
     ),
     (
+        rf"\bexit(?:[ _](?:reason|code))?[\s:=(]{{1,3}}(?:39|0x27)\b.{{0,40}}?\bflags\s*[=:(]?\s*{_NUMBER}",
+        lambda m: _certain("memfault", "flags beside exit 39", base=_printed_base(m[1])),
+    ),
+    (
         r"(?:memory[ _-]?fault|MemoryFault)\b(?:(?![!=]=).){0,200}?"
         r"\b(?:flags\s*[=:(]\s*)?((?-i:KVM_MEMORY_EXIT_FLAG_)?PRIVATE)\b",
         lambda m: _certain("memfault", "a memory-fault exit, in words", base=0),
@@ -413,7 +417,7 @@ _KEYED: tuple[tuple[str, Callable[[re.Match[str]], Place]], ...] = (
         ),
     ),
     (
-        rf"\A\s*flags\s*[=:]\s*{_NUMBER}\s*\Z",
+        rf"\A\s*flags(?:\s*[=:]\s*|\s+){_NUMBER}\s*\Z",
         lambda m: Place(
             ("memfault",), Sure.LIKELY, "flags alone, as a memory-fault exit has them", 0, _printed_base(m[1])
         ),
@@ -493,6 +497,19 @@ def map_keys(key: str) -> list[str]:
 MAP_KEY = "a key of bpftrace"
 
 
+ERRNOS = re.compile(
+    r"\b(?:os error|errno)[\s:=(]{1,3}-?\d{1,3}\b|\berror \(-?\d{1,3}\)"
+    r"|(?:\b(?:error(?:[ _]code)?|code|err|ret)[\s:=(]{1,3})?-?\b\d{1,3}\b[\s():,;-]{1,4}Bad address\b"
+    r"|\bBad address\b(?:[\s():,;-]{1,4}(?:error(?:[ _]code)?|code|err|ret)?[\s:=(]{0,3}-?\d{1,3}\b)?",
+    re.IGNORECASE,
+)
+"""An error of a system call as strerror(), Rust's std::io::Error and KVM print it: no code of a fault.
+
+Sources: Linux `include/trace/events/kvm.h`, kvm_userspace_exit (v6.12); the Rust standard library's
+`std/src/io/error.rs`, Display.
+"""
+
+
 def _map_places(rest: str) -> _Places:
     """Find the codes among the keys of bpftrace's maps: one of each key is the code."""
     places = []
@@ -542,6 +559,7 @@ def places(text: str) -> _Places:
     errors, rest = _internal_errors(_OS_ERROR.sub(" ", rest))
     found += errors + _bare_exits(rest) + _keyed(rest)
     if not found:
+        rest = ERRNOS.sub(" ", rest)
         hand = (
             r"|(?:err|error|code)\b\s*[=:]?"
             if re.search(r"\bgpa\b|page.?fault|\bpf\b|\baddr", rest, re.I)

@@ -31,19 +31,50 @@ _EFAULT = (
     "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"
 )
 ERRORS = {
-    5: "KVM met a bug of its own; dmesg shows where",
+    5: "KVM met a bug of its own, or (from 6.16 on) a TDX guest touched private memory that it had not accepted, which "
+    "ends the VM; dmesg shows which",
     12: "the host has no memory left for it",
     22: "KVM found reserved bits in an entry of its own (get_mmio_spte), or refuses the vCPU's state",
     133: "the host's page is poisoned, by an error of the memory",
 }
 """What errors of KVM_RUN but EFAULT say of a fault.
 
-Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), handle_mmio_page_fault(), kvm_handle_error_pfn() (v6.12).
+Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), handle_mmio_page_fault(), kvm_handle_error_pfn() (v6.12);
+`arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16).
 """
+
+MESSAGES = {
+    "unexpected emulation request on private memory": (
+        "a fault at private memory would have to be emulated, which KVM does not do (from 6.10 on): KVM_RUN fails with "
+        "EFAULT and KVM_EXIT_MEMORY_FAULT, and making the page private does not help",
+        "which page (the exit's gpa)? The local APIC's, or one whose writes KVM tracks, has to be shared: look into "
+        "the guest's page-table entries for it (no C-bit, or the shared bit)",
+    ),
+    "Guest access before accepting": (
+        "a guest under TDX touched private memory that it had not accepted; KVM ends it (from 6.16 on: KVM_RUN fails "
+        "with EIO, the VM is dead), and no kvm_page_fault is printed",
+        "in the guest's firmware and kernel: who accepts that memory (TDG.MEM.PAGE.ACCEPT; Linux: lazily, "
+        "accept_memory=), and did user space take the page away meanwhile?",
+    ),
+    "Convert non guest_memfd backed memory region": (
+        "QEMU was asked to make memory private, or shared, that no guest_memfd backs, and gives up (a memory fault, "
+        "KVM_EXIT_MEMORY_FAULT)",
+        "which memory region is there (QEMU: info mtree)? Of a device (MMIO) or a ROM the guest has to map it as "
+        "shared; RAM needs a guest_memfd",
+    ),
+}
+"""What lines of kernels and VMMs say that name a fault's cause, and what to look at.
+
+Source: Linux `arch/x86/kvm/mmu/mmu_internal.h`, kvm_mmu_do_page_fault() (v6.10); `arch/x86/kvm/vmx/tdx.c`,
+tdx_handle_ept_violation() (v6.16); QEMU `accel/kvm/kvm-all.c`, kvm_convert_memory() (v9.1).
+"""
+
+MESSAGE = re.compile("|".join(MESSAGES))
+
 
 EXITS = {
     39: "KVM_EXIT_MEMORY_FAULT, why KVM_RUN came back: flags, gpa and size in vcpu->run->memory_fault say which memory "
-    "is to be made private (flags 8) or shared (0)",
+    "is to be made private (flags 8) or shared (0), with KVM_SET_MEMORY_ATTRIBUTES; then KVM_RUN again",
     48: "EPT_VIOLATION, an exit's reason on Intel: its qualification is the code",
     49: "EPT_MISCONFIG, an exit's reason on Intel: it has no code",
     1024: "#NPF, an exit's code on AMD (0x400): EXITINFO1 is the fault's code",
@@ -74,8 +105,8 @@ _ERRNO = re.compile(
 def error_alone(text: str) -> str | None:
     """Say what an error of KVM_RUN means that a text has, as a number or by its name; None if none is known.
 
-    >>> error_alone("-5")
-    'KVM_RUN failed with EIO: KVM met a bug of its own; dmesg shows where'
+    >>> error_alone("-12")
+    'KVM_RUN failed with ENOMEM: the host has no memory left for it'
     """
     for match in _ERRNO.finditer(text):
         number = next((int(n) for n in match.groups()[:2] if n), 0)
@@ -94,7 +125,7 @@ _KNOWN = (
      "user space met KVM_EXIT_MEMORY_FAULT (39) and does not know it: its flags and address are not printed"),
     (r"kvm[ _:]*run failed:? ",
      "KVM_RUN failed with another error than EFAULT (bad address), which a fault would give; EIO (input/output error): "
-     "KVM met a bug of its own, and dmesg shows where"),
+     f"{ERRORS[5]}"),
     (r"general protection fault",
      "a #GP, whose error code is 0 or a selector: no page fault"),
     (r"\bBSOD\b", "a stop of Windows (bug check) by its name: the guest's own"),
@@ -128,9 +159,9 @@ _KNOWN = (
      "the number of an exit for which a guest of SEV-ES or SNP gets #VC; no fault's code (0x400: #NPF; 0x404: memory "
      "that was not validated)"),
     (r"npfec\b", "Xen's own flags of a nested fault; no hardware's code"),
-    (r"\bKVM_EXIT_MEMORY_FAULT\b|\bexit[ _](?:reason|code)\b[^,;]{0,20}\b(?:39|0x27)\b|\breason(?: is)?:? 39\b",
-     "user space met KVM_EXIT_MEMORY_FAULT (39); what KVM asks for stands in the exit's flags and address, which are "
-     "not printed"),
+    (r"\bKVM_EXIT_MEMORY_FAULT\b|\bexit[ _](?:reason|code)\b[^,;]{0,20}\b(?:39|0x27)\b|\breason(?: is)?:? 39\b|"
+     r"\bexit[ :=]+(?:39|0x27)\b",
+     f"user space met exit (39), {EXITS[39]}; they are not printed here"),
     (r"\b(?:vm)?exit(?:[ _](?:reason|code))?\b(?: is)?[ :=]+(?:48|0x30|1024|0x400)\b",
      "the number of the exit alone: an EPT violation (48) or #NPF (0x400); its qualification or EXITINFO1 is the code"),
     (r"\bKVM exit (?:reason|code)|\bexit_reason\b|KVM_EXIT_[A-Z_]+",
@@ -152,9 +183,6 @@ _KNOWN = (
     (r"Unexpected #VE: 4[89]\b",
      "a guest under TDX reports its own #VE for an EPT violation (48) or misconfiguration (49): memory that is shared, "
      "or that it had not accepted; the qualification is not printed"),
-    (r"Guest access before accepting",
-     "a guest under TDX touched private memory that it had not accepted; KVM ends it"),
-    (r"Convert non guest_memfd", "QEMU was asked to make memory private whose memslot has no guest_memfd"),
     (r"kvm_convert_memory|KVM_SET_MEMORY_ATTRIBUTES", "a conversion of memory, no fault; kvm-pf trace reads it"),
     (r"unaccepted GPA", "Microsoft's hypervisor met memory that the guest had not accepted; it tells addresses only"),
     (r"\b(?:EPT_VIOLATION|EPT_MISCONFIG|npf)\)?[\s:]+[\d,]+(?:\s|\Z)", "how often exits came, not why"),
@@ -180,6 +208,9 @@ _KNOWN = (
 def known(text: str) -> str | None:
     """Say what a text is that has no code, by its words; None if they are not known."""
     whole = unwrapped(text)
+    if message := MESSAGE.search(whole):
+        what, look = MESSAGES[message[0]]
+        return f"{what}; {look}"
     if warned := WARNED.search(whole):
         return f"a WARN in {warned[1]}(): {WARNINGS[warned[1]]}"
     said = next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)

@@ -103,7 +103,8 @@ class Joiner:
     `events` counts the events by name, `exits` the exits by reason, `user_exits` those to user space by name, `faults`
     the faults that have ended.  `declared` holds the memory that was made private or shared, `sptes` the entries that
     get_mmio_spte() complained about, `counts` bpftrace's maps, `ends` lists exits that user space did not know,
-    `warnings` the kernel's warnings about faults, `private` the codes of fast_page_fault with bit 49; of these lists
+    `warnings` the kernel's warnings about faults, `messages` what it or the VMM says of causes, `private` the codes of
+    fast_page_fault with bit 49; of these lists
     the first KEPT are kept.
     `amd` and `intel` count the evidence for either, `tdp` is True once the trace shows that TDP is in use.
     """
@@ -118,6 +119,7 @@ class Joiner:
         self.exits: Counter[str] = Counter()
         self.user_exits: Counter[str] = Counter()
         self.warnings: list[tuple[int, str]] = []  # line, function
+        self.messages: list[tuple[int, str]] = []  # line, one of MESSAGES
         self.private: list[tuple[int, int]] = []  # line, code of fast_page_fault with bit 49
         self.declared = Declared()
         self.sptes: list[dict[str, Any]] = []
@@ -477,6 +479,11 @@ class Joiner:
     def _warning(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if len(self.warnings) < self.KEPT:
             self.warnings.append((event.line, f["function"]))
+        yield from ()
+
+    def _message(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if len(self.messages) < self.KEPT:
+            self.messages.append((event.line, f["text"]))
         yield from ()
 
     def _count(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:

@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 from kvm_pf.bits import PFERR_LETTERS, encode
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import archive_of, as_path
-from kvm_pf.run.refusals import WARNED
+from kvm_pf.run.refusals import MESSAGE, WARNED
 from kvm_pf.trace.dumps import dumped
 
 LONGEST = 8192
@@ -697,6 +697,8 @@ def _loose(line: Line) -> list[Event]:
         add("spte", spte=int(spte[1], 16), level=int(spte[2]), rsvd=rsvd)
     if "WARNING" in text and (warned := WARNED.search(text)):
         add("warning", function=warned[1])
+    if message := MESSAGE.search(text):
+        add("message", text=message[0])
     if "exit reason" in text and (reason := _UNKNOWN_EXIT.search(text)):
         add("unknown_exit", reason=int(reason[1]))
     if "@" in text and (count := _COUNT.match(text)):

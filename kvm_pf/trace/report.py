@@ -12,7 +12,7 @@ from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
 from kvm_pf.run.codes import map_code, read
 from kvm_pf.run.places import Sure
-from kvm_pf.run.refusals import WARNINGS, known
+from kvm_pf.run.refusals import MESSAGES, WARNINGS, known
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import EVENTS, MAPPINGS, SNP, missing, options, trace_cmd
 from kvm_pf.trace.faults import Joiner, of_faults, table
@@ -227,7 +227,8 @@ def ended(joiner: Joiner) -> list[str]:
         f"line {line}: user space met KVM_EXIT {n}, {_EXITS.get(n, _SEE)}" for line, n in joiner.ends[:3]
     ]
     warned = [f"line {line}: a WARN in {name}(): {WARNINGS[name]}" for line, name in joiner.warnings[:3]]
-    return errors + exits + warned
+    said = [f"line {line}: {MESSAGES[text][0]}" for line, text in joiner.messages[:3]]
+    return errors + exits + warned + said
 
 
 def _faults(n: int, one: str, more: str) -> str:
@@ -314,7 +315,8 @@ def next_steps(traced: Survey) -> list[str]:
     digest, joiner, seen = traced.digest, traced.joiner, traced.joiner.events
     steps = []
     asks = not digest.rows and joiner.user_exits[_HYPERCALL] > 0
-    if not digest.rows and not asks and not joiner.warnings:
+    steps += [MESSAGES[text][1] for text in dict.fromkeys(text for _, text in joiner.messages)]
+    if not digest.rows and not asks and not joiner.warnings and not joiner.messages:
         steps.append("no fault is here: record the events below while the guest misbehaves")
     if asks and not joiner.declared.spans:
         steps.append(_WHICH_RANGE)

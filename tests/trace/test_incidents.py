@@ -10,6 +10,8 @@ import re
 import pandas as pd
 import pytest
 
+from kvm_pf.common.errors import InputError
+from kvm_pf.run.codes import read
 from kvm_pf.trace import follows, load, page, storms
 
 EXIT = "kvm_exit: vcpu 0 reason {} rip {} info1 {:#018x} info2 {:#018x} intr_info 0x00000000 error_code 0x00000000"
@@ -101,3 +103,82 @@ class TestGuestMemfd:
         text, _ = told(*turn * 8)
         assert "memslot has no guest_memfd" in text
         assert not re.search(r"\bhole|no page in it", text)
+
+
+class TestErrnos:
+    """Rust's std::io::Error prints strerror() and "(os error N)"; KVM prints "reason error (N)", N decimal.
+
+    Linux `include/trace/events/kvm.h`, kvm_userspace_exit (v6.12); `errno-base.h`: 14 is EFAULT.
+    """
+
+    CHV = (
+        "cloud-hypervisor: 12.345s: <vcpu0> ERROR:vmm/src/cpu.rs:1234 -- VCPU generated error: Failed to run vcpu: "
+        "VcpuRun(VCpu error Bad address (os error 14))"
+    )
+
+    @pytest.mark.parametrize(
+        "line",
+        [CHV, "Failed to run vCPU: Bad address (os error 14)", "addr 0x1000: KVM_RUN failed, errno 14",
+         "page fault at 0x1000: error code 14 (Bad address)", "gpa 0x1000: Bad address, error=-14"],
+    )  # fmt: skip
+    def test_bad_address_is_no_code(self, line):
+        with pytest.raises(InputError, match="KVM_RUN failed with EFAULT"):
+            read(line)
+
+    def test_a_code_beside_an_errno_is_read(self):
+        read_ = read("page fault at 0x1000, error code 0x14; KVM_RUN: Bad address (os error 14)")
+        assert [read_.best.code, *(more.best.code for more in read_.more)] == [0x14]
+
+
+class TestExit39:
+    """Linux `include/uapi/linux/kvm.h`: KVM_EXIT_MEMORY_FAULT is 39, its flag PRIVATE bit 3 (v6.8)."""
+
+    @pytest.mark.parametrize(
+        ("text", "code"),
+        [("exit 39 flags 8", 8), ("exit reason 39, flags 0", 0), ("exit 0x27 flags=0x8", 8), ("flags 8", 8)],
+    )
+    def test_its_flags_are_read(self, text, code):
+        best = read(text).best
+        assert (best.encoding, best.code) == ("memfault", code)
+        assert f"(gpa and size beside the flags) {'private' if code else 'shared'}" in " ".join(
+            best.meaning.notes
+        )
+
+    @pytest.mark.parametrize("text", ["exit 39", "KVM_EXIT_MEMORY_FAULT", "exit reason 39", "exit=0x27"])
+    def test_alone_it_is_told_what_to_do(self, text):
+        with pytest.raises(
+            InputError, match=r"private \(flags 8\) or shared \(0\), with KVM_SET_MEMORY_ATTRIBUTES"
+        ):
+            read(text)
+
+
+# kvm_mmu_do_page_fault(), `arch/x86/kvm/mmu/mmu_internal.h` (v6.10); tdx_handle_ept_violation(),
+# `arch/x86/kvm/vmx/tdx.c` (v6.16); QEMU `accel/kvm/kvm-all.c`, kvm_convert_memory()
+SAID = {
+    "[  12.1] kvm: unexpected emulation request on private memory\n": (
+        "would have to be emulated",
+        "local APIC's",
+    ),
+    "[  77.1] kvm_intel: Guest access before accepting 0x80005000 on vCPU 2\n": (
+        "had not accepted",
+        "accept_memory=",
+    ),
+    "qemu-system-x86_64: Convert non guest_memfd backed memory region (0xfee00000 ,+ 0x1000) to private\n"
+    "error: kvm run failed Bad address\n": ("no guest_memfd backs", "info mtree"),
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_a_line_that_names_the_cause_is_told_with_what_to_look_at(text, tmp_path):
+    what, look = SAID[text]
+    (tmp_path / "log").write_text(text)
+    given = page(load(tmp_path / "log"))
+    assert what in part(given, "To know")
+    assert look in part(given, "Next")
+    with pytest.raises(InputError, match=what):
+        read(text)
+
+
+def test_eio_may_be_a_page_that_was_not_accepted():
+    with pytest.raises(InputError, match="a TDX guest touched private memory that it had not accepted"):
+        read("kvm_userspace_exit: reason error (5)")
