@@ -43,6 +43,18 @@ Source: Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(), handle_mmio_page_f
 `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16).
 """
 
+ERROR_LOOKS = {
+    5: "dmesg: a WARN of KVM's own, or of a TDX guest: Guest access before accepting",
+    12: "dmesg (out of memory), and the limit of the VMM's cgroup (memory.max)",
+    22: "dmesg: get_mmio_spte (reserved bits in an entry), or of SNP: Failed to update RMP entry",
+    133: "dmesg (mce, Memory failure) says which page is poisoned: what the guest had there is lost",
+}
+"""What to look at after such an error.
+
+Source: as above; `arch/x86/kvm/svm/sev.c`, sev_gmem_prepare() (v6.11); `virt/kvm/guest_memfd.c`, __kvm_gmem_get_pfn()
+(v6.12).
+"""
+
 MESSAGES = {
     "unexpected emulation request on private memory": (
         "a fault at private memory would have to be emulated, which KVM does not do (from 6.10 on): KVM_RUN fails with "

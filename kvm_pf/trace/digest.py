@@ -88,6 +88,8 @@ WORTH: dict[str, tuple[int, Callable[[pd.DataFrame], Any]]] = {
     "the guest's own": (1, lambda f: f["outcome"] == "#PF injected"),
     "memory fault": (1, lambda f: f["encoding"] == "memfault"),
     "EFAULT": (1, lambda f: f["outcome"] == "to user space: error 14"),
+    "failed": (3, lambda f: f["outcome"].str.contains(r"^to user space: (?:error \d|KVM_EXIT_MEMORY_FAULT)")),
+    "pending": (3, lambda f: f["source"] == "pending"),
     "RSVD": (1, lambda f: (f["source"] == "guest_pf") & _has(f["raw_code"], PFERR_RSVD_MASK)),
     "RMP": (1, lambda f: (f["source"] == "guest_pf") & _has(f["raw_code"], PFERR_GUEST_RMP_MASK)),
     "bit 49": (

@@ -137,6 +137,9 @@ class Joiner:
         self.unended: list[
             tuple[int, float]
         ] = []  # line, seconds to the trace's end, of faults that go on there
+        self.silent: list[
+            tuple[int, float]
+        ] = []  # line, seconds to the trace's end, of a TDX guest's private ones
         self.first: float | None = None
         self.last: float | None = None
         self._step: str | None = None
@@ -163,6 +166,14 @@ class Joiner:
 
     def end(self) -> Iterator[Fault]:
         """Yield the faults that go on: the trace has ended."""
+        if self.last is not None and (self.exits or self._entering):
+            self.silent = [
+                (row.line, self.last - row.time)
+                for row in self.open.values()
+                if row.traced and row.time is not None and row.raw_code is not None
+                and protected(row.rip, row.address) == "private"
+                and hides_registers(row.source, row.raw_code, row.whole, "private")
+            ]  # fmt: skip
         dumped = list(self._dumps.done())
         for row in dumped:
             place(row, self.declared)
@@ -250,7 +261,8 @@ class Joiner:
         """Note where a fault is, and what that memory was last declared."""
         row.address = address
         if address is not None and row.source != "pf":
-            row.declared, row.conversion = self.declared.at(address)
+            hidden = row.rip == 0  # of a TDX guest, whose conversions are told without the shared bit
+            row.declared, row.conversion = self.declared.at(address & ~SHARED if hidden else address)
 
     def _kvm_exit(self, event: Event, f: dict[str, Any], key: object) -> list[Fault]:
         reason = str(f["reason"])
@@ -267,6 +279,8 @@ class Joiner:
         code, address = f.get("info1"), f.get("info2")
         if kind == "ept":
             hidden = f.get("rip") == 0 and code is not None and not code & TDX_CLEARED  # info2 is another's
+            if hidden and code is not None and _is_pending(code, address):
+                return {"source": "pending", "raw_code": code}
             return {"source": kind, "raw_code": code, "vectoring": None if hidden else address or None}
         if kind == "misconfig":
             return {"source": kind}
@@ -299,6 +313,7 @@ class Joiner:
             ended = self._begin(event, key)
             row = self.open[key]
         row.traced = True
+        row.source = row.source.replace("pending", "ept")
         row.vcpu, row.rip = f.get("vcpu", row.vcpu), f.get("rip", row.rip)
         code = f["error_code"]
         self._at(row, f["address"])
@@ -516,6 +531,15 @@ def _taker(name: str) -> Callable[[Joiner, Event, dict[str, Any], object], Itera
 # --- what a code is, and what it says ---
 
 
+def _is_pending(qualification: int, extended: int | None) -> bool:
+    """Say whether a TDX guest's EPT violation is of a page that it has not accepted, by both qualifications (u64).
+
+    Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_is_sept_violation_unexpected_pending(), tdx_get_exit_info() (v6.16).
+    """
+    pending, permissions = 6, 0xF << 3
+    return extended is not None and extended & 0xF == pending and not qualification & permissions
+
+
 def is_amd(code: int) -> bool:
     """Say whether only AMD's nested page faults have such a code (u64): one with bit 32 or 33."""
     return code & STAGE != 0
@@ -584,6 +608,10 @@ SOURCES = {
     "guest_pf": ("pf", "Linux in the guest reports its own #PF"),
     "hvf": ("ept", "called an exit qualification"),
     "fast": ("pferr", "error_code of fast_page_fault, past the exit's handler"),
+    "pending": (
+        "tdx",
+        "the exit's reason is EPT_VIOLATION, and its extended qualification (info2) says: pending",
+    ),
 }
 """By what a code was found in: its encoding, and why."""
 
@@ -672,6 +700,9 @@ def sense(
         return Sense(encoding, why, PFERR_RSVD_MASK, "RSVD", None, None, None, said)
     if code is None or encoding is None:
         return Sense(encoding, why, None, None, None, None, None, "no code was recorded")
+    if source == "pending":
+        said = "an access of a TDX guest to private memory that it has not accepted"
+        return Sense(encoding, why, None, None, None, None, True, said)
     if encoding == "memfault":
         return Sense(
             encoding, why, None, None, None, None, code & MEMORY_FAULT_PRIVATE != 0, _sentence(code, encoding)
@@ -846,8 +877,10 @@ def classified(
     is_gpa = np.array([one.encoding != "pf" for one in said] or [True])[codes]
     if "address" in given:
         address = array(given["address"], dtype="UInt64")
-        made["gpa"] = pd.arrays.IntegerArray(address._data, address._mask | ~is_gpa)
-        made["gfn"] = pd.arrays.IntegerArray(address._data >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)
+        is_tdx = np.array([one.encoding == "tdx" for one in said] or [False])[codes]
+        gpas = np.where(is_tdx, address._data & np.uint64(~SHARED & U64_MASK), address._data)
+        made["gpa"] = pd.arrays.IntegerArray(gpas, address._mask | ~is_gpa)
+        made["gfn"] = pd.arrays.IntegerArray(gpas >> np.uint64(PAGE_SHIFT), address._mask | ~is_gpa)
     if "declared" in given:
         made["declared"] = pd.Series(given["declared"]).where(is_gpa).array
     is_mmio = np.array([_is_mmio(one) for one in said] or [False])[codes]

@@ -15,7 +15,8 @@ class Fault:
 
     `source` is npf, ept, misconfig or pf if an exit says so, "" if only `kvm_page_fault` was recorded,
     memory_fault for an exit to user space that a VMM reported, guest_pf for a guest's own report, hvf for
-    macOS' Hypervisor.framework, fast if only `fast_page_fault` was recorded.
+    macOS' Hypervisor.framework, fast if only `fast_page_fault` was recorded, pending if a TDX guest touched a page
+    that it has not accepted.
     """
 
     line: int

@@ -88,7 +88,9 @@ class Signs:
                 continue
             if self.marked is None and _is_marked(code, f.exit_code or 0):
                 self.marked = f.line
-            elif self.tdx is None and hides_registers(f.source, code, f.whole, protected(f.rip, f.address)):
+            elif self.tdx is None and (
+                f.source == "pending" or hides_registers(f.source, code, f.whole, protected(f.rip, f.address))
+            ):
                 self.tdx = f.line
 
     def look_at_table(self, faults: pd.DataFrame) -> None:

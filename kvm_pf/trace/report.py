@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvm_pf.common.errnos import ERRNO_NAMES
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
 from kvm_pf.run.codes import map_code, read
 from kvm_pf.run.places import Sure
-from kvm_pf.run.refusals import MESSAGES, WARNINGS, known
+from kvm_pf.run.refusals import ERRORS, MESSAGES, WARNINGS, known
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import EVENTS, MAPPINGS, SNP, missing, options, trace_cmd
 from kvm_pf.trace.faults import Joiner, of_faults, table
 from kvm_pf.trace.reading import Survey, Traced
-from kvm_pf.trace.storms import Finder
+from kvm_pf.trace.storms import Finder, alone
 from kvm_pf.trace.stuck import BEFORE_6_3, hexadecimal, look_next, unemulated
 
 if TYPE_CHECKING:
@@ -163,7 +165,8 @@ def notes(traced: Survey) -> list[str]:
     """Say what somebody who debugs should know about what this trace shows: a sentence each."""
     import pandas as pd
 
-    worth, joiner = traced.digest.worth, traced.joiner
+    digest, joiner = traced.digest, traced.joiner
+    worth = digest.worth
     told: list[tuple[int, str]] = [(row.line, _FIRST_MMIO) for row in worth["first MMIO by EPT"]]
     for what in _PLACES:
         for row in worth[what]:
@@ -188,6 +191,12 @@ def notes(traced: Survey) -> list[str]:
         if wait >= LONG
     ]
     told += [(row.line, _RMP) for row in worth["RMP"]]
+    told += [(row.line, _PENDING) for row in worth["pending"]]
+    told += [
+        (line, f"this vCPU never comes back from its fault in the trace, {wait:.3f} s: {_SILENT}")
+        for line, wait in joiner.silent[:3]
+        if wait >= LONG
+    ]
     told += [
         (line, f"fast_page_fault shows bit 49 ({code:#x}): KVM took the access for one to private memory")
         for line, code in joiner.private[:1]
@@ -208,6 +217,12 @@ def notes(traced: Survey) -> list[str]:
             "a memory fault is answered by user space with KVM_SET_MEMORY_ATTRIBUTES on the range, then KVM_RUN again; "
             "one that does not know the exit ends the guest"
         )
+    for outcome, count in digest.outcomes.items():
+        number = outcome.removeprefix("to user space: error ")
+        count -= worth["pending"].count if number == "5" else 0
+        if count and number.isdecimal() and int(number) in ERRORS:
+            name = ERRNO_NAMES.get(int(number), number)
+            said.append(f"{_faults(count, 'ends', 'end')} with {name}: {ERRORS[int(number)]}")
     if refused := worth["EFAULT"].count:
         said.append(
             f"{_faults(refused, 'ends', 'end')} with EFAULT: with private memory that is KVM_EXIT_MEMORY_FAULT, which "
@@ -277,6 +292,16 @@ _RMP = (
     "Linux's own #PF, refused by the RMP: it touched a page that belongs to an SNP guest, or whose size in the RMP is "
     "another"
 )
+_PENDING = (
+    "the page is pending: the TDX guest touches private memory that it has not accepted (extended qualification 6). "
+    "KVM prints no kvm_page_fault for it, but in dmesg Guest access before accepting, and ends the VM with EIO"
+)
+_SILENT = (
+    "KVM tries a TDX guest's private faults again inside tdx_handle_ept_violation(), without another kvm_page_fault, "
+    "as long as the TDX module's tables are in use or the host takes pages away"
+)
+"""Of TDX guests.  Source: Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16)."""
+
 _SEE = "see linux/kvm.h"
 
 _HYPERCALL = "KVM_EXIT_HYPERCALL"
@@ -313,6 +338,7 @@ _ERRORS = {
 def next_steps(traced: Survey) -> list[str]:
     """Say what to look at and what to record to know more; the last line, to be copied, has what the trace lacks."""
     digest, joiner, seen = traced.digest, traced.joiner, traced.joiner.events
+    worth = digest.worth
     steps = []
     asks = not digest.rows and joiner.user_exits[_HYPERCALL] > 0
     steps += [MESSAGES[text][1] for text in dict.fromkeys(text for _, text in joiner.messages)]
@@ -330,7 +356,12 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append("this kernel prints 32 bits of a code: info1 of kvm_exit has all of them")
     endings = missing(_ENDINGS, seen)
     if kernel and (digest.bare["not shown"] + digest.bare["resumed"]) / kernel > 0.5 and endings:
-        steps.append(f"how faults end is not shown: record {', '.join(endings)}")
+        steps.append(
+            f"what became of the faults that are resumed is not shown (mapped, emulated, tried again): record "
+            f"{', '.join(endings)}"
+            if digest.bare["resumed"]
+            else f"how faults end is not shown: record {', '.join(endings)}"
+        )
     if digest.worth["memory fault"].count and not joiner.declared.spans:
         steps.append("conversions: record kvm_hypercall, and with QEMU -trace 'kvm_convert_memory'")
     if digest.worth["RSVD"].count:
@@ -346,7 +377,20 @@ def next_steps(traced: Survey) -> list[str]:
         steps.append(
             "long faults: record sched:sched_switch for where the thread waits (or cat /proc/PID/task/*/stack)"
         )
-    looks, more = look_next(digest.finder.found[:8], seen)
+    if any(wait >= LONG for _, wait in joiner.silent):
+        steps.append(
+            "where that vCPU's thread is (cat /proc/PID/task/*/stack), dmesg (SEAMCALL), and kvmmmu:* while it lasts"
+        )
+    if worth["pending"].count:
+        steps.append(MESSAGES["Guest access before accepting"][1])
+    storms = digest.finder.found[:8]
+    in_storms = {(each.address, each.raw_code) for storm in storms for each in storm.turn}
+    single = [
+        alone(row)
+        for row in worth["failed"]
+        if row.source != "pending" and (row.address, row.raw_code) not in in_storms
+    ]
+    looks, more = look_next([*storms, *single], seen)
     kernel_of = digest.read_as.revision.row
     is_new = digest.read_as.known and kernel_of is not None and (kernel_of.kernel or (0,)) > (6, 2)
     steps += [look for look in looks if not (is_new and BEFORE_6_3 in look)]
@@ -533,11 +577,12 @@ def followed(digest: Digest, most: int) -> list[str]:
         verdict = "" if pd.isna(row.agrees) else ", agrees" if row.agrees else ", DISAGREES"
         lines.append(f"{row.faults:>7}  {row.meaning} (first in line {row.first_line}){again}")
         lines.append(f"         seen: {row.seen}{verdict}")
-        if pd.notna(row.expected):
-            lines += [
-                f"         {'allowed:' if not n else '        '} {end}"
-                for n, end in enumerate(row.expected.split("; "))
-            ]
+        if pd.isna(row.expected):
+            continue
+        ends = row.expected.split("; ")
+        if not pd.isna(row.agrees) and row.agrees:
+            ends = [", or ".join(re.sub(r" \([^()]*\)$", "", end) for end in ends)]
+        lines += [f"         {'allowed:' if not n else '        '} {end}" for n, end in enumerate(ends)]
     if inputs:
         lines.append(f"         not in the trace, so an input: {', '.join(inputs)}")
     names = " and ".join(digest.revisions or [digest.read_as.revision.name])

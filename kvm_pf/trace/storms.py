@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import PFERR_GUEST_ENC_MASK
 from kvm_pf.state import PAGE_SHIFT
-from kvm_pf.trace.faults import kinds
+from kvm_pf.trace.faults import SHARED, kinds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +104,13 @@ class _Turn(NamedTuple):
     raw_code: Any
     meaning: str
     private: bool | None = None
+
+    @property
+    def gpa(self) -> Any:
+        """The address, a TDX guest's without its shared bit."""
+        import pandas as pd
+
+        return self.address if pd.isna(self.address) else without_shared(int(self.address), self.meaning)
 
 
 class Ask(NamedTuple):
@@ -336,6 +343,11 @@ def _rank(groups: Any) -> Any:
     return rank
 
 
+def without_shared(address: int, meaning: str) -> int:
+    """Give the guest-physical address (u64) of a fault: that of a TDX guest is traced with its shared bit."""
+    return address & ~SHARED if "TDX guest" in meaning else address
+
+
 def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.DataFrame) -> None:
     """Count what the memory faults of storms ask for, and the conversions of their pages.
 
@@ -346,8 +358,11 @@ def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.Da
     """
     import pandas as pd
 
+    addresses = table["address"].iloc[places].astype("UInt64").fillna(0).tolist()
+    meanings = words.values("meaning", places)
+    gpas = [without_shared(*each) for each in zip(addresses, meanings, strict=True)]
     asked = pd.DataFrame({
-        "storm": mine, "gfn": table["address"].iloc[places].astype("UInt64").fillna(0).to_numpy() >> PAGE_SHIFT,
+        "storm": mine, "gfn": [gpa >> PAGE_SHIFT for gpa in gpas],
         **{name: words.values(name, places) for name in ("private", "declared", "conversion")},
     })  # fmt: skip
     told = table["raw_code"].iloc[places].fillna(0).to_numpy(dtype="uint64") & PFERR_GUEST_ENC_MASK != 0
@@ -361,6 +376,23 @@ def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.Da
     conversions = asked.groupby("storm")["conversion"].nunique().reset_index()
     for n, count in conversions.itertuples(index=False):
         storms[n].conversions += int(count)
+
+
+def alone(row: Any) -> Storm:
+    """Tell of one fault (a row of a table of `read`) as of a storm that it might become."""
+    import pandas as pd
+
+    def flag(value: Any) -> bool | None:
+        return None if pd.isna(value) else bool(value)
+
+    turn = _Turn(row.rip, row.address, row.raw_code, row.meaning, flag(row.private))
+    storm = Storm(row.vcpu, row.pid, 1, (turn,), row.line, row.time, row.line, row.time, 1)
+    storm.ends[0][str(row.outcome)] = 1
+    if _ASKING.search(str(row.outcome)):
+        gfn = 0 if pd.isna(turn.gpa) else int(turn.gpa) >> PAGE_SHIFT
+        storm.asked[Ask(gfn, flag(row.private), flag(row.declared))] = 1
+        storm.conversions = int(not pd.isna(row.conversion))
+    return storm
 
 
 KEY = ("rip", "address", "raw_code", "source")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kvm_pf.bits import PFERR_FETCH_MASK, PFERR_GUEST_ENC_MASK
 from kvm_pf.common.errnos import ERRNO_NAMES
-from kvm_pf.run.refusals import ERRORS
+from kvm_pf.run.refusals import ERROR_LOOKS, ERRORS
 from kvm_pf.trace.events import MAPPINGS, SNP, UNMAP, missing
 from kvm_pf.trace.record import STALE, WAITS
 from kvm_pf.trace.storms import Storm
@@ -87,7 +87,7 @@ def _at(address: Any) -> str:
 
 def stuck_on(storm: Storm) -> str:
     """Say in words what a storm's faults are about."""
-    whats = [f"{each.meaning}{_at(each.address)}" for each in storm.turn]
+    whats = [f"{each.meaning}{_at(each.gpa)}" for each in storm.turn]
     return "; then ".join(dict.fromkeys(whats))
 
 
@@ -151,7 +151,7 @@ def cause(storm: Storm, n: int, seen: Collection[str] | None = None) -> Cause:
         said = ERRORS.get(number)
         name = ERRNO_NAMES.get(number, f"error {number}")
         why = f"each time KVM_RUN fails ({name}{f': {said}' if said else ''}) and user space runs the vCPU again"
-        return Cause(why, "dmesg" if said else "")
+        return Cause(why, ERROR_LOOKS.get(number, ""))
     if end.startswith("emulation failed"):
         return Cause(f"KVM cannot emulate the instruction ({end})", unemulated(storm.turn[n].raw_code))
     if end.startswith("MMIO ") or end == "to user space: KVM_EXIT_MMIO":
@@ -230,6 +230,12 @@ def _efault(storm: Storm, meaning: str) -> Cause:
         told = _converted(storm)
         why = told.why.replace(_WITHOUT, _NO_FILE)
         return told._replace(why=f"{why}; KVM_RUN ends with a memory fault (EFAULT)")
+    if "shared memory by a TDX guest" in meaning:
+        return Cause(
+            "KVM_RUN fails with EFAULT each time: as a rule KVM_EXIT_MEMORY_FAULT with flags 0, for the page is "
+            "private by its attribute and user space does not make it shared; else user space has no page there",
+            f"the VMM's log of conversions\n{_INSIDE}\n{_ORDINARY}",
+        )
     if any(_is_encrypted(each.raw_code) and each.private is None for each in storm.turn):
         return Cause(
             "KVM_RUN fails with EFAULT each time, at an encrypted access. Of an SNP guest that is one to private "
@@ -414,8 +420,8 @@ def look_next(storms: Iterable[Storm], seen: Collection[str]) -> tuple[list[str]
             parts += [f"see {' and '.join(present)} in the trace"] if present else []
             for part in parts:
                 places = found.setdefault(part, [])
-                if not pd.isna(each.address):
-                    places.append(hexadecimal(each.address))
+                if not pd.isna(each.gpa):
+                    places.append(hexadecimal(each.gpa))
     lines: list[str] = []
     before = ""
     for part, places in found.items():

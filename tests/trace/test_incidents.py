@@ -182,3 +182,98 @@ def test_a_line_that_names_the_cause_is_told_with_what_to_look_at(text, tmp_path
 def test_eio_may_be_a_page_that_was_not_accepted():
     with pytest.raises(InputError, match="a TDX guest touched private memory that it had not accepted"):
         read("kvm_userspace_exit: reason error (5)")
+
+
+class TestTdx:
+    """Linux `arch/x86/kvm/vmx/tdx.c`, tdx_handle_ept_violation() (v6.16).
+
+    A pending page (extended qualification 6, no permission bits) ends the VM with EIO before the tracepoint; private
+    faults are tried again inside it, after one tracepoint; the address has its shared bit, 47 or 51.
+    """
+
+    @pytest.mark.parametrize(
+        ("qualification", "extended", "pending"),
+        [(0, 6, True), (2, 6, True), (0, 0, False), (0xA, 6, False), (0, 0x26, True), (0x182, 6, False)],
+    )
+    def test_a_page_that_was_not_accepted(self, told, qualification, extended, pending):
+        text, traced = told(
+            EXIT.format("EPT_VIOLATION", "0x0", qualification, extended),
+            "kvm_userspace_exit: reason error (5)",
+        )
+        assert ("has not accepted" in part(text, "Faults by meaning")) is pending
+        assert ("Guest access before accepting, and ends the VM" in part(text, "To know")) is pending
+        assert ("accept_memory=" in part(text, "Next")) is pending
+        assert traced.faults["private"].eq(True).fillna(False).tolist() == [pending]
+
+    @pytest.mark.parametrize(
+        ("code", "address", "silent"), [(2, 0x80005000, True), (2, 1 << 47 | 0x5000, False)]
+    )
+    def test_a_vcpu_that_never_comes_back(self, tmp_path, code, address, silent):
+        other = "CPU 1/KVM-72 [003] d.... {}: kvm_entry: vcpu 1, rip 0x0"
+        lines = [
+            f"CPU 0/KVM-71 [002] d.... 1000.000001: {EXIT.format('EPT_VIOLATION', '0x0', code, 0)}",
+            f"CPU 0/KVM-71 [002] ..... 1000.000002: {FAULT.format('0x0', address, code)}",
+            other.format("1001.000001"), other.format("1009.000002"),
+        ]  # fmt: skip
+        (tmp_path / "trace").write_text("".join(f" {line}\n" for line in lines))
+        text = page(load(tmp_path / "trace"))
+        assert ("never comes back from its fault in the trace, 9.000 s" in text) is silent
+        assert ("/task/*/stack" in part(text, "Next")) is silent
+
+    @pytest.mark.parametrize("bit", [47, 51])
+    def test_a_shared_page_is_named_without_the_shared_bit(self, told, bit):
+        turn = FAULT.format("0x0", 0x80005000 | 1 << bit, 1), EFAULT, ENTRY
+        text, traced = told(*turn * 8)
+        assert traced.faults["gfn"].eq(0x80005).all()
+        assert "gfn 0x80005," in part(text, "Pages")
+        assert " 0x80005000: the VMM" in part(text, "Next")
+        assert f"{0x80005000 | 1 << bit:#x}" not in text
+        assert "as a rule KVM_EXIT_MEMORY_FAULT with flags 0" in part(text, "Storms")
+
+    def test_two_vcpus_want_one_page_otherwise(self, tmp_path):
+        events = []
+        for n in range(20):
+            for vcpu, address, code in ((0, 0x80005000, 2), (1, 1 << 47 | 0x80005000, 1)):
+                for event in (
+                    FAULT.format("0x0", address, code).replace("vcpu 0", f"vcpu {vcpu}"),
+                    EFAULT,
+                    ENTRY,
+                ):
+                    events.append(f" CPU {vcpu}/KVM-7{vcpu} [00{vcpu}] ..... 1000.{n:06}: {event}\n")
+        (tmp_path / "trace").write_text("".join(events))
+        assert "asks for the same page as" in part(page(load(tmp_path / "trace")), "Storms")
+
+
+class TestOneFault:
+    """How VMs die: one fault that KVM_RUN ends with an error, and no storm.
+
+    Linux `virt/kvm/guest_memfd.c`, __kvm_gmem_get_pfn(): poison is EHWPOISON, 133 (v6.12).
+    """
+
+    def test_private_memory(self, told):
+        text, _ = told(FAULT.format("0x9", GPA, 0x2000500000006), EFAULT)
+        assert f"{GPA:#x}: the VMM's log of conversions" in part(text, "Next")
+        assert "does the memslot there have a guest_memfd" in part(text, "Next")
+
+    def test_an_ordinary_vm(self, told):
+        text, _ = told(
+            EXIT.format("EPT_VIOLATION", "0x9", 0x181, 0), FAULT.format("0x9", 0xC0000000, 0x181), EFAULT
+        )
+        assert "0xc0000000: the VMM's memslot there, and its mapping (/proc/PID/smaps)" in part(text, "Next")
+
+    def test_poison(self, told):
+        text, _ = told(FAULT.format("0x9", GPA, 0x2000500000006), "kvm_userspace_exit: reason error (133)")
+        assert "1 fault ends with EHWPOISON: the host's page is poisoned" in part(text, "To know")
+        assert f"{GPA:#x}: dmesg (mce, Memory failure) says which page is poisoned" in part(text, "Next")
+        assert "guest_memfd" not in part(text, "Next")
+
+    def test_a_storm_is_not_told_twice(self, told):
+        text, _ = told(*(FAULT.format("0x9", GPA, 0x2000500000006), EFAULT, ENTRY) * 8)
+        assert part(text, "Next").count("log of conversions") == 1
+
+
+def test_resumed_and_what_is_not_shown_agree_in_words(told):
+    text, _ = told(FAULT.format("0x9", GPA, 0x100000006), ENTRY)
+    assert "1 resumed" in part(text, "How they ended")
+    assert "what became of the faults that are resumed is not shown" in part(text, "Next")
+    assert "how faults end is not shown" not in text
