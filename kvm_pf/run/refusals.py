@@ -11,13 +11,23 @@ from kvm_pf.run.places import unwrapped
 _NAMED = (
     "one stands after error_code, info1, pferr, flags, exit qualification, intr_info or a name like these"
 )
-WARNINGS = {
-    "npf_interception": "from 6.10 on it says that the CPU set bit 48 or 49 of EXITINFO1, which are KVM's own; KVM "
-    "drops both and goes on",
-    "kvm_mmu_page_fault": "the vCPU has no root, and KVM tries again; or (before 6.10) the CPU set bit 48, which KVM "
-    "drops; or (from 6.10 on) a fault is private and reserved, and KVM_RUN fails with EFAULT, without exit 39",
+_Release = tuple[int, int]
+_6_10 = (6, 10)
+WARNINGS: dict[str, tuple[tuple[_Release | None, _Release | None, str], ...]] = {
+    "npf_interception": (
+        (
+            _6_10,
+            None,
+            "the CPU set bit 48 or 49 of EXITINFO1, which are KVM's own; KVM drops both and goes on",
+        ),
+    ),
+    "kvm_mmu_page_fault": (
+        (None, None, "the vCPU has no root, and KVM tries again"),
+        (None, _6_10, "the CPU set bit 48, which KVM drops"),
+        (_6_10, None, "a fault is private and reserved, and KVM_RUN fails with EFAULT, without exit 39"),
+    ),
 }
-"""What warnings in functions of the path may be.
+"""What warnings in functions of the path may be: from which release on, before which, and what.
 
 Source: Linux `arch/x86/kvm/svm/svm.c`, npf_interception() (v6.10); `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault()
 (v6.8, v6.10).
@@ -25,6 +35,35 @@ Source: Linux `arch/x86/kvm/svm/svm.c`, npf_interception() (v6.10); `arch/x86/kv
 
 WARNED = re.compile(rf"\bWARNING: (?:\S{{1,80}} ){{0,6}}?at (?:\S{{1,80}} )?({'|'.join(WARNINGS)})\+0x")
 """A warning of the kernel's about a fault, with the function that it is in."""
+
+WARNING_LOOKS = {
+    "npf_interception": "EXITINFO1 stands in a register of the dump; which CPU and microcode report such bits? The "
+    "guest goes on",
+    "kvm_mmu_page_fault": "the error code stands in a register of the dump, as a rule: with bits 3 and 49, the guest "
+    "takes emulated MMIO for private memory, so look into its page-table entries (MMIO: no C-bit, the shared bit set), "
+    "and for KVM_RUN's EFAULT in the VMM's log",
+}
+"""What to look at after such a warning."""
+
+
+def warning(function: str, release: _Release | None = None) -> str:
+    """Say what a warning in a function can be, with a known release of Linux only what it can be there.
+
+    >>> warning("npf_interception", (6, 12)).partition(",")[0]
+    'the CPU set bit 48 or 49 of EXITINFO1'
+    """
+    said = []
+    for since, until, what in WARNINGS[function]:
+        if release is not None:
+            said += [what] if (since or release) <= release and (until is None or release < until) else []
+            continue
+        when = f"before {until[0]}.{until[1]}" if until else f"from {since[0]}.{since[1]} on" if since else ""
+        said.append(f"({when}) {what}" if when else what)
+    return "; or ".join(said) or "what it says is not known of that release"
+
+
+_TAINT = re.compile(r"\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3})\.(\d{1,3})(?!\S*\.el\d)\S{0,80} #")
+"""How a warning names its kernel; Red Hat's keep their number while KVM in them is newer."""
 
 _EFAULT = (
     "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
@@ -224,7 +263,9 @@ def known(text: str) -> str | None:
         what, look = MESSAGES[message[0]]
         return f"{what}; {look}"
     if warned := WARNED.search(whole):
-        return f"a WARN in {warned[1]}(): {WARNINGS[warned[1]]}"
+        named = _TAINT.search(whole)
+        release = (int(named[1]), int(named[2])) if named else None
+        return f"a WARN in {warned[1]}(): {warning(warned[1], release)}"
     said = next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)
     if said is None or re.search(r"\bKVM_RUN\b|\bkvm_userspace_exit\b", whole):
         return error_alone(whole) or said

@@ -117,7 +117,7 @@ def read_text(given: str | bytes, name: str = "text", revision: Revision | str |
         Told(f, sense(f.source, f.raw_code, f.whole, *rest, protected(f.rip, f.address), f.traced))
         for f in faults
     ]
-    gave_up = ended(joiner)
+    gave_up = ended(joiner, read_as)
     others = [part for part in (*aside(joiner), ("To know", gave_up, len(gave_up))) if part[1]]
     return Pasted(told, reader.lines, sum(joiner.events.values()), vendor, read_as, reader.unread, others)
 

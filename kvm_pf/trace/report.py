@@ -14,11 +14,12 @@ from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
 from kvm_pf.run.codes import map_code, read
 from kvm_pf.run.places import Sure
-from kvm_pf.run.refusals import ERRORS, MESSAGES, WARNINGS, known
+from kvm_pf.run.refusals import ERRORS, MESSAGES, WARNING_LOOKS, known, warning
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import EVENTS, MAPPINGS, SNP, missing, options, trace_cmd
 from kvm_pf.trace.faults import Joiner, of_faults, table
 from kvm_pf.trace.reading import Survey, Traced
+from kvm_pf.trace.release import ReadAs
 from kvm_pf.trace.storms import Finder, alone
 from kvm_pf.trace.stuck import BEFORE_6_3, hexadecimal, look_next, unemulated
 
@@ -201,7 +202,7 @@ def notes(traced: Survey) -> list[str]:
         (line, f"fast_page_fault shows bit 49 ({code:#x}): KVM took the access for one to private memory")
         for line, code in joiner.private[:1]
     ]
-    said = [f"line {line}: {text}" for line, text in told] + ended(joiner)
+    said = [f"line {line}: {text}" for line, text in told] + ended(joiner, digest.read_as)
     if came := worth["vectoring"].count:
         first = next(iter(worth["vectoring"]))
         said.append(
@@ -232,8 +233,10 @@ def notes(traced: Survey) -> list[str]:
     return said
 
 
-def ended(joiner: Joiner) -> list[str]:
-    """Say why KVM gave up and what user space did not know: a sentence each."""
+def ended(joiner: Joiner, read_as: ReadAs | None = None) -> list[str]:
+    """Say why KVM gave up and what user space did not know: a sentence each, of the kernel that the trace names."""
+    row = read_as.revision.row if read_as is not None and read_as.known else None
+    release = row.kernel if row is not None else None
     errors = [
         f"line {line}: KVM gives up (internal error {n}): {_ERRORS.get(n, _SEE)}"
         for line, n in joiner.errors[:3]
@@ -241,7 +244,9 @@ def ended(joiner: Joiner) -> list[str]:
     exits = [
         f"line {line}: user space met KVM_EXIT {n}, {_EXITS.get(n, _SEE)}" for line, n in joiner.ends[:3]
     ]
-    warned = [f"line {line}: a WARN in {name}(): {WARNINGS[name]}" for line, name in joiner.warnings[:3]]
+    warned = [
+        f"line {line}: a WARN in {name}(): {warning(name, release)}" for line, name in joiner.warnings[:3]
+    ]
     said = [f"line {line}: {MESSAGES[text][0]}" for line, text in joiner.messages[:3]]
     return errors + exits + warned + said
 
@@ -341,6 +346,7 @@ def next_steps(traced: Survey) -> list[str]:
     worth = digest.worth
     steps = []
     asks = not digest.rows and joiner.user_exits[_HYPERCALL] > 0
+    steps += [WARNING_LOOKS[name] for name in dict.fromkeys(name for _, name in joiner.warnings)]
     steps += [MESSAGES[text][1] for text in dict.fromkeys(text for _, text in joiner.messages)]
     if not digest.rows and not asks and not joiner.warnings and not joiner.messages:
         steps.append("no fault is here: record the events below while the guest misbehaves")

@@ -277,3 +277,27 @@ def test_resumed_and_what_is_not_shown_agree_in_words(told):
     assert "1 resumed" in part(text, "How they ended")
     assert "what became of the faults that are resumed is not shown" in part(text, "Next")
     assert "how faults end is not shown" not in text
+
+
+WARNING = (
+    "[ 12.1] WARNING: CPU: 3 PID: 47 at arch/x86/kvm/mmu/mmu.c:6071 kvm_mmu_page_fault+0x2a1/0x2f0 [kvm]\n"
+)
+COMM = "[ 12.2] CPU: 3 UID: 0 PID: 47 Comm: CPU 0/KVM Not tainted {} #1\n"
+RSVD_AND_PRIVATE, BIT_48 = "a fault is private and reserved", "the CPU set bit 48"
+
+
+# Linux `arch/x86/kvm/mmu/mmu.c`, kvm_mmu_page_fault(): v6.9 warns of bit 48, v6.10 of private and reserved
+@pytest.mark.parametrize(
+    ("release", "told_of"),
+    [("6.12.30", [RSVD_AND_PRIVATE]), ("6.8.0-60-generic", [BIT_48]), ("6.10.1", [RSVD_AND_PRIVATE]),
+     ("5.14.0-503.el9.x86_64", [BIT_48, RSVD_AND_PRIVATE]), ("", [BIT_48, RSVD_AND_PRIVATE])],
+)  # fmt: skip
+def test_a_warning_has_the_causes_of_its_kernel_alone(release, told_of, tmp_path):
+    text = WARNING + (COMM.format(release) if release else "")
+    (tmp_path / "log").write_text(text)
+    given = page(load(tmp_path / "log"))
+    with pytest.raises(InputError) as refused:
+        read(text)
+    for said in (part(given, "To know"), str(refused.value)):
+        assert [cause for cause in (BIT_48, RSVD_AND_PRIVATE) if cause in said] == told_of
+    assert "with bits 3 and 49, the guest takes emulated MMIO for private memory" in part(given, "Next")
