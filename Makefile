@@ -129,7 +129,7 @@ record: env ## record a running KVM on a software CPU, then replay it (KERNEL=se
 	@set -e; for kernel in $(if $(filter self,$(KERNEL)),self posted,$(KERNEL)); do \
 	    out=$(RECORD)/$$kernel-$(CPU); \
 	    $(BIN)/python tools/recorder/record.py --kernel $$kernel --cpu $(CPU) --work $(RECORD) --out $$out \
-	        --boot-args "$(BOOT)" $(addprefix --scenario ,$(SCENARIOS)); \
+	        --boot-args "$(BOOT)" --debian "$(DEBIAN)" $(addprefix --scenario ,$(SCENARIOS)); \
 	    $(BIN)/kvm-pf replay $$out; \
 	done
 

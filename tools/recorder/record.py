@@ -3,7 +3,7 @@
 """Record page faults of a running KVM, from Debian packages alone, on a CPU that is software.
 
     tools/recorder/record.py [--kernel KERNEL] [--cpu amd|intel] [--out DIR] [--work DIR]
-                             [--scenario FILE ...] [--boot-args TEXT]
+                             [--scenario FILE ...] [--boot-args TEXT] [--debian RELEASE]
 
 KERNEL is `prebuilt` (Debian's newest kernel from 6.12 on that this machine's package sources have), a Debian
 release such as `6.12.117+deb12-amd64`, `self` (a small kernel built from Debian's newest kernel source, with
@@ -23,7 +23,9 @@ import hashlib
 import json
 import lzma
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,6 +88,44 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def serving(text: str, release: str) -> str:
+    """Keep of a file of apt's sources what serves binary packages of one release.
+
+    Its updates, security and backports belong to it.  Of the two forms of such a file, paragraphs of fields are
+    known by their `Types:`.  Mirror, key and options stay as they stand.
+
+    Source: sources.list(5).
+    """
+
+    def wanted(suite: str) -> bool:
+        return re.split("[-/]", suite)[0] == release
+
+    text = re.sub(r"^[ \t]*#.*\n?", "", text, flags=re.M)
+    if not re.search(r"^types:", text, re.M | re.I):
+        lines = [re.match(r"\s*deb\s+(?:\[[^]]*\]\s*)?\S+\s+(\S+)", line) for line in text.splitlines()]
+        return "".join(f"{line.string}\n" for line in lines if line and wanted(line[1]))
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        fields = {
+            name.lower(): value for name, value in re.findall(r"^(\S+?):(.*(?:\n[ \t].*)*)", paragraph, re.M)
+        }
+        suites = " ".join(suite for suite in fields.get("suites", "").split() if wanted(suite))
+        off = fields.get("enabled", "").strip().lower() in ("no", "false", "without", "off", "disable")
+        if suites and not off and "deb" in fields.get("types", "").split():
+            fields |= {"types": " deb", "suites": f" {suites}"}
+            kept.append("".join(f"{name}:{value}\n" for name, value in fields.items()))
+    return "\n".join(kept)
+
+
+def machine_s_release() -> str:
+    """Return the codename of the Debian release that this machine is, or is made from; empty if it has none."""
+    try:
+        known = platform.freedesktop_os_release()
+    except OSError:
+        return ""
+    return known.get("DEBIAN_CODENAME") or known.get("VERSION_CODENAME", "")
+
+
 class Scratch:
     """A folder with all that is downloaded, unpacked and built, and what it was made from."""
 
@@ -98,6 +138,8 @@ class Scratch:
             folder / "cache" / "archives" / "partial",
         ):
             made.mkdir(parents=True, exist_ok=True)
+        self.release = ""
+        """Where packages come from: this release's sources alone; empty: all sources of the machine."""
         self.packages: dict[str, dict[str, str]] = {}
         self.extra: dict[str, str] = {}
 
@@ -124,9 +166,17 @@ class Scratch:
         return self.root / path if (self.root / path).exists() else Path("/") / path
 
     def run(
-        self, *command: object, cwd: Path | None = None, apt: bool = False, limit: int | None = None
+        self,
+        *command: object,
+        cwd: Path | None = None,
+        apt: bool = False,
+        limit: int | None = None,
+        failed: str = "",
     ) -> str:
-        """Run a program to its end and return what it printed; stop with its last lines if it fails."""
+        """Run a program to its end and return what it printed; stop with its last lines if it fails.
+
+        `failed` says what it means that it fails.
+        """
         words = [str(word) for word in command]
         try:
             done = subprocess.run(
@@ -140,31 +190,78 @@ class Scratch:
         if done.returncode:
             end = lacking if apt else sys.exit
             last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-            end(f"{'' if apt else 'record: '}{' '.join(words[:6])} … ended with {done.returncode}:\n{last}")
+            failed = failed or f"{' '.join(words[:6])} … ended with {done.returncode}"
+            end(f"{'' if apt else 'record: '}{failed}:\n{last}")
         return done.stdout
 
     # --- packages ---
 
-    def apt(self, program: str, *words: object, cwd: Path | None = None) -> str:
-        """Run apt-get or apt-cache with package lists and a cache of our own, and the machine's sources."""
+    def apt(self, program: str, *words: object, cwd: Path | None = None, failed: str = "") -> str:
+        """Run apt-get or apt-cache with package lists and a cache of our own, and the sources that were chosen."""
         own = {
             "Dir::State::lists": self.folder / "lists", "Dir::Cache": self.folder / "cache",
             "Debug::NoLocking": "1", "APT::Sandbox::User": "root", "Acquire::Languages": "none",
+            "APT::Update::Error-Mode": "any",
         }  # fmt: skip
+        if self.release:
+            parts = self.folder / "sources"
+            own |= {
+                "Dir::Etc::sourcelist": "/dev/null",
+                "Dir::Etc::sourceparts": parts,
+                "APT::Default-Release": "",
+            }
         options = [part for name, value in own.items() for part in ("-o", f"{name}={value}")]
-        return self.run(program, "-qq", *options, *words, cwd=cwd, apt=True)
+        return self.run(program, "-qq", *options, *words, cwd=cwd, apt=True, failed=failed)
 
-    def update(self) -> None:
-        """Fetch the package lists, unless they are of today."""
+    def choose(self, release: str) -> str:
+        """Take the packages of one release only, and return its sources; without a name, of the machine's release.
+
+        Sources that mix releases offer packages that do not fit together, nor to what is installed.  If none
+        names the machine's release (they may say `stable`, or `sid`), all are taken as they are.
+        """
+        places = ("list", "Dir::Etc::sourcelist/f", "parts", "Dir::Etc::sourceparts/d")
+        said = shlex.split(self.run("apt-config", "shell", *places, apt=True))
+        found = [Path(word.partition("=")[2]) for word in said]
+        inside = sorted(
+            path for place in found for path in place.glob("*") if path.suffix in (".list", ".sources")
+        )
+        texts = [path.read_text() for path in [*found, *inside] if path.is_file()]
+        where = " and ".join(map(str, found))
+        if not any(texts):
+            lacking(f"apt has no package sources: there are none in {where}")
+        asked = release or machine_s_release()
+        kept = [serving(text, asked) for text in texts if asked]
+        if not any(kept):
+            if release:
+                lacking(f"no package source is of {release}: there is none in {where}")
+            return "".join(texts)
+        self.release = asked
+        shutil.rmtree(self.folder / "sources", ignore_errors=True)
+        (self.folder / "sources").mkdir()
+        for number, text in enumerate(kept):
+            form = "sources" if text.startswith("types:") else "list"
+            (self.folder / "sources" / f"{number}.{form}").write_text(text)
+        return "".join(kept)
+
+    def update(self, release: str = "") -> None:
+        """Fetch the package lists, unless they are of today and of these sources."""
+        sources = self.choose(release)
         stamp = self.folder / "lists" / "fetched"
-        if not stamp.exists() or time.time() - stamp.stat().st_mtime > 86400:
-            say("fetching package lists")
-            self.apt("apt-get", "update")
-            stamp.touch()
+        old = not stamp.exists() or time.time() - stamp.stat().st_mtime > 86400
+        if old or stamp.read_text() != sources:
+            say(f"fetching package lists of {self.release or 'all sources'}")
+            trouble = "package lists cannot be fetched: no network, or a mirror that does not serve what is asked for"
+            self.apt("apt-get", "update", failed=trouble)
+            stamp.write_text(sources)
 
     def missing(self, names: list[str]) -> list[tuple[str, str]]:
         """Name the packages, with versions, that would have to be installed for `names`."""
-        said = self.apt("apt-get", "install", "--simulate", "--no-install-recommends", *names)
+        trouble = (
+            f"{', '.join(names)} cannot be had together from {self.release or 'all sources'}, beside what is installed "
+            "(a machine that follows another release than it says: --debian RELEASE, make record DEBIAN=RELEASE)"
+        )
+        simulate = ("apt-get", "install", "--simulate", "--no-install-recommends")
+        said = self.apt(*simulate, *names, failed=trouble)
         return re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", said, re.M)
 
     def fetch(self, wanted: list[tuple[str, str]]) -> list[Path]:
@@ -251,7 +348,10 @@ def prebuilt(scratch: Scratch, release: str, cpu: str) -> Kernel:
         release = max(known, key=_version)
     if release not in known:
         others = ", ".join(sorted(known, key=_version))
-        others = others or "none from 6.12 on: add a suite that has one to apt's sources"
+        others = (
+            others
+            or "none from 6.12 on; where a release has none, its backports may: add them to apt's sources"
+        )
         lacking(f"no package linux-image-{release}; there are {others}")
     say(f"kernel {release}")
     headers = f"linux-headers-{release}"
@@ -600,6 +700,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--scenario", type=Path, action="append", help="a file of your own, in place of ours")
     parser.add_argument("--boot-args", default="", help="such as kvm_amd.npt=0")
+    parser.add_argument("--debian", default="", help="the release to take packages of, if not the machine's")
     parser.add_argument("--only-configure", action="store_true", help="stop before a kernel is built")
     given = parser.parse_args()
     began = time.monotonic()
@@ -609,7 +710,7 @@ def main() -> int:
     if not shutil.which("apt-get"):
         lacking("apt-get is not there; Debian, or a container of it, is wanted")
     scratch = Scratch(given.work.resolve())
-    scratch.update()
+    scratch.update(given.debian)
     scratch.need("module", given.cpu)
     if given.kernel in ("self", "posted"):
         kernel = self_built(scratch, given.kernel, given.only_configure)
