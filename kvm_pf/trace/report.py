@@ -363,8 +363,7 @@ def next_steps(traced: Survey) -> list[str]:
     endings = missing(_ENDINGS, seen)
     if kernel and (digest.bare["not shown"] + digest.bare["resumed"]) / kernel > 0.5 and endings:
         steps.append(
-            f"what became of the faults that are resumed is not shown (mapped, emulated, tried again): record "
-            f"{', '.join(endings)}"
+            f"what became of resumed faults is not shown: record {', '.join(endings)}"
             if digest.bare["resumed"]
             else f"how faults end is not shown: record {', '.join(endings)}"
         )

@@ -275,7 +275,7 @@ class TestOneFault:
 def test_resumed_and_what_is_not_shown_agree_in_words(told):
     text, _ = told(FAULT.format("0x9", GPA, 0x100000006), ENTRY)
     assert "1 resumed" in part(text, "How they ended")
-    assert "what became of the faults that are resumed is not shown" in part(text, "Next")
+    assert "what became of resumed faults is not shown" in part(text, "Next")
     assert "how faults end is not shown" not in text
 
 
