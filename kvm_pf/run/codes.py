@@ -445,6 +445,10 @@ def read(text: str, encoding: str | None = None, base: int = 0) -> Answer:
     found = _readings(short, place, base)
     if found:
         return Answer(_fitting(found, encoding, short), exit="" if encoding else exit_alone(short) or "")
+    if (keys := re.findall(r"@\w{0,60}\[([^\]]{1,200})\]", text)) and all(map(is_page, keys)):
+        raise InputError(
+            f"{' '.join(short.split())[:80]!r}: no code; a count by is_private and gfn (kvm-pf trace)"
+        )
     if numbers := several(text):
         return _line([Answer(_fitting(_readings(each, place, base), encoding, each)) for each in numbers])
     if re.search(r"[\s:=(\[]", short):
@@ -504,13 +508,28 @@ def _one_of_each_group(answers: Sequence[Answer]) -> list[Answer]:
     return kept
 
 
+def is_page(key: str) -> bool:
+    """Say whether a bpftrace map's key is a flag and a gfn, private or not and which page: 0 or 1, and no code.
+
+    >>> is_page("1, 524193"), is_page("0, 386")
+    (True, False)
+    """
+    numbers = map_keys(key)
+    if len(numbers) != 2 or numbers[1] not in ("0x0", "0x1") or int(numbers[0], 16) < 0x100:
+        return False
+    return all(judge(int(numbers[0], 16), name, HEX, ANYWHERE)[3] < Sure.LIKELY for name in TRACED)
+
+
 def map_code(key: str) -> Reading | None:
     """Read the code in the key of a bpftrace map; None if it has no number that can be one.
 
     >>> hex(map_code("386, 0xfee000b0").code), map_code("CPU 0/KVM")
     ('0x182', None)
     """
-    readings = [read(f"@[{number}]").best for number in map_keys(key)]
+    numbers = map_keys(key)
+    if is_page(key):
+        return None
+    readings = [read(f"@[{number}]").best for number in numbers]
     best = max(readings, key=lambda reading: reading.sure, default=None)
     return best if best is not None and best.sure >= Sure.POSSIBLE else None
 

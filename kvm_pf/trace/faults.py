@@ -103,9 +103,8 @@ class Joiner:
     `events` counts the events by name, `exits` the exits by reason, `user_exits` those to user space by name, `faults`
     the faults that have ended.  `declared` holds the memory that was made private or shared, `sptes` the entries that
     get_mmio_spte() complained about, `counts` bpftrace's maps, `ends` lists exits that user space did not know,
-    `warnings` the kernel's warnings about faults, `messages` what it or the VMM says of causes, `private` the codes of
-    fast_page_fault with bit 49; of these lists
-    the first KEPT are kept.
+    `warnings` the kernel's warnings about faults, `messages` what it or the VMM says of causes, `failures` what strace
+    shows of KVM_RUN, `private` the codes of fast_page_fault with bit 49; of these lists the first KEPT are kept.
     `amd` and `intel` count the evidence for either, `tdp` is True once the trace shows that TDP is in use.
     """
 
@@ -120,6 +119,7 @@ class Joiner:
         self.user_exits: Counter[str] = Counter()
         self.warnings: list[tuple[int, str]] = []  # line, function
         self.messages: list[tuple[int, str]] = []  # line, one of MESSAGES
+        self.failures: list[tuple[int, str, int]] = []  # line, error's name, conversions before it
         self.private: list[tuple[int, int]] = []  # line, code of fast_page_fault with bit 49
         self.declared = Declared()
         self.sptes: list[dict[str, Any]] = []
@@ -494,6 +494,12 @@ class Joiner:
     def _warning(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
         if len(self.warnings) < self.KEPT:
             self.warnings.append((event.line, f["function"]))
+        yield from ()
+
+    def _run_failed(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:
+        if len(self.failures) < self.KEPT:
+            done = len(self.declared.spans) + self.declared.more
+            self.failures.append((event.line, f["errno"], done))
         yield from ()
 
     def _message(self, event: Event, f: dict[str, Any], key: object) -> Iterator[Fault]:

@@ -610,6 +610,10 @@ _HVF = re.compile(
     r"(guest-physical address|exit[ _]qualification|guest linear address)\s{0,4}[=:]\s{0,4}(0x[0-9a-fA-F]{1,16})",
     re.IGNORECASE,
 )
+_RUN_FAILED = re.compile(
+    r"\bioctl\(\d{1,5}(?:<[^>]{0,80}>)?, KVM_RUN\b[^=]{0,40}=\s{0,4}-1 (EFAULT|EHWPOISON|EIO|ENOMEM|EINVAL)\b"
+)
+"""What strace prints of a KVM_RUN that a fault can end."""
 _UNKNOWN_EXIT = re.compile(r"unknown exit reason (\d{1,5})\b")
 _LOG_TIME = re.compile(r"\[\s{0,8}(\d{1,9}\.\d{1,9})\]")
 _LOST = re.compile(
@@ -650,7 +654,7 @@ _DUMPED = (
 """What lines of dumps hold, one of them at least."""
 
 _SIGNS = (
-    "memory", "#PF", "reserved bits", "spte", "exit reason", "@", "guest", "WARNING",
+    "memory", "#PF", "reserved bits", "spte", "exit reason", "@", "guest", "WARNING", "KVM_RUN",
     *_DUMPED,
 )  # fmt: skip
 _LOWER = frozenset(sign.lower() for sign in _SIGNS)
@@ -697,6 +701,8 @@ def _loose(line: Line) -> list[Event]:
         add("spte", spte=int(spte[1], 16), level=int(spte[2]), rsvd=rsvd)
     if "WARNING" in text and (warned := WARNED.search(text)):
         add("warning", function=warned[1])
+    if "KVM_RUN" in text and (failed := _RUN_FAILED.search(text)):
+        add("run_failed", errno=failed[1])
     if message := MESSAGE.search(text):
         add("message", text=message[0])
     if "exit reason" in text and (reason := _UNKNOWN_EXIT.search(text)):

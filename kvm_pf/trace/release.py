@@ -26,6 +26,13 @@ DEFAULT = "posted"
 _KERNELS = {row.name: row.kernel for row in ROWS if row.kernel}
 
 
+_ASKED = "as was asked for"
+_NO_TDX = (
+    f"; line {{}} shows a TDX guest, of which {TDX_REVISION} is the oldest revision that knows: --revision "
+    f"{TDX_REVISION} (kernels from 6.16 on)"
+)
+
+
 class ReadAs(NamedTuple):
     """The revision that a trace is read as, and why that one; `known` is False if nothing decided."""
 
@@ -42,9 +49,7 @@ def asked_for(revision: Revision | str) -> ReadAs:
     known = get(revision)
     release = re.match(r"v?(\d{1,2})\.(\d{1,3})", revision) if isinstance(revision, str) else None
     is_near = release is not None and _KERNELS.get(known.name) != (int(release[1]), int(release[2]))
-    return ReadAs(
-        known, f"as was asked for{f', the nearest that is older than {revision}' if is_near else ''}"
-    )
+    return ReadAs(known, f"{_ASKED}{f', the nearest that is older than {revision}' if is_near else ''}")
 
 
 UNKNOWN = "the trace does not show its kernel; --revision 6.12 (revision=), for example, names it"
@@ -70,13 +75,17 @@ class Signs:
 
     def __init__(self, given: Revision | str | None = None) -> None:
         self.given = None if given is None else asked_for(given)
+        near = self.given is not None and self.given.why != _ASKED
+        self.may_lack_tdx = near and self.given is not None and not self.given.revision.has("tdx")
         self.marked: int | None = None  # the first line of each kind
         self.tdx: int | None = None
 
     @property
     def waits(self) -> bool:
         """Say whether faults can tell more."""
-        return self.given is None and (self.marked is None or self.tdx is None)
+        return (
+            self.tdx is None if self.may_lack_tdx else self.given is None and None in (self.marked, self.tdx)
+        )
 
     def look(self, faults: Iterable[Fault]) -> None:
         """Look at faults as they were joined."""
@@ -118,7 +127,8 @@ class Signs:
         What is shown counts more than a name that is older, for distributions carry newer code in older releases.
         """
         if self.given is not None:
-            return self.given
+            lacks = self.may_lack_tdx and self.tdx is not None
+            return self.given._replace(why=self.given.why + _NO_TDX.format(self.tdx)) if lacks else self.given
         signs = [
             (name, why.format(line))
             for (name, why), line in ((_MARKED, self.marked), (_TDX, self.tdx))

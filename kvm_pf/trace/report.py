@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from kvm_pf.common.errnos import ERRNO_NAMES
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.text import visible
 from kvm_pf.common.typed import typed
-from kvm_pf.run.codes import map_code, read
-from kvm_pf.run.places import Sure
+from kvm_pf.run.codes import is_page, map_code, read
+from kvm_pf.run.places import Sure, map_keys
 from kvm_pf.run.refusals import ERRORS, MESSAGES, WARNING_LOOKS, known, warning
 from kvm_pf.trace.digest import LONG, Digest, storm_table
 from kvm_pf.trace.events import EVENTS, MAPPINGS, SNP, missing, options, trace_cmd
@@ -21,7 +23,7 @@ from kvm_pf.trace.faults import Joiner, of_faults, table
 from kvm_pf.trace.reading import Survey, Traced
 from kvm_pf.trace.release import ReadAs
 from kvm_pf.trace.storms import Finder, alone
-from kvm_pf.trace.stuck import BEFORE_6_3, hexadecimal, look_next, unemulated
+from kvm_pf.trace.stuck import BEFORE_6_3, GUEST_MEMFD, hexadecimal, look_next, unemulated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,8 +249,34 @@ def ended(joiner: Joiner, read_as: ReadAs | None = None) -> list[str]:
     warned = [
         f"line {line}: a WARN in {name}(): {warning(name, release)}" for line, name in joiner.warnings[:3]
     ]
+    warned += _failures(joiner)
     said = [f"line {line}: {MESSAGES[text][0]}" for line, text in joiner.messages[:3]]
     return errors + exits + warned + said
+
+
+def _failures(joiner: Joiner) -> list[str]:
+    """Say how often KVM_RUN failed, as strace shows it, and whether conversions helped."""
+    told = []
+    for name, count in Counter(name for _, name, _ in joiner.failures).items():
+        lines = [str(line) for line, each, _ in joiner.failures if each == name]
+        where = f"{', '.join(lines[:3])}{' …' if len(lines) > 3 else ''}"
+        told.append(f"KVM_RUN fails with {name} {count} time{'s' if count > 1 else ''} (line {where})")
+    again = _not_helped(joiner)
+    if again is not None:
+        told.append(f"line {again}: it fails again after a conversion, which did not help: {_NOT_HELPED}")
+    return told
+
+
+def _not_helped(joiner: Joiner) -> int | None:
+    """Find the line of a KVM_RUN that failed with EFAULT after another one and a conversion; None without any."""
+    efaults = [(line, done) for line, name, done in joiner.failures if name == "EFAULT"]
+    return next((line for (_, before), (line, done) in pairwise(efaults) if done > before), None)
+
+
+_NOT_HELPED = (
+    "the memslot there has no guest_memfd, or the access would have to be emulated, or it was another page than the "
+    "memory fault names, or to the other kind of memory"
+)
 
 
 def _faults(n: int, one: str, more: str) -> str:
@@ -348,7 +376,15 @@ def next_steps(traced: Survey) -> list[str]:
     asks = not digest.rows and joiner.user_exits[_HYPERCALL] > 0
     steps += [WARNING_LOOKS[name] for name in dict.fromkeys(name for _, name in joiner.warnings)]
     steps += [MESSAGES[text][1] for text in dict.fromkeys(text for _, text in joiner.messages)]
-    if not digest.rows and not asks and not joiner.warnings and not joiner.messages:
+    if joiner.failures:
+        steps.append(
+            "which page and kind it was: vcpu->run->memory_fault (flags, gpa, size), which strace does not show: "
+            "record the events below, or let the VMM print it (QEMU: -trace 'kvm_memory_fault')"
+        )
+    if _not_helped(joiner) is not None:
+        steps.append(GUEST_MEMFD)
+    known_here = asks or joiner.warnings or joiner.messages or joiner.failures
+    if not digest.rows and not known_here:
         steps.append("no fault is here: record the events below while the guest misbehaves")
     if asks and not joiner.declared.spans:
         steps.append(_WHICH_RANGE)
@@ -596,6 +632,10 @@ def followed(digest: Digest, most: int) -> list[str]:
 
 def _count(count: dict[str, Any]) -> str:
     """Show a row of a bpftrace map; a key that is a number is a code in decimal, as bpftrace prints it."""
+    if is_page(count["key"]):
+        private, gfn = (int(number, 16) for number in reversed(map_keys(count["key"])))
+        said = f"  if is_private and a gfn: {'private' if private else 'not private'}, gfn {gfn:#x}"
+        return f"{count['count']:>7}  @{count['map']}[{count['key']}]{said}"
     read = map_code(count["key"])
     said = "" if read is None else f"  if a code, {read.code:#x}: {read.meaning.sentence} ({read.encoding})"
     return f"{count['count']:>7}  @{count['map']}[{count['key']}]{said}"

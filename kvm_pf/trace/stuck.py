@@ -205,7 +205,7 @@ _WITHOUT = (
     f"{_NO_FILE}, or (another error than EFAULT) that gives no page: poisoned, no memory left, or "
     "SNP's RMP refuses it"
 )
-_GUEST_MEMFD = (
+GUEST_MEMFD = (
     "does the memslot there have a guest_memfd (strace the VMM: KVM_SET_USER_MEMORY_REGION2, KVM_MEM_GUEST_MEMFD)? "
     "It makes a page that is not there; where it cannot, KVM_RUN's error is not EFAULT, and dmesg may say why (SEV:)"
 )
@@ -241,14 +241,14 @@ def _efault(storm: Storm, meaning: str) -> Cause:
             "KVM_RUN fails with EFAULT each time, at an encrypted access. Of an SNP guest that is one to private "
             f"memory: user space does not convert the page, or it is private and {_NO_FILE}. Of SEV and SEV-ES it "
             "never is: user space has no page there that can be used so",
-            f"is it an SNP guest (QEMU: -object sev-snp-guest)? {_GUEST_MEMFD}\n{_ORDINARY}",
+            f"is it an SNP guest (QEMU: -object sev-snp-guest)? {GUEST_MEMFD}\n{_ORDINARY}",
             _snp(storm),
         )
     if any(ask.declared for ask in storm.asked):
         return Cause(
             "KVM_RUN fails with EFAULT each time, and the page was declared private: its memslot has no guest_memfd, "
             "the conversion was not made, or the access would have to be emulated",
-            f"the VMM's log of conversions\n{_GUEST_MEMFD}",
+            f"the VMM's log of conversions\n{GUEST_MEMFD}",
         )
     why = (
         "each time KVM_RUN fails with EFAULT and user space runs the vCPU again: it has no page there that can be "
@@ -374,9 +374,9 @@ def _converted(storm: Storm) -> Cause:
             f"the page is {'private' if private else 'shared'} already, so that converting it does not help: "
             + _WITHOUT
             + ("; or the access would have to be emulated, as private memory cannot be" if private else ""),
-            f"{_GUEST_MEMFD}\ndmesg: does it tell of an emulation request on private memory?"
+            f"{GUEST_MEMFD}\ndmesg: does it tell of an emulation request on private memory?"
             if private
-            else _GUEST_MEMFD,
+            else GUEST_MEMFD,
             record,
         )
     if storm.conversions > 1:
@@ -395,7 +395,7 @@ def _converted(storm: Storm) -> Cause:
     return Cause(
         "no conversion of the page is in the trace: user space makes none (or of another range), or something undoes it"
         + (f", or the page is private already, and {_WITHOUT}" if third else ""),
-        f"{look}\n{_GUEST_MEMFD}" if third else look,
+        f"{look}\n{GUEST_MEMFD}" if third else look,
         record,
     )
 

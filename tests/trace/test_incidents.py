@@ -301,3 +301,49 @@ def test_a_warning_has_the_causes_of_its_kernel_alone(release, told_of, tmp_path
     for said in (part(given, "To know"), str(refused.value)):
         assert [cause for cause in (BIT_48, RSVD_AND_PRIVATE) if cause in said] == told_of
     assert "with bits 3 and 49, the guest takes emulated MMIO for private memory" in part(given, "Next")
+
+
+class TestStrace:
+    """strace prints `ioctl(FD, KVM_RUN, 0) = -1 EFAULT (Bad address)`; EINTR is a signal's and no failure."""
+
+    RUN = "[pid  4711] ioctl(29, KVM_RUN, 0)       = -1 {}\n"
+    CONVERT = "ioctl(12, KVM_SET_MEMORY_ATTRIBUTES, {address=0x7f3a1000, size=0x1000, attributes=0x8}) = 0\n"
+    EFAULT = RUN.format("EFAULT (Bad address)")
+
+    @pytest.mark.parametrize(
+        ("text", "times", "helped"),
+        [(EFAULT + CONVERT + EFAULT, "2 times (line 1, 3)", False), (EFAULT + EFAULT, "2 times (line 1, 2)", True),
+         (EFAULT + CONVERT + RUN.format("EINTR (Interrupted system call)"), "1 time (line 1)", True)],
+    )  # fmt: skip
+    def test_failures_are_counted_beside_conversions(self, text, times, helped, tmp_path):
+        (tmp_path / "log").write_text(text)
+        given = page(load(tmp_path / "log"))
+        assert f"KVM_RUN fails with EFAULT {times}" in part(given, "To know")
+        assert ("which did not help" in given) is not helped
+        assert ("does the memslot there have a guest_memfd" in part(given, "Next")) is not helped
+        assert "KVM_MEM_GUEST_MEMFD" in given or helped
+        assert "no fault is here" not in given
+
+
+# a map of fentry:kvm:kvm_tdp_page_fault { @[args.fault->is_private, args.fault->gfn] = count(); }
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("@[1, 524193]: 18231", "private, gfn 0x7ffa1"), ("@[0, 524193]: 18229", "not private, gfn 0x7ffa1"),
+     ("@[0, 386]: 12", "if a code, 0x182"), ("@[386, 0xfee000b0]: 12", "if a code, 0x182")],
+)  # fmt: skip
+def test_a_count_by_page_is_taken_for_no_code(line, said, tmp_path):
+    (tmp_path / "log").write_text(line + "\n")
+    assert said in part(page(load(tmp_path / "log")), "Counts")
+    if "gfn" in said:
+        with pytest.raises(InputError, match="a count by is_private and gfn"):
+            read(line)
+
+
+@pytest.mark.parametrize(
+    ("code", "address", "revision", "says"),
+    [(2, 0x80005000, "6.17", True), (2, 0x80005000, "6.12", False), (2, 0x80005000, "7.4", False),
+     (0x182, 0x80005000, "6.17", False)],
+)  # fmt: skip
+def test_a_release_without_tdx_of_its_own_is_told_where_that_is(told, code, address, revision, says):
+    text, _ = told(FAULT.format("0x0", address, code), ENTRY, revision=revision)
+    assert ("of which v7_3 is the oldest revision that knows" in text) is says
