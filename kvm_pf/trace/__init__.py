@@ -11,6 +11,7 @@ However large: chunks(file) gives the table in parts, scan(file) reads plain tex
 classifies a Parquet table into another, read_all(files) reads many, on a Dask cluster if one is given.
 """
 
+from kvm_pf.trace.advice import next_steps
 from kvm_pf.trace.fast import scan
 from kvm_pf.trace.fleet import cluster, read_all
 from kvm_pf.trace.follows import follows
@@ -20,7 +21,6 @@ from kvm_pf.trace.report import (
     declared,
     disagreements,
     meanings,
-    next_steps,
     page,
     storms,
     summary,

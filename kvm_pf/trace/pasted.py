@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import Revision
+from kvm_pf.trace.advice import ended
 from kvm_pf.trace.faults import Joiner, Sense, protected, sense
 from kvm_pf.trace.lines import Pace, Reader, Unread
 from kvm_pf.trace.reading import Traced, _events, load, vendor_of
 from kvm_pf.trace.record import Fault
 from kvm_pf.trace.release import ReadAs, Signs
-from kvm_pf.trace.report import aside, ended
+from kvm_pf.trace.report import aside
 
 LARGEST = 1 << 24
 """The most bytes that are taken; larger traces are for `kvm_pf.trace.load`."""

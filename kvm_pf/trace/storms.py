@@ -343,9 +343,12 @@ def _rank(groups: Any) -> Any:
     return rank
 
 
-def without_shared(address: int, meaning: str) -> int:
-    """Give the guest-physical address (u64) of a fault: that of a TDX guest is traced with its shared bit."""
-    return address & ~SHARED if "TDX guest" in meaning else address
+def without_shared(address: int, meaning: Any) -> int:
+    """Give the guest-physical address (u64) of a fault: that of a TDX guest is traced with its shared bit.
+
+    `meaning`: a sentence; a table of others may have none.
+    """
+    return address & ~SHARED if isinstance(meaning, str) and "TDX guest" in meaning else address
 
 
 def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.DataFrame) -> None:
