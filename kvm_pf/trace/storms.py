@@ -328,7 +328,8 @@ class Finder:
         asking = np.array([bool(_ASKING.search(str(end))) for end in ends] or [False])[codes]
         if asking.any():
             _ask(storms, mine[asking], places[asking], words, table)
-        for n in set(mine[np.array(words.values("zapped", places), dtype=bool)].tolist()):
+        zapped = [not pd.isna(each) and bool(each) for each in words.values("zapped", places)]
+        for n in set(mine[np.array(zapped, dtype=bool)].tolist()):
             storms[n].zapped = True
 
 
@@ -343,12 +344,9 @@ def _rank(groups: Any) -> Any:
     return rank
 
 
-def without_shared(address: int, meaning: Any) -> int:
-    """Give the guest-physical address (u64) of a fault: that of a TDX guest is traced with its shared bit.
-
-    `meaning`: a sentence; a table of others may have none.
-    """
-    return address & ~SHARED if isinstance(meaning, str) and "TDX guest" in meaning else address
+def without_shared(address: int, meaning: str) -> int:
+    """Give the guest-physical address (u64) of a fault: that of a TDX guest is traced with its shared bit."""
+    return address & ~SHARED if "TDX guest" in meaning else address
 
 
 def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.DataFrame) -> None:
@@ -388,10 +386,10 @@ def alone(row: Any) -> Storm:
     def flag(value: Any) -> bool | None:
         return None if pd.isna(value) else bool(value)
 
-    turn = _Turn(row.rip, row.address, row.raw_code, row.meaning, flag(row.private))
+    turn = _Turn(row.rip, row.address, row.raw_code, _text(row.meaning), flag(row.private))
     storm = Storm(row.vcpu, row.pid, 1, (turn,), row.line, row.time, row.line, row.time, 1)
-    storm.ends[0][str(row.outcome)] = 1
-    if _ASKING.search(str(row.outcome)):
+    storm.ends[0][_text(row.outcome)] = 1
+    if _ASKING.search(_text(row.outcome)):
         gfn = 0 if pd.isna(turn.gpa) else int(turn.gpa) >> PAGE_SHIFT
         storm.asked[Ask(gfn, flag(row.private), flag(row.declared))] = 1
         storm.conversions = int(not pd.isna(row.conversion))
@@ -402,9 +400,15 @@ KEY = ("rip", "address", "raw_code", "source")
 """The columns in which the faults of a storm agree."""
 
 _NUMBERS = ("vcpu", "pid", "line", "time", "rip", "address", "raw_code")
-_WORDS = ("meaning", "outcome", "zapped", "private", "declared", "conversion")
+_TEXTS = ("meaning", "outcome")
+_WORDS = (*_TEXTS, "zapped", "private", "declared", "conversion")
 _ASKING = re.compile(r"KVM_EXIT_MEMORY_FAULT|to user space: error 14\Z")
 """How faults end that ask user space for a conversion, or may do so."""
+
+
+def _text(value: Any) -> str:
+    """Text of a table, which in one of others may be missing: then the empty one."""
+    return value if isinstance(value, str) else ""
 
 
 class _Both:
@@ -414,7 +418,7 @@ class _Both:
         self.old, self.before, self.new = old, before, new
 
     def values(self, name: str, places: Any) -> list[Any]:
-        """Give the values at places, in their order."""
+        """Give the values at places, in their order; for text that is missing, the empty one."""
         import numpy as np
 
         is_new = places >= self.before
@@ -423,7 +427,7 @@ class _Both:
         if self.old is not None:
             found[~is_new] = self.old[name].iloc[places[~is_new]]
         given: list[Any] = found.tolist()
-        return given
+        return [_text(each) for each in given] if name in _TEXTS else given
 
     def at(self, places: Any) -> pd.DataFrame:
         """Give the rows at places as a table."""

@@ -28,6 +28,7 @@ from kvm_pf.trace.declared import Declared, Span
 from kvm_pf.trace.digest import Digest
 from kvm_pf.trace.faults import COLUMNS
 from kvm_pf.trace.fleet import fleet_page
+from kvm_pf.trace.pasted import load_text
 from kvm_pf.trace.reading import Stream
 from kvm_pf.trace.storms import COMPILED_ROWS, Finder, _compiled
 from kvm_pf.trace.tables import TableStream, writing
@@ -330,6 +331,27 @@ def test_gaps_in_any_column_of_a_table_of_others_leave_the_rest_readable(
     recorded.assign(**{column: values}).to_parquet(tmp_path / "x.parquet")
     assert main(["trace", str(tmp_path / "x.parquet")]) == 0
     assert re.search(rf"^faults: +{len(recorded)}\b", capsys.readouterr().out, re.MULTILINE)
+
+
+TURN = """\
+CPU-1 [000] 5.{n:06}: kvm_exit: reason EPT_VIOLATION rip 0x10 info 181 0
+CPU-1 [000] 5.{n:06}: kvm_page_fault: vcpu 0 rip 0x10 address 0x12345000 error_code 0x181
+CPU-1 [000] 5.{n:06}: kvm_userspace_exit: reason error (14)
+"""
+
+
+@pytest.fixture(scope="module")
+def stuck():
+    return load_text("".join(TURN.format(n=n) for n in range(20)), "stuck").faults
+
+
+@pytest.mark.parametrize("column", sorted(set(COLUMNS) - {"raw_code"}))
+def test_a_storm_is_told_whatever_column_of_a_table_of_others_is_empty(column, stuck, tmp_path, capsys):
+    empty = stuck[column].array.copy()
+    empty[:] = None
+    stuck.assign(**{column: empty}).to_parquet(tmp_path / "x.parquet")
+    assert main(["trace", str(tmp_path / "x.parquet")]) == 0
+    assert re.search(r"^ +20 +(vCPU|pid|all)", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_memory_does_not_grow_with_a_tables_rows(tmp_path):
