@@ -126,6 +126,27 @@ def test_no_posted_name_stands_in_two_modules():
             assert seen.setdefault(name, module) == module, name
 
 
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("6.1", "v6_1"),
+        ("v6.10", "v6_10"),
+        ("6.12.117", "v6_12"),
+        ("6.11", "v6_10"),
+        ("6.16", "v6_12"),
+        ("7.3", "v7_3"),
+    ],
+)
+def test_a_release_is_its_revision_or_that_of_the_nearest_older_one(release, name):
+    assert get(release) is REVISIONS[name]
+
+
+@pytest.mark.parametrize("release", ["6.0", "5.19.1", "6", "6.12-rc1", "v6_13"])
+def test_a_release_without_a_revision_is_refused(release):
+    with pytest.raises(InputError, match=f"no revision '{re.escape(release)}'.*releases from 6.1 on"):
+        get(release)
+
+
 class TestPatch:
     def test_posted_is_before_and_the_three_steps_of_the_hunks(self):
         assert HUNK_STEPS == ("sanitize", "mark_private", "is_private")
