@@ -66,8 +66,9 @@ _TAINT = re.compile(r"\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3})\.(\d{1,
 """How a warning names its kernel; Red Hat's keep their number while KVM in them is newer."""
 
 _EFAULT = (
-    "KVM_RUN failed with EFAULT: KVM could not settle a fault, as a rule because user space has no page there or "
-    "(private memory) does not know KVM_EXIT_MEMORY_FAULT; record kvm_page_fault and kvm_userspace_exit"
+    "KVM_RUN failed with EFAULT: KVM could not settle a fault. With private memory that is mostly "
+    "KVM_EXIT_MEMORY_FAULT, which asks for a conversion (as it should, unless it comes again and again, or ends the "
+    "VM); else user space has no page there; record kvm_page_fault and kvm_userspace_exit"
 )
 ERRORS = {
     5: "KVM met a bug of its own, or (from 6.16 on) a TDX guest touched private memory that it had not accepted, which "
