@@ -52,9 +52,9 @@ walkthrough: env ## open the first page in JupyterLab (HEADLESS=1: execute all, 
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/index.ipynb
 endif
 
-# Three targets at a time, each in one process but for the longest: the browser's waits more than it computes.
+# Four targets at a time, each in one process but for the longest: the browser's waits more than it computes.
 test: env ## everything that must hold
-	@$(MAKE) --no-print-directory --jobs=3 WORKERS=0 $(CHECKS)
+	@$(MAKE) --no-print-directory --jobs=4 WORKERS=0 $(CHECKS)
 
 env: $(VENV)/ready ## make .venv from requirements.lock and install the project into it
 
