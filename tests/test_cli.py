@@ -299,7 +299,7 @@ class TestCheck:
             ("cases_posted.csv", b"", "not readable"),
             ("cases_posted.csv.gz", b"x", "not readable"),
             ("cases_posted.parquet", b"x", "not readable"),
-            ("cases_nope.csv", b"ret\n1\n", "'nope' is no revision"),
+            ("cases_nope.csv", b"ret\n1\n", "there is no revision 'nope'"),
             ("nope_posted.csv", b"ret\n1\n", "a table's name is cases or sources or faultin"),
             ("cases_posted.csv.xz", b"ret\n1\n", "a table's name is"),
             ("cases_posted.csv", b"ret,nope\n1,1\n", "column 'nope'"),

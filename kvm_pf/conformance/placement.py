@@ -43,7 +43,7 @@ def revision_for(kernel: str | None) -> tuple[Revision, str]:
         raise InputError(
             f"kernel {one_line(repr(kernel), 80)}: 6.1 or newer can be replayed; name a revision for another"
         )
-    exact = version in [first for first, _ in KERNELS]
+    exact = revision.row is not None and revision.row.kernel == version
     return revision, "" if exact else f"the nearest older than {version[0]}.{version[1]}"
 
 

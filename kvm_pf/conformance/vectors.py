@@ -16,7 +16,7 @@ from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import as_path, regular
 from kvm_pf.common.text import one_line, write_number
 from kvm_pf.common.typed import typed
-from kvm_pf.revisions import REVISIONS, ROWS, get
+from kvm_pf.revisions import ROWS, get
 from kvm_pf.run.batch import evaluate, read_parquet
 from kvm_pf.run.inputs import number, outputs
 from kvm_pf.run.tables import TABLES
@@ -94,9 +94,8 @@ def kind_and_revision(path: Path, revision: str | None = None) -> tuple[str, str
     name = ALIASES.get(named, named)
     try:
         return kind, get(name).name
-    except InputError:
-        known = ", ".join(n for n in REVISIONS if "+" not in n)
-        raise InputError(f"{path}: {name!r} is no revision; name one with --revision: {known}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}; name one with --revision") from None
 
 
 def _chunks(path: Path, limit: int) -> Iterator[pd.DataFrame]:

@@ -39,11 +39,14 @@ WARNED = re.compile(rf"\bWARNING: (?:\S{{1,80}} ){{0,6}}?at (?:\S{{1,80}} )?({'|
 WARNING_LOOKS = {
     "npf_interception": "EXITINFO1 stands in a register of the dump; which CPU and microcode report such bits? The "
     "guest goes on",
-    "kvm_mmu_page_fault": "the error code stands in a register of the dump, as a rule: with bits 3 and 49, the guest "
-    "takes emulated MMIO for private memory, so look into its page-table entries (MMIO: no C-bit, the shared bit set), "
-    "and for KVM_RUN's EFAULT in the VMM's log",
+    "kvm_mmu_page_fault": "the error code stands in a register of the dump, as a rule: bits 3 and 49 together are a "
+    "bug of the CPU's or of KVM's, for no guest can bring them about (an SNP guest's reserved faults become #VC in it)",
 }
-"""What to look at after such a warning."""
+"""What to look at after such a warning.
+
+Source: Linux `arch/x86/kvm/svm/sev.c`, sev_hardware_setup() (v6.12); AMD APM vol. 2, section 15.35.4 (a nested page
+fault with a reserved bit is no automatic exit).
+"""
 
 
 def warning(function: str, release: _Release | None = None) -> str:
@@ -62,8 +65,33 @@ def warning(function: str, release: _Release | None = None) -> str:
     return "; or ".join(said) or "what it says is not known of that release"
 
 
-_TAINT = re.compile(r"\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3})\.(\d{1,3})(?!\S*\.el\d)\S{0,80} #")
-"""How a warning names its kernel; Red Hat's keep their number while KVM in them is newer."""
+_KERNEL = re.compile(
+    r"\bLinux version (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})|# os release : (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})"
+    r"|\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
+    r"|^(?:uname: )?Linux \S{1,64} (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
+)
+"""How a kernel log, perf script --header, a warning, and uname -a or trace-cmd's option UNAME name a kernel."""
+
+
+def kernel_named(text: str) -> str:
+    """Find the release of the kernel that a line names; "" if it names none."""
+    if not any(word in text for word in ("Linux ", "ainted", "# os release")):
+        return ""
+    found = _KERNEL.search(text)
+    return next(filter(None, found.groups())) if found else ""
+
+
+def release_of(kernel: str) -> _Release | None:
+    """Read the release off a kernel's name; None where that says little.
+
+    The kernels of Red Hat keep their number while KVM in them is a newer release's.
+
+    >>> release_of("6.12.30-amd64"), release_of("5.14.0-503.el9.x86_64")
+    ((6, 12), None)
+    """
+    found = re.match(r"(\d{1,3})\.(\d{1,3})", kernel)
+    return None if found is None or re.search(r"\.el\d", kernel) else (int(found[1]), int(found[2]))
+
 
 _EFAULT = (
     "KVM_RUN failed with EFAULT: KVM could not settle a fault. With private memory that is mostly "
@@ -264,9 +292,7 @@ def known(text: str) -> str | None:
         what, look = MESSAGES[message[0]]
         return f"{what}; {look}"
     if warned := WARNED.search(whole):
-        named = _TAINT.search(whole)
-        release = (int(named[1]), int(named[2])) if named else None
-        return f"a WARN in {warned[1]}(): {warning(warned[1], release)}"
+        return f"a WARN in {warned[1]}(): {warning(warned[1], release_of(kernel_named(whole)))}"
     said = next((said for pattern, said in _KNOWN if re.search(pattern, whole, re.I)), None)
     if said is None or re.search(r"\bKVM_RUN\b|\bkvm_userspace_exit\b", whole):
         return error_alone(whole) or said

@@ -161,10 +161,9 @@ def _of_storms(digest: Digest, seen: Collection[str]) -> tuple[list[str], list[s
         for row in digest.worth["failed"]
         if row.source != "pending" and (row.address, row.raw_code) not in in_storms
     ]
-    looks, more = look_next([*storms, *single], seen)
     row = digest.read_as.revision.row
     is_new = digest.read_as.known and row is not None and (row.kernel or (0,)) > (6, 2)
-    return [look for look in looks if not (is_new and BEFORE_6_3 in look)], more
+    return look_next([*storms, *single], seen, [BEFORE_6_3] if is_new else [])
 
 
 _ENDINGS = ("kvm:kvm_mmio", "kvm:kvm_emulate_insn", MAPPINGS)

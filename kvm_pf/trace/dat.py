@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kvm_pf.common.errors import InputError
-from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, UNPACKED, Event, Reader, kernel_named
+from kvm_pf.run.refusals import kernel_named
+from kvm_pf.trace.lines import _ALIASES, _KEYS, ENDS, UNPACKED, Event, Reader
 
 MAGIC = b"\x17\x08\x44tracing"
 _OPTION_DONE, _OPTION_BUFFER, _OPTION_UNAME = 0, 3, 5

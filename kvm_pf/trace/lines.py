@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 from kvm_pf.bits import PFERR_LETTERS, encode
 from kvm_pf.common.errors import InputError
 from kvm_pf.common.files import archive_of, as_path
-from kvm_pf.run.refusals import MESSAGE, WARNED
+from kvm_pf.run.refusals import MESSAGE, WARNED, kernel_named
 from kvm_pf.trace.dumps import dumped
 
 LONGEST = 8192
@@ -629,22 +629,6 @@ _OURS = re.compile(
 def _stated(text: str) -> int | None:
     """Read a number as user space prints it: hexadecimal with 0x, else decimal; None if it has over 64 bits."""
     return number(text, 10)
-
-
-_KERNEL = re.compile(
-    r"\bLinux version (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})|# os release : (\d{1,3}\.\d{1,3}[\w.+~-]{0,80})"
-    r"|\b(?:Not tainted|Tainted: [A-Z ]{1,40}?) (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
-    r"|^(?:uname: )?Linux \S{1,64} (\d{1,3}\.\d{1,3}[\w.+~-]{0,80}) #"
-)
-"""How a kernel log, perf script --header, a warning, and uname -a or trace-cmd's option UNAME name a kernel."""
-
-
-def kernel_named(text: str) -> str:
-    """Find the release of the kernel that a line names; "" if it names none."""
-    if not any(word in text for word in ("Linux ", "ainted", "# os release")):
-        return ""
-    found = _KERNEL.search(text)
-    return next(filter(None, found.groups())) if found else ""
 
 
 _DUMPED = (

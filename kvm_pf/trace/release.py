@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_pf.bits import PFERR_GUEST_ENC_MASK, PFERR_PRIVATE_ACCESS
-from kvm_pf.revisions import ROWS, Revision, get, of_release
+from kvm_pf.revisions import REVISIONS, ROWS, Revision, get, of_release
 from kvm_pf.run.meanings import TDX_REVISION
+from kvm_pf.run.refusals import release_of
 from kvm_pf.trace.faults import hides_registers, protected
 from kvm_pf.trace.record import Fault
 
@@ -47,9 +48,14 @@ class ReadAs(NamedTuple):
 def asked_for(revision: Revision | str) -> ReadAs:
     """Read as somebody asked for, by name or release.  Raises InputError if there is no such revision."""
     known = get(revision)
-    release = re.match(r"v?(\d{1,2})\.(\d{1,3})", revision) if isinstance(revision, str) else None
-    is_near = release is not None and _KERNELS.get(known.name) != (int(release[1]), int(release[2]))
+    is_near = isinstance(revision, str) and revision not in REVISIONS and not _is_of(known, revision)
     return ReadAs(known, f"{_ASKED}{f', the nearest that is older than {revision}' if is_near else ''}")
+
+
+def _is_of(known: Revision, release: str) -> bool:
+    """Say whether a revision is a release's own, and not that of an older one."""
+    own = known.row and known.row.kernel
+    return own is not None and re.match(rf"v?{own[0]}\.{own[1]}(?!\d)", release) is not None
 
 
 UNKNOWN = "the trace does not show its kernel; --revision 6.12 (revision=), for example, names it"
@@ -160,18 +166,11 @@ def _is_marked(codes: Any, exits: Any) -> Any:
 
 
 def _named(kernel: str) -> tuple[str, str] | None:
-    """Find the revision for a release that the trace names; None for a release of a distribution that says little.
-
-    The kernels of Red Hat keep their number while KVM in them is a newer release's.
-    """
-    found = re.match(r"(\d{1,3})\.(\d{1,3})", kernel)
-    if found is None or re.search(r"\.el\d", kernel):
+    """Find the revision for a kernel that the trace names; None if its name says little."""
+    if (release := release_of(kernel)) is None:
         return None
-    release = int(found[1]), int(found[2])
     revision = of_release(release)
     if revision is None:
         return _NARROW[0], f"it names a kernel, Linux {kernel}; this is the oldest that there is"
-    near = (
-        "" if revision.row is not None and revision.row.kernel == release else "; the nearest that is older"
-    )
+    near = "" if _is_of(revision, kernel) else "; the nearest that is older"
     return revision.name, f"it names a kernel, Linux {kernel} (if that is the host's){near}"

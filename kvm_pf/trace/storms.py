@@ -290,11 +290,10 @@ class Finder:
     def _begin(storms: list[Storm], heads: list[tuple[int, Any]], words: _Both, table: pd.DataFrame) -> None:
         """Note the first turns of storms."""
         import numpy as np
-        import pandas as pd
 
         places = np.concatenate([turn for _, turn in heads])
         turns = [table[name].iloc[places].tolist() for name in ("rip", "address", "raw_code")]
-        private = [None if pd.isna(flag) else bool(flag) for flag in words.values("private", places)]
+        private = map(_flag, words.values("private", places))
         all_ = [_Turn(*each) for each in zip(*turns, words.values("meaning", places), private, strict=True)]
         firsts = np.cumsum([0, *(cycle for cycle, _ in heads)])[:-1]
         shown = table[["vcpu", "pid", "line", "time"]].iloc[places[firsts]].itertuples(index=False)
@@ -328,7 +327,7 @@ class Finder:
         asking = np.array([bool(_ASKING.search(str(end))) for end in ends] or [False])[codes]
         if asking.any():
             _ask(storms, mine[asking], places[asking], words, table)
-        zapped = [not pd.isna(each) and bool(each) for each in words.values("zapped", places)]
+        zapped = [_flag(each) or False for each in words.values("zapped", places)]
         for n in set(mine[np.array(zapped, dtype=bool)].tolist()):
             storms[n].zapped = True
 
@@ -372,7 +371,7 @@ def _ask(storms: list[Storm], mine: Any, places: Any, words: _Both, table: pd.Da
     keys = ["storm", "gfn", "private", "declared"]
     counts = asked.groupby(keys, dropna=False).size().reset_index(name="count")
     for n, gfn, *flags, count in counts.itertuples(index=False):
-        private, declared = (None if pd.isna(flag) else bool(flag) for flag in flags)
+        private, declared = map(_flag, flags)
         storms[n].asked[Ask(int(gfn), private, declared)] += int(count)
     conversions = asked.groupby("storm")["conversion"].nunique().reset_index()
     for n, count in conversions.itertuples(index=False):
@@ -383,15 +382,12 @@ def alone(row: Any) -> Storm:
     """Tell of one fault (a row of a table of `read`) as of a storm that it might become."""
     import pandas as pd
 
-    def flag(value: Any) -> bool | None:
-        return None if pd.isna(value) else bool(value)
-
-    turn = _Turn(row.rip, row.address, row.raw_code, _text(row.meaning), flag(row.private))
+    turn = _Turn(row.rip, row.address, row.raw_code, _text(row.meaning), _flag(row.private))
     storm = Storm(row.vcpu, row.pid, 1, (turn,), row.line, row.time, row.line, row.time, 1)
     storm.ends[0][_text(row.outcome)] = 1
     if _ASKING.search(_text(row.outcome)):
         gfn = 0 if pd.isna(turn.gpa) else int(turn.gpa) >> PAGE_SHIFT
-        storm.asked[Ask(gfn, flag(row.private), flag(row.declared))] = 1
+        storm.asked[Ask(gfn, _flag(row.private), _flag(row.declared))] = 1
         storm.conversions = int(not pd.isna(row.conversion))
     return storm
 
@@ -409,6 +405,13 @@ _ASKING = re.compile(r"KVM_EXIT_MEMORY_FAULT|to user space: error 14\Z")
 def _text(value: Any) -> str:
     """Text of a table, which in one of others may be missing: then the empty one."""
     return value if isinstance(value, str) else ""
+
+
+def _flag(value: Any) -> bool | None:
+    """A truth value of a table; None if it is missing."""
+    import pandas as pd
+
+    return None if pd.isna(value) else bool(value)
 
 
 class _Both:

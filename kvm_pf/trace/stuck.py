@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kvm_pf.bits import PFERR_FETCH_MASK, PFERR_GUEST_ENC_MASK
 from kvm_pf.common.errnos import ERRNO_NAMES
-from kvm_pf.run.refusals import ERROR_LOOKS, ERRORS
+from kvm_pf.run.refusals import ERROR_LOOKS, ERRORS, WARNING_LOOKS
 from kvm_pf.trace.events import MAPPINGS, SNP, UNMAP, missing
 from kvm_pf.trace.record import STALE, WAITS
 from kvm_pf.trace.storms import Storm
@@ -166,7 +166,8 @@ def cause(storm: Storm, n: int, seen: Collection[str] | None = None) -> Cause:
     if end == "mapped":
         return _mapped(meaning, storm.zapped)
     if end == "resumed":
-        return _resumed(meaning, seen)._replace(record=_resumed(meaning, seen).record + _snp(storm))
+        told = _resumed(meaning, seen)
+        return told._replace(record=told.record + _snp(storm))
     return _PLAIN.get(end, Cause(f"each ends so: {end}"))
 
 
@@ -223,9 +224,9 @@ def _efault(storm: Storm, meaning: str) -> Cause:
     if any(ask.private for ask in storm.asked):
         if "marked with a reserved bit" in meaning:
             return Cause(
-                "KVM_RUN fails with EFAULT each time: the guest takes emulated MMIO for private memory (encrypted), "
-                "which it cannot be",
-                "inside the guest: the page-table entries for it; MMIO has to be mapped as shared (no C-bit)",
+                "KVM_RUN fails with EFAULT each time: private and reserved at once, which KVM refuses. No guest can "
+                "bring that about, for an SNP guest's reserved faults become #VC in it: a bug of the CPU's or of KVM's",
+                WARNING_LOOKS["kvm_mmu_page_fault"],
             )
         told = _converted(storm)
         why = told.why.replace(_WITHOUT, _NO_FILE)
@@ -400,10 +401,13 @@ def _converted(storm: Storm) -> Cause:
     )
 
 
-def look_next(storms: Iterable[Storm], seen: Collection[str]) -> tuple[list[str], list[str]]:
+def look_next(
+    storms: Iterable[Storm], seen: Collection[str], spare: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """Say what to look at to find the causes of storms, a line each, with the addresses that it is for.
 
     `seen` holds the names of the events that are in the trace already; the second list has those that would tell more.
+    `spare` holds what need not be said of this kernel.
     """
     import pandas as pd
 
@@ -415,7 +419,7 @@ def look_next(storms: Iterable[Storm], seen: Collection[str]) -> tuple[list[str]
             lacking = missing(said.record, seen)
             wanted |= dict.fromkeys(lacking)
             present = [event for event in dict.fromkeys(said.record) if event not in lacking]
-            parts = said.look.split("\n") if said.look else []
+            parts = [part for part in said.look.split("\n") if part and part not in spare]
             parts += [f"record {' and '.join(lacking)}"] if lacking else []
             parts += [f"see {' and '.join(present)} in the trace"] if present else []
             for part in parts:

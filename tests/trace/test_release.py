@@ -14,8 +14,8 @@ import pytest
 from kvm_pf.cli import main
 from kvm_pf.common.errors import InputError
 from kvm_pf.revisions import get
+from kvm_pf.run.refusals import kernel_named
 from kvm_pf.trace import convert, follows, load, page, read_all, summary
-from kvm_pf.trace.lines import kernel_named
 from kvm_pf.trace.pasted import read_text
 from kvm_pf.trace.reading import Stream
 from kvm_pf.trace.tables import TableStream

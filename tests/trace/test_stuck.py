@@ -149,11 +149,12 @@ STORMS = {
          "kvm_entry: vcpu 0, rip 0x0"],
         "at 0x4000000; each time the RMP refuses the page", "read dmesg (SEV:, SEV-SNP:)",
     ),
-    # bits 34 and 3: private memory that is marked as MMIO, which v6.10 refuses with a bare EFAULT
+    # bits 34 and 3, which v6.10 refuses with a bare EFAULT; to an SNP guest the CPU gives #VC instead (APM 15.35.4)
     "private MMIO, SNP": (
         [exit_("npf", 0x50000000D, 0xFED00000, "0x0"), fault(0xFED00000, 0x200050000000D, "0x0"),
          "kvm_userspace_exit: reason error (14)", "kvm_entry: vcpu 0, rip 0x0"],
-        "the guest takes emulated MMIO for private memory", "MMIO has to be mapped as shared",
+        "private and reserved at once, which KVM refuses. No guest can bring that about",
+        "bits 3 and 49 together are a bug of the CPU's or of KVM's",
     ),
     # check_mmio_spte() compares the generations; here a 0x1a beside 0x18 (Linux v6.12, mmutrace.h)
     "memslots that change all the time": (
